@@ -1,0 +1,7 @@
+"""`launch profiles`."""
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""

@@ -1,0 +1,516 @@
+"""The nouns that every room shares: model, machine, wish, plan, refusal, command.
+
+All are immutable values with keyword-only fields; they validate nothing (borders do) and do nothing (rooms do).
+Words are llama.cpp's where it has one; GLOSSARY.md maps them to vLLM's and to Hugging Face's. Sizes are ``int`` bytes.
+In a ``Request`` ``None`` means "you choose"; in an ``Inventory`` it means "unknown".
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+from launcher.tensor_types import TensorType, tensor_bytes
+
+SCHEMA_VERSION: Final = 1
+"""Of every snapshot that is written to disk or printed as JSON; raised when a field changes its meaning."""
+
+
+class Noun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of the nouns: immutable, slotted, keyword-only, and strict when read back from JSON."""
+
+
+# --- Models -----------------------------------------------------------------------------------------------------
+
+
+class WeightsFormat(StrEnum):
+    """The container of the weights; it decides which engines can load them."""
+
+    GGUF = "gguf"
+    SAFETENSORS = "safetensors"
+
+
+class Provenance(StrEnum):
+    """Where a figure or a description comes from, from strongest to weakest."""
+
+    MEASURED = "measured"
+    READ = "read"
+    PUBLISHED = "published"
+    DERIVED = "derived"
+    ASSUMED = "assumed"
+
+
+MetadataValue: TypeAlias = (
+    bool | int | float | str | tuple[bool, ...] | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
+)
+
+
+class TensorInfo(Noun, frozen=True):
+    """One tensor of the weights: its name, its extents in ggml's order (row first), and its element type."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: TensorType
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements."""
+        n = 1
+        for extent in self.shape:
+            n *= extent
+        return n
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensor's data without alignment padding."""
+        return tensor_bytes(self.type, self.shape)
+
+
+class ModelSpec(Noun, frozen=True):
+    """What the header of the weights says: architecture, metadata, tensors. Never a weight.
+
+    ``metadata`` has the file's own keys (``gemma2.block_count``); arrays of the tokenizer are reduced to their
+    length under ``<key>.length`` (``tokenizer.ggml.tokens.length`` is the size of the vocabulary).
+    """
+
+    architecture: str
+    format: WeightsFormat
+    metadata: Mapping[str, MetadataValue]
+    tensors: tuple[TensorInfo, ...]
+    provenance: Provenance = Provenance.READ
+
+    @property
+    def weights_bytes(self) -> int:
+        """Sum of all tensors' bytes."""
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def n_parameters(self) -> int:
+        """Sum of all tensors' elements."""
+        return sum(tensor.n_elements for tensor in self.tensors)
+
+
+class ArtifactFile(Noun, frozen=True):
+    """One file of an artifact; ``size_bytes`` and ``sha256`` are ``None`` where nobody published them."""
+
+    name: str
+    size_bytes: int | None = None
+    sha256: str | None = None
+
+
+class Artifact(Noun, frozen=True):
+    """One downloadable form of a model: a format at a quantization, with every shard.
+
+    ``quantization`` is the written name in lower case (``q5_k_m``, ``awq-int4``, ``fp8``). ``local_path`` is the
+    first shard or the folder on this machine; ``package`` an installed Python package that carries the weights.
+    """
+
+    format: WeightsFormat
+    quantization: str
+    repository: str | None = None
+    files: tuple[ArtifactFile, ...] = ()
+    local_path: str | None = None
+    package: str | None = None
+    spec: ModelSpec | None = None
+
+
+# --- Wishes -----------------------------------------------------------------------------------------------------
+
+
+class Engine(StrEnum):
+    """The inference servers that can be planned for."""
+
+    LLAMA_SERVER = "llama-server"
+    LLAMA_CPP_PYTHON = "llama-cpp-python"
+    VLLM = "vllm"
+
+
+class Objective(StrEnum):
+    """What is worth most when not everything fits."""
+
+    QUALITY = "quality"
+    SPEED = "speed"
+    CONTEXT = "context"
+
+
+class CacheType(StrEnum):
+    """Element types of the KV cache that llama.cpp accepts."""
+
+    F32 = "f32"
+    F16 = "f16"
+    BF16 = "bf16"
+    Q8_0 = "q8_0"
+    Q4_0 = "q4_0"
+    Q4_1 = "q4_1"
+    IQ4_NL = "iq4_nl"
+    Q5_0 = "q5_0"
+    Q5_1 = "q5_1"
+
+    @property
+    def tensor_type(self) -> TensorType:
+        """The element type whose packing this cache has."""
+        return TensorType(self.value.upper())
+
+
+class Settings(Noun, frozen=True):
+    """What a user may fix, from a profile's ``[pin]`` table or from the command line; ``None`` means "you choose".
+
+    ``n_ctx`` is llama-server's total over all slots; ``n_ctx_per_request`` is what one request can use. At most one
+    of the two is set.
+    """
+
+    quantization: str | None = None
+    engine: Engine | None = None
+    n_ctx: int | None = None
+    n_ctx_per_request: int | None = None
+    n_parallel: int | None = None
+    n_batch: int | None = None
+    n_ubatch: int | None = None
+    n_gpu_layers: int | None = None
+    n_cpu_moe: int | None = None
+    cache_type_k: CacheType | None = None
+    cache_type_v: CacheType | None = None
+    flash_attn: bool | None = None
+    n_threads: int | None = None
+
+
+class Limits(Noun, frozen=True):
+    """Floors below which a plan is refused rather than degraded."""
+
+    min_quantization: str | None = None
+    min_n_ctx_per_request: int | None = None
+    min_generation_tps: float | None = None
+
+
+class Wishes(Noun, frozen=True):
+    """What a profile asks for; the planner may give less, down to the limits, and says so."""
+
+    n_ctx_per_request: int = 8192
+    n_parallel: int = 1
+    objective: Objective = Objective.QUALITY
+
+
+class Address(Noun, frozen=True):
+    """Where the endpoint listens. A ``port`` of ``None`` lets the launcher take a free one."""
+
+    host: str = "127.0.0.1"
+    port: int | None = 8080
+
+
+class Profile(Noun, frozen=True):
+    """A deployment profile: a model's artifacts and what its user wants of it."""
+
+    name: str
+    artifacts: tuple[Artifact, ...]
+    title: str = ""
+    aliases: tuple[str, ...] = ()
+    wishes: Wishes = Wishes()
+    limits: Limits = Limits()
+    pins: Settings = Settings()
+    engines: tuple[Engine, ...] = (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
+    address: Address = Address()
+    source: str = ""
+
+
+class Request(Noun, frozen=True):
+    """One question to the planner: a profile, what the user fixed on top of it, and how firmly to ask."""
+
+    profile: Profile
+    settings: Settings = Settings()
+    force: bool = False
+
+
+# --- Machines ---------------------------------------------------------------------------------------------------
+
+
+class DeviceKind(StrEnum):
+    """The programming interface by which an engine reaches a device."""
+
+    CUDA = "cuda"
+    ROCM = "rocm"
+    VULKAN = "vulkan"
+    METAL = "metal"
+    SYCL = "sycl"
+    RPC = "rpc"
+    OTHER = "other"
+
+
+class DeviceProcess(Noun, frozen=True):
+    """A process that holds memory of a device."""
+
+    pid: int
+    name: str | None = None
+    used_bytes: int | None = None
+
+
+class Device(Noun, frozen=True):
+    """One GPU or other accelerator with memory of its own. ``name`` is ours (``gpu0``)."""
+
+    name: str
+    kind: DeviceKind
+    description: str
+    total_bytes: int
+    free_bytes: int | None = None
+    bandwidth_bytes_per_s: float | None = None
+    pcie_bytes_per_s: float | None = None
+    compute_capability: tuple[int, int] | None = None
+    uuid: str | None = None
+    bus_id: str | None = None
+    processes: tuple[DeviceProcess, ...] = ()
+
+
+class Host(Noun, frozen=True):
+    """The machine around the devices. ``n_cpu`` is what this process may use: affinity and cgroup quota counted."""
+
+    total_bytes: int
+    available_bytes: int
+    swap_total_bytes: int = 0
+    swap_free_bytes: int = 0
+    cgroup_limit_bytes: int | None = None
+    cgroup_used_bytes: int | None = None
+    n_cpu: int = 1
+    n_cpu_physical: int | None = None
+    cpu_quota: float | None = None
+    cpu_name: str | None = None
+    isa: tuple[str, ...] = ()
+    bandwidth_bytes_per_s: float | None = None
+    free_disk_bytes: int | None = None
+
+    @property
+    def free_bytes(self) -> int:
+        """What a new process can take: available memory, under the cgroup's limit where there is one."""
+        if self.cgroup_limit_bytes is None:
+            return self.available_bytes
+        return max(0, min(self.available_bytes, self.cgroup_limit_bytes - (self.cgroup_used_bytes or 0)))
+
+
+class EngineDevice(Noun, frozen=True):
+    """A device as one engine lists it: its own name for it (``CUDA0``, ``Vulkan0``) and the memory it sees."""
+
+    name: str
+    description: str
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+
+
+class EngineInstall(Noun, frozen=True):
+    """One engine found on this machine: how it is started, its version, and what this build can do.
+
+    ``argv`` is the start of its command line. ``build`` identifies the binary for whatever is remembered about it.
+    ``flags`` are the long options its ``--help`` lists; ``devices`` those it lists itself.
+    """
+
+    engine: Engine
+    argv: tuple[str, ...]
+    version: str | None = None
+    build: str | None = None
+    flags: frozenset[str] = frozenset()
+    devices: tuple[EngineDevice, ...] = ()
+    env: Mapping[str, str] = {}
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether this build reaches any device."""
+        return bool(self.devices)
+
+
+class Inventory(Noun, frozen=True):
+    """A machine as the planner sees it: measured here, or read from a file."""
+
+    name: str
+    host: Host
+    devices: tuple[Device, ...] = ()
+    engines: tuple[EngineInstall, ...] | None = None
+    """``None`` where the machine's engines are unknown (a reference machine); empty where none was found."""
+    provenance: Provenance = Provenance.MEASURED
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+# --- Plans ------------------------------------------------------------------------------------------------------
+
+
+class MemoryUse(Noun, frozen=True):
+    """What the engine holds on one device, as llama-server's own breakdown divides it. Recurrent state is KV cache."""
+
+    name: str
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the parts."""
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes
+
+
+class HostUse(Noun, frozen=True):
+    """What the engine holds in host memory.
+
+    The first three are the engine's own rows; the last three are not in its breakdown: the prompt cache and the
+    context checkpoints it may fill while serving, and pages of the weights file that are resident only as page cache.
+    """
+
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
+    compute_bytes: int = 0
+    prompt_cache_bytes: int = 0
+    checkpoints_bytes: int = 0
+    resident_mmap_bytes: int = 0
+
+    @property
+    def engine_bytes(self) -> int:
+        """Sum of the rows that the engine itself reports."""
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of the parts that cannot be given back under pressure: page cache is left out."""
+        return self.engine_bytes + self.prompt_cache_bytes + self.checkpoints_bytes
+
+
+class Footprint(Noun, frozen=True):
+    """Predicted memory per device and host."""
+
+    devices: tuple[MemoryUse, ...]
+    host: HostUse
+
+
+class Budget(Noun, frozen=True):
+    """What a plan may use of one memory: free bytes less the margin that stays free and the driver's residual."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    margin_bytes: int
+    residual_bytes: int = 0
+
+    @property
+    def budget_bytes(self) -> int:
+        """Bytes that a plan may use."""
+        return max(0, self.free_bytes - self.margin_bytes - self.residual_bytes)
+
+
+class Speed(Noun, frozen=True):
+    """Predicted tokens per second of one request, and what the prediction rests on."""
+
+    generation_tps: float
+    basis: Provenance
+    prompt_tps: float | None = None
+
+
+class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
+    """A decision: every value that the engine's memory depends on, with the prediction that justifies it."""
+
+    model: str
+    engine: Engine
+    format: WeightsFormat
+    quantization: str
+    n_ctx: int
+    n_ctx_per_request: int
+    n_parallel: int
+    kv_unified: bool
+    n_batch: int
+    n_ubatch: int
+    n_layer: int
+    n_gpu_layers: int
+    n_cpu_moe: int
+    cache_type_k: CacheType
+    cache_type_v: CacheType
+    flash_attn: bool
+    n_threads: int
+    n_threads_batch: int
+    address: Address
+    footprint: Footprint
+    budgets: tuple[Budget, ...]
+    artifact: Artifact
+    install: EngineInstall | None = None
+    engine_devices: tuple[str, ...] = ()
+    """The engine's own names of the devices that are used, in the order of ``footprint.devices``; empty: CPU only."""
+    tensor_split: tuple[float, ...] = ()
+    mmap: bool = True
+    op_offload: bool = True
+    swa_full: bool = False
+    cache_ram_bytes: int = 0
+    n_ctx_checkpoints: int = 0
+    speed: Speed | None = None
+    given_up: tuple[str, ...] = ()
+    """What the plan leaves of the wishes, one fact per line, dearest first; empty when all was granted."""
+    notes: tuple[str, ...] = ()
+    """Assumptions and provenance that the reader of the plan needs."""
+    schema_version: int = SCHEMA_VERSION
+
+
+class RefusalCode(StrEnum):
+    """Why the answer is no."""
+
+    EXCEEDS_MEMORY = "exceeds-memory"
+    EXCEEDS_DEVICE_MEMORY = "exceeds-device-memory"
+    EXCEEDS_HOST_MEMORY = "exceeds-host-memory"
+    EXCEEDS_CONTEXT = "exceeds-context"
+    BELOW_SPEED_FLOOR = "below-speed-floor"
+    BELOW_QUALITY_FLOOR = "below-quality-floor"
+    NO_SUCH_QUANTIZATION = "no-such-quantization"
+    NO_ENGINE = "no-engine"
+    UNSUPPORTED = "unsupported"
+
+
+class Advice(Noun, frozen=True):
+    """A way out that the planner has re-planned and found to fit: the words, and the arguments to paste."""
+
+    text: str
+    argv: tuple[str, ...]
+
+
+class Refusal(Noun, frozen=True, tag="refusal", tag_field="outcome"):
+    """The request was understood and the answer is no: the facts, the reason, and checked ways to a yes."""
+
+    code: RefusalCode
+    model: str
+    fact: str
+    derivation: tuple[str, ...] = ()
+    advice: tuple[Advice, ...] = ()
+    needed_bytes: int | None = None
+    available_bytes: int | None = None
+    footprint: Footprint | None = None
+    budgets: tuple[Budget, ...] = ()
+    certain: bool = True
+    """False where the refusal rests on an estimate, and so can be overridden with ``--force``."""
+    schema_version: int = SCHEMA_VERSION
+
+
+Outcome: TypeAlias = Plan | Refusal
+
+
+# --- Running ----------------------------------------------------------------------------------------------------
+
+
+class Command(Noun, frozen=True):
+    """How to start an engine for a plan, and how to see that it is ready.
+
+    ``ready_path`` answers 200 once the model is loaded; ``canary`` is the JSON body of a one-token completion that
+    must then succeed at ``canary_path``. ``env`` is laid over the inherited environment.
+    """
+
+    argv: tuple[str, ...]
+    address: Address
+    ready_path: str
+    canary_path: str
+    canary_body: str
+    env: Mapping[str, str] = {}
+    expected_gpu_layers: int | None = None
+    """Layers that the engine must report as offloaded; ``None`` where the engine does not tell."""
+    expected_footprint: Footprint | None = None
+
+
+class State(StrEnum):
+    """The life of a served instance; ``launcher.supervisor.machine`` holds the transitions."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    FAILED = "failed"

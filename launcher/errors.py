@@ -1,0 +1,113 @@
+"""The named faults: what went wrong as facts, and what to do about it as ``help``.
+
+A fault is an exception that ends the command with exit code 1 (2 for wrong usage). A refusal is not a fault: it is
+a value, see ``domain.Refusal``. Messages are lower case without a final stop; only ``help`` proposes.
+"""
+
+from typing import ClassVar, Final
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_REFUSED: Final = 3
+
+
+class LauncherError(Exception):
+    """Something failed; ``code`` names the kind, the message states the facts, ``help`` says what to do."""
+
+    code: ClassVar[str] = "failed"
+    exit_code: ClassVar[int] = EXIT_FAILED
+
+    def __init__(self, message: str, *, help: str | None = None, details: tuple[str, ...] = ()) -> None:  # noqa: A002
+        """Hold the facts: one line of ``message``, further lines of ``details``, and one line of ``help``."""
+        super().__init__(message)
+        self.message = message
+        self.help = help
+        self.details = details
+
+
+class UsageError(LauncherError):
+    """The command line asks for something that has no meaning."""
+
+    code = "usage"
+    exit_code = EXIT_USAGE
+
+
+class ProfileError(LauncherError):
+    """A profile file is wrong; ``details`` holds one line per fault, all faults of the file."""
+
+    code = "bad-profile"
+
+
+class ProfileNotFoundError(LauncherError):
+    """No profile, alias or file answers to the name."""
+
+    code = "unknown-model"
+    exit_code = EXIT_USAGE
+
+
+class InventoryError(LauncherError):
+    """An inventory file cannot be read, or no reference machine has that name."""
+
+    code = "bad-inventory"
+    exit_code = EXIT_USAGE
+
+
+class MetadataError(LauncherError):
+    """A weights file is truncated, absurd or hostile; names the byte ``offset`` and the ``field`` read there."""
+
+    code = "bad-weights-file"
+
+    def __init__(self, message: str, *, offset: int, field: str, help: str | None = None) -> None:  # noqa: A002
+        """Hold where the reader stood: ``offset`` in bytes from the start of the stream, and the ``field``."""
+        super().__init__(f"{message} (field {field}, offset {offset})", help=help)
+        self.offset = offset
+        self.field = field
+
+
+class WeightsMissingError(LauncherError):
+    """The chosen weights are not on this machine."""
+
+    code = "weights-missing"
+
+
+class EngineMissingError(LauncherError):
+    """No installed engine can run the plan."""
+
+    code = "engine-missing"
+
+
+class EngineFailedError(LauncherError):
+    """The engine was started and ended, stalled or answered wrongly; ``details`` holds its telling log lines."""
+
+    code = "engine-failed"
+
+
+class PlacementError(EngineFailedError):
+    """The engine placed the model otherwise than planned: a silent fallback to the CPU, for example."""
+
+    code = "placement-mismatch"
+
+
+class PortInUseError(LauncherError):
+    """Another process listens on the serving address."""
+
+    code = "port-in-use"
+
+
+class AlreadyServedError(LauncherError):
+    """A supervisor of this name is alive."""
+
+    code = "already-served"
+
+
+class NotServedError(LauncherError):
+    """No instance of this name is known."""
+
+    code = "not-served"
+
+
+class StateError(LauncherError):
+    """The state directory cannot be used: no permission, no space, or not ours."""
+
+    code = "state-unusable"
