@@ -292,6 +292,8 @@ class EngineDevice(Noun, frozen=True):
     description: str
     total_bytes: int | None = None
     free_bytes: int | None = None
+    device: str | None = None
+    """Our name of the same physical device (``gpu0``), where it was recognised."""
 
 
 class EngineInstall(Noun, frozen=True):
