@@ -1,0 +1,29 @@
+"""Finds out what a path holds, to hand it to the reader of that format.
+
+It must not know any format beyond how to recognise it.
+"""
+
+from pathlib import Path
+
+from launcher.domain import ModelSpec
+from launcher.errors import MetadataError
+from launcher.metadata.files import label
+from launcher.metadata.gguf import read_gguf_file
+from launcher.metadata.safetensors import is_pickle_name, read_folder, refuse_pickle
+
+
+def read_spec(path: Path) -> ModelSpec:
+    """Read what the headers at ``path`` say: a GGUF file, any file of a split GGUF model, or a Hugging Face folder.
+
+    Raises:
+        MetadataError: a file is truncated, absurd, hostile, pickled, or of another format.
+        WeightsMissingError: nothing is there, or a part is missing.
+    """
+    if path.is_dir():
+        return read_folder(path)
+    if is_pickle_name(path.name):
+        refuse_pickle(path.name)
+    if path.suffix == ".safetensors":
+        msg = f"`{label(path.name)}` alone does not describe a model"
+        raise MetadataError(msg, offset=0, field="file", help="give the folder that holds it and its config.json")
+    return read_gguf_file(path).spec
