@@ -1,7 +1,36 @@
 """`launch hardware`."""
 
+from typing import Annotated
+
 import typer
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
+    app.command("hardware")(hardware)
+
+
+def hardware(
+    inventory: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|NAME", help="Show this file or reference machine instead of this machine."),
+    ] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print what `--inventory FILE` accepts, for use on another machine.")
+    ] = False,
+) -> None:
+    """Show what this machine offers: memory, processors, GPUs, and the engines found with the devices each sees."""
+    from pathlib import Path
+
+    from launcher.inventory import load_inventory, probe_inventory
+
+    found = load_inventory(inventory) if inventory else probe_inventory(disk_path=Path.home())
+    if json:
+        import msgspec
+
+        text = msgspec.json.format(msgspec.json.encode(found, order="deterministic"), indent=2).decode()
+    else:
+        from launcher.render.hardware import render_hardware
+
+        text = render_hardware(found).rstrip("\n")
+    typer.echo(text)

@@ -1,0 +1,107 @@
+"""The machine around the devices: memory, processors, disk.
+
+It must not know of GPUs or engines.
+"""
+
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import psutil
+
+from launcher.domain import Host
+from launcher.inventory.cgroup import probe_cpu_quota, probe_memory
+
+_ISA: Final = {
+    "pni": "sse3", "ssse3": "ssse3", "avx": "avx", "avx2": "avx2", "f16c": "f16c", "fma": "fma", "bmi2": "bmi2",
+    "avx_vnni": "avx_vnni", "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512vbmi": "avx512_vbmi",
+    "avx512_vnni": "avx512_vnni", "avx512_bf16": "avx512_bf16", "amx_int8": "amx_int8",
+    "asimd": "neon", "asimdhp": "fp16_va", "asimddp": "dotprod", "i8mm": "i8mm", "sve": "sve", "sve2": "sve2",
+    "sme": "sme",
+}  # fmt: skip
+"""The kernel's flags that llama.cpp has code for (``ggml_backend_cpu_get_features`` in ``ggml-cpu.cpp``, build 11434),
+to its names in lower case."""
+
+
+class CpuInfo(NamedTuple):
+    """What ``/proc/cpuinfo`` says of the processors in question; ``n_physical`` is unknown on ARM."""
+
+    name: str | None
+    isa: tuple[str, ...]
+    n_physical: int | None
+
+
+def parse_cpuinfo(text: str, cpus: Collection[int] | None = None) -> CpuInfo:
+    """Return name, instruction sets and physical cores from ``/proc/cpuinfo``.
+
+    ``cpus`` are the logical processors to count cores of; ``None`` counts all. Instruction sets are in llama.cpp's
+    order, and only those it uses.
+    """
+    blocks = [
+        {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        for block in text.split("\n\n")
+    ]
+    merged = {key: value for block in reversed(blocks) for key, value in block.items()}
+    flags = set(merged.get("flags", merged.get("Features", "")).split())
+    cores = {
+        (block.get("physical id", "0"), block["core id"])
+        for block in blocks
+        if "core id" in block and (cpus is None or int(block.get("processor", "-1")) in cpus)
+    }
+    return CpuInfo(
+        name=merged.get("model name") or merged.get("Model") or None,
+        isa=tuple(ours for theirs, ours in _ISA.items() if theirs in flags),
+        n_physical=len(cores) or None,
+    )
+
+
+def usable_cpus(n_affinity: int, quota: float | None) -> int:
+    """Return how many threads can run at once: the affinity mask's, under the quota rounded down.
+
+    Down, because llama.cpp's threads wait for each other at a barrier in every layer: one thread more than the quota
+    pays for makes all of them wait for the throttled one.
+    """
+    return n_affinity if quota is None else max(1, min(n_affinity, int(quota)))
+
+
+def free_disk_bytes(path: Path) -> int | None:
+    """Return what an unprivileged process can still write where ``path`` is or would be created."""
+    for existing in (path, *path.absolute().parents):
+        try:
+            return shutil.disk_usage(existing).free
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return None
+    return None
+
+
+def probe_host(*, disk_path: Path | None = None, root: Path = Path("/")) -> Host:
+    """Return this machine's memory, processors and disk as they are now; ``root`` holds ``proc`` and ``sys``.
+
+    Bandwidth of the memory is unknown: the firmware tells it to root only.
+    """
+    memory, swap = psutil.virtual_memory(), psutil.swap_memory()
+    cgroup = probe_memory(root)
+    affinity = os.sched_getaffinity(0)
+    quota = probe_cpu_quota(root)
+    try:
+        cpu = parse_cpuinfo((root / "proc/cpuinfo").read_text(errors="replace"), affinity)
+    except OSError:
+        cpu = CpuInfo(None, (), None)
+    return Host(
+        total_bytes=memory.total,
+        available_bytes=memory.available,
+        swap_total_bytes=swap.total,
+        swap_free_bytes=swap.free,
+        cgroup_limit_bytes=cgroup.limit_bytes,
+        cgroup_used_bytes=cgroup.used_bytes,
+        n_cpu=usable_cpus(len(affinity), quota),
+        n_cpu_physical=cpu.n_physical or psutil.cpu_count(logical=False),
+        cpu_quota=quota,
+        cpu_name=cpu.name,
+        isa=cpu.isa,
+        free_disk_bytes=None if disk_path is None else free_disk_bytes(disk_path),
+    )

@@ -1,0 +1,168 @@
+"""Inventories read from files, among them the reference machines that ship with the program.
+
+A file has exactly the fields of ``domain.Inventory``, as TOML or as the JSON that ``launch hardware --json`` prints.
+It must not know of this machine: nothing here imports psutil, NVML or ``subprocess``.
+"""
+
+import re
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from types import NoneType
+from typing import Any, Final, get_args
+
+import msgspec
+
+from launcher.domain import SCHEMA_VERSION, Inventory
+from launcher.errors import InventoryError
+from launcher.resources import data_dir
+
+_MAX_FILE_BYTES: Final = 4 << 20
+"""An inventory takes a few KiB; a larger file is something else, given by mistake."""
+
+_SUFFIXES: Final = (".toml", ".json")
+
+
+def list_machines() -> tuple[str, ...]:
+    """Return the names of the reference machines in alphabetical order."""
+    return tuple(sorted(path.stem for path in _machines_dir().glob("*.toml")))
+
+
+def load_inventory(name_or_path: str) -> Inventory:
+    """Return the reference machine of that name, or the inventory in that ``.toml`` or ``.json`` file.
+
+    A value with a slash, or with one of the two endings, is a path; anything else is a name.
+
+    Raises:
+        InventoryError: there is no such machine, or the file cannot be read or is no inventory.
+    """
+    path = Path(name_or_path)
+    if path.suffix.lower() in _SUFFIXES or "/" in name_or_path:
+        return _read(path.expanduser())
+    machine = _machines_dir() / f"{name_or_path}.toml"
+    if name_or_path in list_machines():
+        return _read(machine)
+    message = f"no reference machine is called `{name_or_path}`"
+    names = list_machines()
+    raise InventoryError(
+        message,
+        help=_nearest(name_or_path, names) or "name a file ending in .toml or .json, or one of: " + ", ".join(names),
+    )
+
+
+def _machines_dir() -> Path:
+    return data_dir("profiles") / "machines"
+
+
+def _read(path: Path) -> Inventory:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        message = f"cannot read the inventory `{path}`: {(error.strerror or str(error)).lower()}"
+        raise InventoryError(
+            message, help="`launch hardware --json > FILE.json` writes an inventory of this machine"
+        ) from error
+    if len(content) > _MAX_FILE_BYTES:
+        message = f"`{path}` is larger than the {_MAX_FILE_BYTES >> 20} MiB that an inventory may take"
+        raise InventoryError(message)
+    return parse_inventory(content, source=str(path), is_json=path.suffix.lower() == ".json")
+
+
+def parse_inventory(content: bytes, *, source: str, is_json: bool) -> Inventory:
+    """Return the inventory that a file's bytes hold; ``source`` names the file in errors.
+
+    Raises:
+        InventoryError: the syntax is wrong, or a key is unknown, missing, of another type or out of range. Its
+            message names the file and the key path, its ``help`` what is allowed.
+    """
+    raw = _decode(content, source=source, is_json=is_json)
+    try:
+        inventory = msgspec.convert(raw, Inventory)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), source) from error
+    for key_path, fact in _faults(inventory):
+        message = f"`{source}` is no valid inventory: {key_path}: {fact}"
+        raise InventoryError(message)
+    return inventory
+
+
+def _decode(content: bytes, *, source: str, is_json: bool) -> Any:
+    try:
+        text = content.decode()
+        if is_json:
+            return msgspec.json.decode(text)
+        import tomllib  # noqa: PLC0415 - its regular expressions cost 10 ms to compile; JSON does not need them
+
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, DecodeError, UnicodeDecodeError are ValueErrors
+        message = f"`{source}` is not {'JSON' if is_json else 'TOML'}: {str(error) or 'nested too deeply'}"
+        raise InventoryError(message) from error
+
+
+def _faults(inventory: Inventory) -> Iterator[tuple[str, str]]:
+    """Yield key path and fact of each figure that no machine can have."""
+    if inventory.schema_version != SCHEMA_VERSION:
+        yield "schema_version", f"this program reads version {SCHEMA_VERSION}, the file has {inventory.schema_version}"
+    yield from _negative(inventory.host, "host")
+    host = inventory.host
+    if host.total_bytes == 0:
+        yield "host.total_bytes", "must be above 0"
+    if host.available_bytes > host.total_bytes:
+        yield "host.available_bytes", f"{host.available_bytes} is more than total_bytes, {host.total_bytes}"
+    if host.n_cpu < 1:
+        yield "host.n_cpu", "must be at least 1"
+    names: set[str] = set()
+    for i, device in enumerate(inventory.devices):
+        yield from _negative(device, f"devices[{i}]")
+        if device.total_bytes == 0:
+            yield f"devices[{i}].total_bytes", "must be above 0"
+        if (device.free_bytes or 0) > device.total_bytes:
+            yield f"devices[{i}].free_bytes", f"{device.free_bytes} is more than total_bytes, {device.total_bytes}"
+        if device.name in names:
+            yield f"devices[{i}].name", f"`{device.name}` names two devices"
+        names.add(device.name)
+
+
+def _negative(struct: msgspec.Struct, key_path: str) -> Iterator[tuple[str, str]]:
+    for field in struct.__struct_fields__:
+        value = getattr(struct, field)
+        if isinstance(value, int | float) and not 0 <= value < float("inf"):
+            yield f"{key_path}.{field}", f"{value} is out of range"
+
+
+def _explained(fault: str, source: str) -> InventoryError:
+    """Turn msgspec's sentence, ``FAULT - at `$.a[0].b```, into file, key path and what is allowed there."""
+    what, _, where = fault.partition(" - at `$")
+    key_path = where.rstrip("`").lstrip(".")
+    place = f" {key_path}:" if key_path else ""
+    message = f"`{source}` is no valid inventory:{place} {what[:1].lower()}{what[1:]}"
+    allowed = _allowed(key_path)
+    wrong = re.search(r"(?:unknown field|enum value) [`'](.*)[`']", what)
+    suggestion = _nearest(wrong[1], allowed) if wrong else None
+    return InventoryError(message, help=suggestion or (f"allowed: {', '.join(allowed)}" if allowed else None))
+
+
+def _allowed(key_path: str) -> tuple[str, ...]:
+    """Return the keys of the table, or the values of the enumeration, at a key path such as ``devices[0].kind``."""
+    node: Any = Inventory
+    for step in re.findall(r"\[|[^.\[\]]+(?!\])", key_path):
+        node = get_args(node)[0] if step == "[" else _field_types(node)[step]
+        if NoneType in get_args(node):
+            node = next(member for member in get_args(node) if member is not NoneType)
+    if isinstance(node, type) and issubclass(node, Enum):
+        return tuple(str(member.value) for member in node)
+    return tuple(_field_types(node))
+
+
+def _field_types(node: Any) -> dict[str, Any]:
+    if not (isinstance(node, type) and issubclass(node, msgspec.Struct)):
+        return {}
+    return {field.encode_name: field.type for field in msgspec.structs.fields(node)}
+
+
+def _nearest(wrong: str, names: tuple[str, ...]) -> str | None:
+    from difflib import get_close_matches  # noqa: PLC0415 - only an error needs it
+
+    close = get_close_matches(wrong, names, n=1)
+    return f"did you mean `{close[0]}`?" if close else None

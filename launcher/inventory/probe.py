@@ -1,0 +1,68 @@
+"""This machine, asked all at once: drivers, engines and the host.
+
+It joins what the other modules find; it must not know the format of any answer.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from platformdirs import user_cache_path
+
+from launcher.domain import Inventory, Provenance
+from launcher.inventory.devices import join_devices
+from launcher.inventory.engines import EnginesProbe, probe_engines
+from launcher.inventory.host import probe_host
+from launcher.inventory.nvidia import NvidiaProbe, probe_nvidia
+from launcher.inventory.sysfs import probe_amd
+
+T = TypeVar("T")
+
+CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
+"""Names the folder for what can be asked again, in place of the user's cache folder."""
+
+_NVML_S: Final = 15.0
+"""NVML answers in milliseconds, in seconds where it must load the driver first, and never where the driver hangs."""
+
+
+def probe_machine(*, with_engines: bool, disk_path: Path | None, root: Path = Path("/")) -> Inventory:
+    """Return this machine as it is now; see ``launcher.inventory.probe_inventory``."""
+    nvidia_answer = _Bounded(probe_nvidia)
+    engines = probe_engines(cache_dir=cache_dir() / "engines") if with_engines else EnginesProbe()
+    host = probe_host(disk_path=disk_path, root=root)
+    nvidia = nvidia_answer.result(_NVML_S) or NvidiaProbe(
+        notes=(f"NVIDIA's driver did not answer within {_NVML_S:g} s: its GPUs are left out",)
+    )
+    joined = join_devices(nvidia.devices, engines.installs, probe_amd(root))
+    return Inventory(
+        name=os.uname().nodename,
+        host=host,
+        devices=joined.devices,
+        engines=joined.installs if with_engines else None,
+        provenance=Provenance.MEASURED,
+        notes=(*nvidia.notes, *joined.notes, *engines.notes),
+    )
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be asked again; it may not exist yet."""
+    explicit = os.environ.get(CACHE_VARIABLE)
+    return Path(explicit) if explicit else user_cache_path("launcher")
+
+
+class _Bounded(Generic[T]):
+    """A call under way that is waited for only so long. Its thread does not keep the program from ending."""
+
+    def __init__(self, call: Callable[[], T]) -> None:
+        self._value: T | None = None
+        self._thread = threading.Thread(target=self._run, args=(call,), daemon=True)
+        self._thread.start()
+
+    def _run(self, call: Callable[[], T]) -> None:
+        self._value = call()
+
+    def result(self, timeout_s: float) -> T | None:
+        self._thread.join(timeout_s)
+        return self._value

@@ -1,0 +1,67 @@
+"""An inventory as the lines that a person reads. Pure; it must not know how the inventory was had."""
+
+from collections.abc import Iterator
+
+from launcher.domain import Device, Engine, EngineInstall, Host, Inventory
+from launcher.units import format_bytes, format_rate
+
+
+def render_hardware(inventory: Inventory) -> str:
+    """Return host, devices, engines and notes; a figure that is unknown is left out."""
+    lines = [f"{inventory.name} ({inventory.provenance.value})", "", "host", *_host(inventory.host), "", "devices"]
+    lines += [line for device in inventory.devices for line in _device(device)] or ["  none"]
+    lines += ["", "engines"]
+    if inventory.engines is None:
+        lines.append("  unknown")
+    else:
+        has_devices = bool(inventory.devices)
+        lines += [line for install in inventory.engines for line in _engine(install, has_devices=has_devices)] or [
+            "  none found"
+        ]
+    if inventory.notes:
+        lines += ["", "notes", *(f"  - {note}" for note in inventory.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _host(host: Host) -> Iterator[str]:
+    speed = f", {format_rate(host.bandwidth_bytes_per_s)}" if host.bandwidth_bytes_per_s else ""
+    yield f"  memory  {format_bytes(host.available_bytes)} available of {format_bytes(host.total_bytes)}{speed}"
+    if host.swap_total_bytes:
+        yield f"  swap    {format_bytes(host.swap_free_bytes)} free of {format_bytes(host.swap_total_bytes)}"
+    if host.cgroup_limit_bytes is not None:
+        used = format_bytes(host.cgroup_used_bytes or 0)
+        yield f"  cgroup  {used} used of {format_bytes(host.cgroup_limit_bytes)}, so {format_bytes(host.free_bytes)} free"
+    cores = f" on {host.n_cpu_physical} cores" if host.n_cpu_physical else ""
+    quota = f", cgroup quota {host.cpu_quota:g}" if host.cpu_quota is not None else ""
+    yield f"  cpu     {host.n_cpu} threads{cores}{quota}{f', {host.cpu_name}' if host.cpu_name else ''}"
+    if host.isa:
+        yield f"  isa     {' '.join(host.isa)}"
+    if host.free_disk_bytes is not None:
+        yield f"  disk    {format_bytes(host.free_disk_bytes)} free"
+
+
+def _device(device: Device) -> Iterator[str]:
+    free = f"{format_bytes(device.free_bytes)} free of " if device.free_bytes is not None else ""
+    yield f"  {device.name}  {device.description}: {free}{format_bytes(device.total_bytes)}"
+    capability = device.compute_capability
+    facts = (
+        format_rate(device.bandwidth_bytes_per_s) if device.bandwidth_bytes_per_s else None,
+        f"PCIe {format_rate(device.pcie_bytes_per_s)}" if device.pcie_bytes_per_s else None,
+        f"compute capability {capability[0]}.{capability[1]}" if capability else None,
+        device.kind.value,
+        f"at {device.bus_id}" if device.bus_id else None,
+    )
+    yield "        " + ", ".join(fact for fact in facts if fact)
+    for process in device.processes:
+        used = format_bytes(process.used_bytes) if process.used_bytes is not None else "an unknown amount"
+        yield f"        {used} held by {process.name or 'an unnamed process'} (pid {process.pid})"
+
+
+def _engine(install: EngineInstall, *, has_devices: bool) -> Iterator[str]:
+    yield f"  {install.engine.value} {install.version or '(version unknown)'}"
+    yield f"        {' '.join(install.argv)}"
+    if install.devices:
+        seen = (f"{entry.name} = {entry.device}" if entry.device else entry.name for entry in install.devices)
+        yield f"        sees {', '.join(seen)}"
+    elif install.engine is not Engine.VLLM:  # vLLM is not asked for its devices
+        yield "        CPU only" + (": this build sees none of the devices above" if has_devices else "")
