@@ -77,6 +77,12 @@ class EngineMissingError(LauncherError):
     code = "engine-missing"
 
 
+class EngineTooOldError(EngineMissingError):
+    """The installed build lacks an option that the plan depends on."""
+
+    code = "engine-too-old"
+
+
 class EngineFailedError(LauncherError):
     """The engine was started and ended, stalled or answered wrongly; ``details`` holds its telling log lines."""
 

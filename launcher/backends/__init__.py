@@ -1,1 +1,25 @@
-"""To be written."""
+"""Plan to command, one module per engine: every planned value is passed explicitly. Pure."""
+
+from launcher.backends import llama_cpp_python, llama_server
+from launcher.domain import Address, Command, Engine, Plan
+from launcher.errors import EngineMissingError
+
+
+def build_command(plan: Plan, *, weights_path: str, address: Address, alias: str) -> Command:
+    """Return how to start the planned engine on ``address``, serving the model under the name ``alias``.
+
+    Raises:
+        EngineMissingError: the plan names no installed engine, or one that this release cannot start.
+        EngineTooOldError: the installed build lacks an option that the plan depends on.
+    """
+    if plan.install is None:
+        msg = f"{plan.engine} is not installed on this machine"
+        raise EngineMissingError(msg, help="`launch hardware` lists the engines found; README.md says how to get one")
+    match plan.engine:
+        case Engine.LLAMA_SERVER:
+            return llama_server.build_command(plan, plan.install, weights_path, address, alias)
+        case Engine.LLAMA_CPP_PYTHON:
+            return llama_cpp_python.build_command(plan, plan.install, weights_path, address, alias)
+        case Engine.VLLM:
+            msg = "this release cannot start vllm"
+            raise EngineMissingError(msg, help="choose another engine: --engine llama-server")

@@ -1,0 +1,218 @@
+"""What a model's metadata means to llama.cpp: its dimensions, and what each layer keeps in memory per token.
+
+Reads only keys and tensor names of the weights, never a file or model name. The keys are those of
+``src/llama-arch.cpp``; which layers slide is fixed in ``src/models/*.cpp`` for older files (llama.cpp build 11434).
+It does not know devices, contexts or bytes per element.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Final, TypeAlias
+
+from msgspec import Struct
+
+from launcher.domain import MetadataValue, ModelSpec
+
+_SWA_PERIOD: Final[Mapping[str, int]] = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2}
+"""Layer ``i`` slides if ``i % period < period - 1``: what the engine assumes where a file names no pattern."""
+
+_DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096}
+"""The window that the engine assumes where a file names none."""
+
+_LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
+_EXPERT_NAME: Final = re.compile(r"blk\.\d+\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
+
+
+class FullAttention(Struct, frozen=True, kw_only=True):
+    """A layer that caches K and V of every token: ``n_embd_k`` and ``n_embd_v`` elements per token."""
+
+    n_embd_k: int
+    n_embd_v: int
+
+
+class SlidingAttention(Struct, frozen=True, kw_only=True):
+    """A layer that needs only the last ``n_swa`` tokens."""
+
+    n_embd_k: int
+    n_embd_v: int
+    n_swa: int
+
+
+class RecurrentState(Struct, frozen=True, kw_only=True):
+    """A layer that keeps a fixed number of f32 values per sequence, however long it is."""
+
+    n_elements: int
+
+
+class NoCache(Struct, frozen=True, kw_only=True):
+    """A layer that keeps nothing: it reuses another layer's cache, or attends to nothing."""
+
+
+LayerCache: TypeAlias = FullAttention | SlidingAttention | RecurrentState | NoCache
+
+
+class Architecture(Struct, frozen=True, kw_only=True):
+    """The dimensions that memory and speed depend on. ``layers`` has one entry per block, in order.
+
+    ``n_head``, ``n_ff`` are the largest of any layer; ``n_ff_active`` counts the columns of all experts that one
+    token uses. ``known`` is false where a key that this release understands was missing or an unknown mechanism
+    was found; then every figure that follows errs high.
+    """
+
+    name: str
+    layers: tuple[LayerCache, ...]
+    n_ctx_train: int
+    n_embd: int
+    n_vocab: int
+    n_head: int
+    n_ff: int
+    n_ff_active: int
+    n_expert: int
+    n_expert_used: int
+    known: bool
+
+    @property
+    def n_layer(self) -> int:
+        """Number of blocks; the output layer is not one of them."""
+        return len(self.layers)
+
+    @property
+    def is_moe(self) -> bool:
+        """Whether the model routes tokens to experts."""
+        return self.n_expert > 0
+
+
+def layer_of(tensor_name: str) -> int | None:
+    """Return the block that a tensor belongs to, or ``None`` for the embedding and output tensors."""
+    match = _LAYER_NAME.match(tensor_name)
+    return int(match[1]) if match else None
+
+
+def is_expert(tensor_name: str) -> bool:
+    """Tell whether a tensor holds routed experts: what llama-server's ``--n-cpu-moe`` keeps on the host."""
+    return _EXPERT_NAME.match(tensor_name) is not None
+
+
+class _Keys:
+    """Typed look-up of ``<architecture>.<key>`` in a metadata mapping."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._metadata = spec.metadata
+        self._prefix = spec.architecture
+
+    def get(self, key: str) -> MetadataValue | None:
+        return self._metadata.get(f"{self._prefix}.{key}")
+
+    def number(self, key: str, default: int = 0) -> int:
+        value = self.get(key)
+        if isinstance(value, tuple):
+            return max((int(item) for item in value), default=default)
+        return default if value is None or isinstance(value, str) else int(value)
+
+    def per_layer(self, key: str, n_layer: int, default: int = 0) -> tuple[int, ...]:
+        """Return one number per layer: the file has one for all, or an array."""
+        value = self.get(key)
+        if isinstance(value, tuple) and value:
+            items = tuple(int(item) for item in value)
+            return (items + items[-1:] * n_layer)[:n_layer]
+        return (self.number(key, default),) * n_layer
+
+
+def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...] | None:
+    """Return which layers slide; ``None`` when the file has a window and nothing says where it applies."""
+    pattern = keys.get("attention.sliding_window_pattern")
+    if isinstance(pattern, tuple) and pattern:
+        flags = tuple(bool(item) for item in pattern)
+        return (flags * (n_layer // len(flags) + 1))[:n_layer]
+    period = int(pattern) if isinstance(pattern, int) else _SWA_PERIOD.get(spec.architecture)
+    if period is None:
+        return None
+    return tuple(period == 0 or idx % period < period - 1 for idx in range(n_layer))
+
+
+def _recurrent_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...]:
+    """Return which layers are recurrent: those whose block has a state-space tensor and no cache of its own."""
+    if keys.number("ssm.state_size") == 0:
+        return (False,) * n_layer
+    has_ssm = [False] * n_layer
+    for tensor in spec.tensors:
+        idx = layer_of(tensor.name)
+        if idx is not None and idx < n_layer and ".ssm_" in tensor.name:
+            has_ssm[idx] = True
+    return tuple(has_ssm)
+
+
+def _recurrent_state(keys: _Keys) -> RecurrentState:
+    """Mamba and delta-net state per sequence (``llama_hparams::n_embd_r`` and ``n_embd_s``)."""
+    d_conv, d_inner = keys.number("ssm.conv_kernel"), keys.number("ssm.inner_size")
+    d_state, n_group = keys.number("ssm.state_size"), keys.number("ssm.group_count")
+    n_conv = max(d_conv - 1, 0) * (d_inner + 2 * n_group * d_state)
+    return RecurrentState(n_elements=n_conv + d_state * d_inner)
+
+
+def _caches(spec: ModelSpec, keys: _Keys, n_layer: int, n_embd: int) -> tuple[tuple[LayerCache, ...], bool]:
+    n_head = keys.per_layer("attention.head_count", n_layer)
+    n_head_kv = [
+        kv if kv or isinstance(keys.get("attention.head_count_kv"), tuple) else q
+        for kv, q in zip(keys.per_layer("attention.head_count_kv", n_layer), n_head, strict=True)
+    ]
+    most_heads = keys.number("attention.head_count")
+    head_default = n_embd // most_heads if most_heads else 0
+    head_k, head_v = (keys.number(f"attention.{part}_length", head_default) for part in ("key", "value"))
+    head_k_swa = keys.number("attention.key_length_swa", head_k)
+    head_v_swa = keys.number("attention.value_length_swa", head_v)
+    n_swa = keys.number("attention.sliding_window", _DEFAULT_N_SWA.get(spec.architecture, 0))
+    sliding = _sliding_layers(spec, keys, n_layer) if n_swa else (False,) * n_layer
+    recurrent = _recurrent_layers(spec, keys, n_layer)
+    n_shared = keys.number("attention.shared_kv_layers")
+    # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
+    latent = keys.number("attention.key_length_mla") > 0
+    layers: list[LayerCache] = []
+    for idx in range(n_layer):
+        if recurrent[idx]:
+            layers.append(_recurrent_state(keys))
+        elif n_head_kv[idx] == 0 or (n_shared and idx >= n_layer - n_shared):
+            layers.append(NoCache())
+        elif latent:
+            layers.append(FullAttention(n_embd_k=head_k * n_head_kv[idx], n_embd_v=0))
+        elif sliding is not None and sliding[idx]:
+            layers.append(
+                SlidingAttention(
+                    n_embd_k=head_k_swa * n_head_kv[idx], n_embd_v=head_v_swa * n_head_kv[idx], n_swa=n_swa
+                )
+            )
+        else:
+            layers.append(FullAttention(n_embd_k=head_k * n_head_kv[idx], n_embd_v=head_v * n_head_kv[idx]))
+    return tuple(layers), sliding is not None
+
+
+def read_architecture(spec: ModelSpec) -> Architecture:
+    """Derive the dimensions from metadata and tensor list.
+
+    Never raises for odd metadata: what is missing is taken from the tensors or assumed high, and ``known`` is false.
+    """
+    keys = _Keys(spec)
+    shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
+    blocks = [idx for tensor in spec.tensors if (idx := layer_of(tensor.name)) is not None]
+    n_layer = keys.number("block_count", max(blocks, default=-1) + 1)
+    embedding = shapes.get("token_embd.weight", (0, 0))
+    n_embd = keys.number("embedding_length", embedding[0])
+    n_vocab = embedding[1] if len(embedding) > 1 else keys.number("vocab_size")
+    n_expert, n_expert_used = keys.number("expert_count"), keys.number("expert_used_count")
+    layers, window_known = _caches(spec, keys, n_layer, n_embd)
+    n_ff = keys.number("feed_forward_length")
+    n_ff_expert = keys.number("expert_feed_forward_length", n_ff if n_expert else 0)
+    n_ff_shared = keys.number("expert_shared_feed_forward_length", n_ff_expert * keys.number("expert_shared_count"))
+    return Architecture(
+        name=spec.architecture,
+        layers=layers,
+        n_ctx_train=keys.number("context_length"),
+        n_embd=n_embd,
+        n_vocab=n_vocab,
+        n_head=keys.number("attention.head_count"),
+        n_ff=n_ff,
+        n_ff_active=n_ff_expert * n_expert_used + n_ff_shared if n_expert else n_ff,
+        n_expert=n_expert,
+        n_expert_used=n_expert_used,
+        known=window_known and n_layer > 0 and n_embd > 0 and n_vocab > 0,
+    )

@@ -1,0 +1,55 @@
+"""What a quantization costs in quality, and how small one may become before another model is the better choice.
+
+Loss is the mean Kullback-Leibler divergence from the 16-bit model's next-token distribution, on Wikitext-2 for
+Llama 3 8B (llama.cpp ``tools/perplexity/README.md``, revision f364eb6f, with importance matrix where published).
+It orders the quantizations of one model; between models it says nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+DEFAULT_MAX_KL: Final = 0.15
+"""Default floor: worse than this a smaller model at a better quantization is worth more (about 3 bits per weight)."""
+
+KL_DIVERGENCE: Final[Mapping[str, float]] = {
+    "bf16": 0.0,
+    "f16": 0.0006,
+    "mxfp4": 0.0,  # the form that such models are released in
+    "q8_0": 0.0014,
+    "q6_k": 0.0055,
+    "q5_k_m": 0.0108,
+    "q5_k_s": 0.0166,
+    "q5_1": 0.0180,
+    "q5_0": 0.0222,
+    "q4_k_m": 0.0282,
+    "q4_k_s": 0.0320,
+    "iq4_nl": 0.0357,
+    "iq4_xs": 0.0363,
+    "q4_1": 0.0717,
+    "q4_0": 0.0719,
+    "q3_k_l": 0.0731,
+    "q3_k_m": 0.0844,
+    "iq3_m": 0.1025,
+    "iq3_s": 0.1113,
+    "iq3_xs": 0.1387,
+    "iq3_xxs": 0.1836,
+    "q3_k_s": 0.1998,
+    "iq2_m": 0.3260,
+    "q2_k": 0.3322,
+    "iq2_xxs": 0.81,
+    "iq1_m": 1.39,
+}
+
+_UNKNOWN: Final = 1.0
+"""Of a quantization that nobody measured: not chosen by itself, but honoured when asked for."""
+
+
+def kl_divergence(quantization: str) -> float:
+    """Return the loss of a quantization by its written name, in nats; a pessimistic figure where none is known."""
+    return KL_DIVERGENCE.get(quantization.lower(), _UNKNOWN)
+
+
+def meets_floor(quantization: str, min_quantization: str | None) -> bool:
+    """Tell whether a quantization loses no more than the floor allows."""
+    limit = DEFAULT_MAX_KL if min_quantization is None else kl_divergence(min_quantization)
+    return kl_divergence(quantization) <= limit
