@@ -199,7 +199,10 @@ class Address(Noun, frozen=True):
 
 
 class Profile(Noun, frozen=True):
-    """A deployment profile: a model's artifacts and what its user wants of it."""
+    """A deployment profile: a model's artifacts and what its user wants of it.
+
+    ``license`` and ``urls`` are of the model; ``source`` is the file that the profile was read from.
+    """
 
     name: str
     artifacts: tuple[Artifact, ...]
@@ -210,6 +213,8 @@ class Profile(Noun, frozen=True):
     pins: Settings = Settings()
     engines: tuple[Engine, ...] = (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
     address: Address = Address()
+    license: str = ""
+    urls: tuple[str, ...] = ()
     source: str = ""
 
 
@@ -504,6 +509,8 @@ class Command(Noun, frozen=True):
     expected_gpu_layers: int | None = None
     """Layers that the engine must report as offloaded; ``None`` where the engine does not tell."""
     expected_footprint: Footprint | None = None
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the endpoint's key, where one is required; never the key."""
 
 
 class State(StrEnum):
@@ -516,3 +523,51 @@ class State(StrEnum):
     STOPPING = "stopping"
     BACKOFF = "backoff"
     FAILED = "failed"
+
+
+class ProcessId(Noun, frozen=True):
+    """A process that cannot be mistaken for a later one of the same number.
+
+    ``start_time`` is field 22 of ``/proc/PID/stat``: clock ticks since the boot that ``boot_id`` names.
+    """
+
+    pid: int
+    start_time: int
+    boot_id: str
+
+
+class InstanceRecord(Noun, frozen=True):
+    """An instance as its supervisor last described it. Times ending in ``_at`` are seconds since 1970."""
+
+    name: str
+    state: State
+    supervisor: ProcessId
+    address: Address
+    started_at: float
+    changed_at: float
+    reason: str | None = None
+    details: tuple[str, ...] = ()
+    guard: ProcessId | None = None
+    engine: ProcessId | None = None
+    ready_at: float | None = None
+    n_restarts: int = 0
+    last_exit: str | None = None
+    log_path: str = ""
+    plan: Plan | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+class InstanceView(Noun, frozen=True):
+    """An instance as another process sees it: the record, corrected by whether its supervisor lives.
+
+    ``record`` is ``None`` where the file cannot be understood; ``reason`` then says why.
+    """
+
+    name: str
+    state: State
+    path: str
+    log_path: str
+    supervisor_alive: bool
+    reason: str | None = None
+    record: InstanceRecord | None = None
+    schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,83 @@
+"""Says what of a profile's weights is on this machine.
+
+It must not know how weights are fetched or read.
+"""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+from launcher.domain import Artifact, ArtifactFile, ModelSpec, Profile, WeightsFormat, Wishes
+
+_FILE_TYPES: Final = (
+    *("f32", "f16", "q4_0", "q4_1", None, None, None, "q8_0", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l"),
+    *("q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "iq2_xxs", "iq2_xs", "q2_k_s", "iq3_xs", "iq3_xxs", "iq1_s"),
+    *("iq4_nl", "iq3_s", "iq3_m", "iq2_s", "iq2_m", "iq4_xs", "iq1_m", "bf16", None, None, None, "tq1_0", "tq2_0"),
+    *("mxfp4", "nvfp4", "q1_0", "q2_0"),
+)
+"""Quantizations by a GGUF file's `general.file_type` (``enum llama_ftype`` in llama.cpp's ``include/llama.h``, build 11434)."""
+
+_SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})(?=\.[a-z]+$)")
+_MAX_SHARDS: Final = 1000
+
+
+def is_local(artifact: Artifact) -> bool:
+    """Return whether the weights are on this machine: at their local path, or in an installed package."""
+    if artifact.local_path is not None and Path(artifact.local_path).exists():
+        return True
+    return artifact.package is not None and find_spec(artifact.package) is not None
+
+
+def profile_for_weights(path: Path, spec: ModelSpec) -> Profile:
+    """Return a profile made up for weights on this machine: a GGUF file, its first shard, or a Hugging Face folder.
+
+    It wishes for what any profile wishes for, but for no more context than the model was trained with.
+    """
+    path = path.absolute()
+    stem = path.name if path.is_dir() else _SHARD.sub("", path.name).removesuffix(path.suffix)
+    artifact = Artifact(
+        format=spec.format,
+        quantization=_quantization(spec),
+        files=tuple(_file(shard) for shard in _shards(path)),
+        local_path=str(path),
+        spec=spec,
+    )
+    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip(".-_")[:64] or "model"
+    return Profile(name=name, title=stem, artifacts=(artifact,), wishes=_wishes(spec), source=str(path))
+
+
+def _wishes(spec: ModelSpec) -> Wishes:
+    n_ctx_train = spec.metadata.get(f"{spec.architecture}.context_length")
+    default = Wishes()
+    if isinstance(n_ctx_train, int) and 0 < n_ctx_train < default.n_ctx_per_request:
+        return Wishes(n_ctx_per_request=n_ctx_train)
+    return default
+
+
+def _shards(path: Path) -> list[Path]:
+    shard = _SHARD.search(path.name)
+    if path.is_dir() or shard is None or int(shard[2]) > _MAX_SHARDS:
+        return [] if path.is_dir() else [path]
+    return [path.with_name(_SHARD.sub(f"-{n:05}-of-{shard[2]}", path.name)) for n in range(1, int(shard[2]) + 1)]
+
+
+def _file(path: Path) -> ArtifactFile:
+    try:
+        return ArtifactFile(name=path.name, size_bytes=path.stat().st_size)
+    except OSError:
+        return ArtifactFile(name=path.name)
+
+
+def _quantization(spec: ModelSpec) -> str:
+    """Name the quantization by the file's own word, or by the type that most of the bytes have."""
+    file_type = spec.metadata.get("general.file_type")
+    if spec.format is WeightsFormat.GGUF and isinstance(file_type, int) and 0 <= file_type < len(_FILE_TYPES):
+        named = _FILE_TYPES[file_type]
+        if named is not None:
+            return named
+    n_bytes: dict[str, int] = {}
+    for tensor in spec.tensors:
+        kind = tensor.type.lower()
+        n_bytes[kind] = n_bytes.get(kind, 0) + tensor.n_bytes
+    return max(n_bytes, key=n_bytes.__getitem__) if n_bytes else "unknown"
