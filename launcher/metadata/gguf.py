@@ -35,10 +35,12 @@ MAX_ARRAY_ELEMENTS: Final = 2**30
 """ggml's ``GGUF_MAX_ARRAY_ELEMENTS``."""
 MAX_KEYS: Final = 2**16
 """Assumed: a thousand times what files have."""
-MAX_TENSORS: Final = 2**20
-"""Assumed: a hundred times what files have."""
+MAX_TENSORS: Final = 2**17
+"""Assumed: fifty times what files have."""
 MAX_TEXT_BYTES: Final = 64 * 2**20
 """Of a string that is kept. Assumed: twice the largest tokenizer.json that was seen inside a file (33 MB)."""
+MAX_KEPT_BYTES: Final = 128 * 2**20
+"""Of all names, strings and arrays of a file that are kept, so that a sparse giant does not fill the memory."""
 MAX_STEPS: Final = 2**26
 """Elements of one file that may be stepped over one by one, about 5 s of work. Assumed: a hundred vocabularies."""
 MAX_ARRAY_DEPTH: Final = 4
@@ -130,13 +132,14 @@ class _Length(NamedTuple):
 class _Cursor:
     """A position in the stream with a window of bytes ahead of it; every step is checked against the file's size."""
 
-    __slots__ = ("_at", "_base", "_buffer", "_n_steps", "_stream", "size_bytes")
+    __slots__ = ("_at", "_base", "_buffer", "_n_kept", "_n_steps", "_stream", "size_bytes")
 
     def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
         self._stream = stream
         self._buffer = b""
         self._base = 0
         self._at = 0
+        self._n_kept = 0
         self._n_steps = 0
         self.size_bytes = size_bytes
 
@@ -172,7 +175,12 @@ class _Cursor:
         return number
 
     def take(self, n_bytes: int, field: str) -> bytes:
-        """Read ``n_bytes``."""
+        """Read ``n_bytes`` to keep."""
+        self._n_kept += n_bytes
+        if self._n_kept > MAX_KEPT_BYTES:
+            self.require(n_bytes, field)
+            msg = f"strings and short arrays of more than {MAX_KEPT_BYTES} bytes are absurd"
+            raise MetadataError(msg, offset=self.offset, field=field)
         self._fill(n_bytes, field)
         start, self._at = self._at, self._at + n_bytes
         return self._buffer[start : self._at]
