@@ -1,7 +1,67 @@
-"""`launch plan`."""
+"""``launch plan``: what would be served here or on another machine, or why not."""
+
+import sys
 
 import typer
+
+from launcher.cli import options as opt
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
+    app.command()(plan)
+
+
+def plan(
+    name: opt.Name,
+    quant: opt.Quant = None,
+    context: opt.Context = None,
+    ctx_size: opt.CtxSize = None,
+    parallel: opt.Parallel = None,
+    batch_size: opt.BatchSize = None,
+    ubatch_size: opt.UbatchSize = None,
+    n_gpu_layers: opt.GpuLayers = None,
+    n_cpu_moe: opt.CpuMoe = None,
+    cache_type_k: opt.CacheK = None,
+    cache_type_v: opt.CacheV = None,
+    flash_attn: opt.FlashAttn = None,
+    threads: opt.Threads = None,
+    engine: opt.EngineName = None,
+    inventory: opt.InventoryName = None,
+    min_quant: opt.MinQuant = None,
+    min_tps: opt.MinTps = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Show what would be served: quantization, context, placement and memory; exit code 3 if nothing fits."""
+    from launcher.domain import Refusal, Request
+    from launcher.errors import EXIT_REFUSED
+    from launcher.planner.advice import plan as decide
+    from launcher.render.plan import outcome_json, render_outcome
+
+    settings = opt.parse_settings(
+        quant=quant,
+        context=context,
+        ctx_size=ctx_size,
+        parallel=parallel,
+        batch_size=batch_size,
+        ubatch_size=ubatch_size,
+        n_gpu_layers=n_gpu_layers,
+        n_cpu_moe=n_cpu_moe,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        flash_attn=flash_attn,
+        threads=threads,
+        engine=engine,
+    )
+    profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
+    argv = opt.echo_argv("plan", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
+    request = Request(profile=profile, settings=settings, force=force)
+    outcome = decide(request, opt.read_inventory(inventory), argv=argv, alternatives=opt.find_alternatives)
+    refused = isinstance(outcome, Refusal)
+    if json:
+        sys.stdout.write(outcome_json(outcome))
+    else:
+        (sys.stderr if refused else sys.stdout).write(render_outcome(outcome))
+    if refused:
+        raise typer.Exit(EXIT_REFUSED)

@@ -5,13 +5,14 @@ it knows other models and machines only as values that the caller hands in.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Advice, Inventory, Outcome, Plan, Profile, Refusal, RefusalCode, Request, Settings
-from launcher.planner.fit import decide, merge_settings, resolve_ask
+from launcher.planner.fit import Candidate, decide, merge_settings, prepare, resolve_ask
 from launcher.planner.quality import kl_divergence
 from launcher.units import format_bytes
 
@@ -38,15 +39,12 @@ def plan(
     ``argv`` is the command of the request without its name and its settings (``launch plan --inventory rtx4090``
     gives ``("plan", "--inventory", "rtx4090")``): advice repeats it. ``alternatives`` is called only on a refusal.
     """
-    outcome = decide(request, inventory)
+    prepared = prepare(request.profile)
+    outcome = decide(request, inventory, prepared)
     if isinstance(outcome, Plan):
         return outcome
-    advice = []
-    for item in _ways_out(outcome, request, inventory, argv or ("plan",), alternatives()):
-        advice.append(item)
-        if len(advice) == MAX_ADVICE:
-            break
-    return replace(outcome, advice=tuple(advice))
+    search = _Search(request=request, inventory=inventory, argv=argv or ("plan",), prepared=prepared)
+    return replace(outcome, advice=tuple(islice(_ways_out(outcome, search, alternatives), MAX_ADVICE)))
 
 
 _FLAGS: Final = (
@@ -77,79 +75,95 @@ def settings_argv(settings: Settings) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _command(argv: tuple[str, ...], request: Request) -> tuple[str, ...]:
-    force = ("--force",) if request.force else ()
-    return ("launch", argv[0], request.profile.name, *settings_argv(request.settings), *argv[1:], *force)
+class _Search(Struct, frozen=True, kw_only=True):
+    """A refused request, with what asking again needs."""
+
+    request: Request
+    inventory: Inventory
+    argv: tuple[str, ...]
+    prepared: tuple[Candidate, ...]
+
+    def relax(self, *, force: bool | None = None, **changes: object) -> tuple[Request, Plan | None]:
+        """Plan the request with some settings changed."""
+        relaxed = replace(self.request, settings=replace(self.request.settings, **changes))
+        if force is not None:
+            relaxed = replace(relaxed, force=force)
+        outcome = decide(relaxed, self.inventory, self.prepared)
+        return relaxed, outcome if isinstance(outcome, Plan) else None
+
+    def command(self, request: Request, argv: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """Return the command line that asks ``request``."""
+        verb, *rest = argv or self.argv
+        force = ("--force",) if request.force else ()
+        return ("launch", verb, request.profile.name, *settings_argv(request.settings), *rest, *force)
 
 
-def _ways_out(
-    refusal: Refusal, request: Request, inventory: Inventory, argv: tuple[str, ...], others: Alternatives
-) -> Iterator[Advice]:
+def _ways_out(refusal: Refusal, search: _Search, alternatives: Callable[[], Alternatives]) -> Iterator[Advice]:
+    """Yield advice, cheapest loss first."""
     if refusal.code is RefusalCode.NO_ENGINE:
         return
     if refusal.code is RefusalCode.NO_SUCH_QUANTIZATION:
-        yield from _unfixed(request, inventory, argv, "quantization")
+        yield from _unfixed(search, "quantization")
         return
     for field in ("n_gpu_layers", "n_cpu_moe", "flash_attn", "n_batch", "n_ubatch"):
-        yield from _unfixed(request, inventory, argv, field)
-    yield from _less_context(request, inventory, argv)
-    yield from _smaller_quantization(request, inventory, argv)
-    yield from _smaller_model(request, inventory, argv, others)
-    yield from _other_machine(request, others)
-    yield from _forced(refusal, request, inventory, argv)
+        yield from _unfixed(search, field)
+    yield from _less_context(search)
+    yield from _smaller_quantization(search)
+    others = alternatives()
+    yield from _smaller_model(search, others.profiles)
+    yield from _other_machine(search, others.machines)
+    yield from _forced(refusal, search)
 
 
-def _unfixed(request: Request, inventory: Inventory, argv: tuple[str, ...], field: str) -> Iterator[Advice]:
+def _unfixed(search: _Search, field: str) -> Iterator[Advice]:
     """Give one setting back to the planner."""
-    if getattr(request.settings, field) is None:
+    if getattr(search.request.settings, field) is None:
         return
-    relaxed = replace(request, settings=replace(request.settings, **{field: None}))
-    outcome = decide(relaxed, inventory)
-    if isinstance(outcome, Plan):
+    relaxed, plan = search.relax(**{field: None})
+    if plan is not None:
         word = dict(_FLAGS).get(field, "--" + field.replace("_", "-"))
-        text = f"without {word} it fits: {outcome.quantization}{_placement(outcome)}"
-        yield Advice(text=text, argv=_command(argv, relaxed))
+        text = f"without {word} it fits: {plan.quantization}{_placement(plan)}"
+        yield Advice(text=text, argv=search.command(relaxed))
 
 
 def _placement(plan: Plan) -> str:
     if not plan.footprint.devices or plan.n_gpu_layers > plan.n_layer:
         return ""
-    tps = f", about {plan.speed.generation_tps:.1f} tokens/s" if plan.speed else ""
+    tps = f", about {_written(plan.speed.generation_tps)} tokens/s" if plan.speed else ""
     return f" with {plan.n_gpu_layers} of {plan.n_layer + 1} layers on the GPU{tps}"
 
 
-def _less_context(request: Request, inventory: Inventory, argv: tuple[str, ...]) -> Iterator[Advice]:
-    ask = resolve_ask(request)
-    n_ctx = 1 << (ask.n_ctx_per_request - 1).bit_length() - 1
+def _written(tps: float) -> str:
+    return f"{tps:.0f}" if tps >= 10 else f"{tps:.2g}"  # noqa: PLR2004
+
+
+def _less_context(search: _Search) -> Iterator[Advice]:
+    """Offer the longest context, in powers of two, that fits."""
+    asked = resolve_ask(search.request).n_ctx_per_request
+    n_ctx = 1 << (asked - 1).bit_length() - 1
     while n_ctx >= _MIN_USEFUL_CTX:
-        relaxed = replace(request, settings=replace(request.settings, n_ctx=None, n_ctx_per_request=n_ctx))
-        outcome = decide(relaxed, inventory)
-        if isinstance(outcome, Plan):
-            text = f"{n_ctx} tokens per request instead of {ask.n_ctx_per_request} fit{_at(outcome)}"
-            yield Advice(text=text, argv=_command(argv, relaxed))
+        relaxed, plan = search.relax(n_ctx=None, n_ctx_per_request=n_ctx)
+        if plan is not None:
+            text = f"{n_ctx} tokens per request instead of {asked} fit at {plan.quantization}{_placement(plan)}"
+            yield Advice(text=text, argv=search.command(relaxed))
             return
         n_ctx //= 2
 
 
-def _at(plan: Plan) -> str:
-    return f" at {plan.quantization}{_placement(plan)}"
-
-
-def _smaller_quantization(request: Request, inventory: Inventory, argv: tuple[str, ...]) -> Iterator[Advice]:
+def _smaller_quantization(search: _Search) -> Iterator[Advice]:
     """Offer the best quantization that fits below the one that was asked for, or below the floor."""
-    settings = merge_settings(request.profile.pins, request.settings)
-    limit = 0.0 if settings.quantization is None else kl_divergence(settings.quantization)
-    names = {a.quantization for a in request.profile.artifacts if kl_divergence(a.quantization) > limit}
+    profile = search.request.profile
+    asked = merge_settings(profile.pins, search.request.settings).quantization
+    limit = 0.0 if asked is None else kl_divergence(asked)
+    names = {c.artifact.quantization for c in search.prepared if kl_divergence(c.artifact.quantization) > limit}
     for name in sorted(names, key=lambda name: (kl_divergence(name), name)):
-        relaxed = replace(request, settings=replace(request.settings, quantization=name))
-        outcome = decide(relaxed, inventory)
-        if isinstance(outcome, Plan):
-            price = kl_divergence(name)
-            text = (
-                f"`{request.profile.name}` at {name} fits{_placement(outcome)} "
-                f"(quality: KL divergence {price:g} on an 8B model; q8_0 has {kl_divergence('q8_0'):g})"
+        relaxed, plan = search.relax(quantization=name)
+        if plan is not None:
+            price = (
+                f"(quality: KL divergence {kl_divergence(name):g} on an 8B model; q8_0 has {kl_divergence('q8_0'):g})"
             )
-            yield Advice(text=text, argv=_command(argv, relaxed))
+            text = f"`{profile.name}` at {name} fits{_placement(plan)} {price}"
+            yield Advice(text=text, argv=search.command(relaxed))
             return
 
 
@@ -159,42 +173,36 @@ def _n_parameters(profile: Profile) -> int:
     return spec.n_parameters if spec is not None else 0
 
 
-def _smaller_model(
-    request: Request, inventory: Inventory, argv: tuple[str, ...], others: Alternatives
-) -> Iterator[Advice]:
+def _smaller_model(search: _Search, profiles: tuple[Profile, ...]) -> Iterator[Advice]:
     """Offer the largest smaller model that fits as its own profile asks."""
-    own = _n_parameters(request.profile)
-    smaller = [(n, profile) for profile in others.profiles if 0 < (n := _n_parameters(profile)) < own]
+    own = _n_parameters(search.request.profile)
+    smaller = [(n, profile) for profile in profiles if 0 < (n := _n_parameters(profile)) < own]
     for _, profile in sorted(smaller, key=lambda pair: (-pair[0], pair[1].name)):
-        relaxed = Request(profile=profile)
-        outcome = decide(relaxed, inventory)
+        outcome = decide(Request(profile=profile), search.inventory)
         if isinstance(outcome, Plan):
-            tps = f", about {outcome.speed.generation_tps:.0f} tokens/s" if outcome.speed else ""
-            placed = _placement(outcome) or tps
-            settings = Settings(quantization=outcome.quantization)
-            command = _command(argv, replace(relaxed, settings=settings))
-            yield Advice(text=f"`{profile.name}` at {outcome.quantization} fits{placed}", argv=command)
+            tps = f", about {_written(outcome.speed.generation_tps)} tokens/s" if outcome.speed else ""
+            text = f"`{profile.name}` at {outcome.quantization} fits{_placement(outcome) or tps}"
+            fixed = Request(profile=profile, settings=Settings(quantization=outcome.quantization))
+            yield Advice(text=text, argv=search.command(fixed))
             return
 
 
-def _other_machine(request: Request, others: Alternatives) -> Iterator[Advice]:
-    """Name the smallest reference machine that holds the request."""
-    for machine in others.machines:
-        outcome = decide(request, machine)
+def _other_machine(search: _Search, machines: tuple[Inventory, ...]) -> Iterator[Advice]:
+    """Name the smallest reference machine that holds the request without offload."""
+    for machine in machines:
+        outcome = decide(search.request, machine, search.prepared)
         if isinstance(outcome, Plan) and (not machine.devices or outcome.n_gpu_layers > outcome.n_layer):
             total = sum(device.total_bytes for device in machine.devices) or machine.host.total_bytes
             text = f"a machine like `{machine.name}` ({format_bytes(total)}) holds it at {outcome.quantization}"
-            command = _command(("plan", "--inventory", machine.name), request)
-            yield Advice(text=text, argv=command)
+            yield Advice(text=text, argv=search.command(search.request, ("plan", "--inventory", machine.name)))
             return
 
 
-def _forced(refusal: Refusal, request: Request, inventory: Inventory, argv: tuple[str, ...]) -> Iterator[Advice]:
+def _forced(refusal: Refusal, search: _Search) -> Iterator[Advice]:
     """Offer ``--force`` where the refusal is an estimate or a floor, with its price."""
-    if refusal.certain or request.force:
+    if refusal.certain or search.request.force:
         return
-    forced = replace(request, force=True)
-    outcome = decide(forced, inventory)
-    if isinstance(outcome, Plan):
-        tps = f" at about {outcome.speed.generation_tps:.2g} tokens/s" if outcome.speed else ""
-        yield Advice(text=f"--force runs it all the same{tps}", argv=_command(argv, forced))
+    relaxed, plan = search.relax(force=True)
+    if plan is not None:
+        tps = f" at about {_written(plan.speed.generation_tps)} tokens/s" if plan.speed else ""
+        yield Advice(text=f"--force runs it all the same{tps}", argv=search.command(relaxed))

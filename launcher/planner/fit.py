@@ -24,6 +24,7 @@ from launcher.domain import (
     Objective,
     Outcome,
     Plan,
+    Profile,
     Provenance,
     Refusal,
     RefusalCode,
@@ -65,6 +66,8 @@ HOST_RESIDUAL_BYTES: Final = 256 * MIB
 DEFAULT_MIN_TPS: Final = 2.0
 MAX_CACHE_RAM_BYTES: Final = 8 * GIB
 MAX_CHECKPOINTS: Final = 8
+_BOUNDARY: Final = 3
+"""Layer counts tried on either side of the boundary that bisection found."""
 
 _X86_REPACK: Final = (
     (TensorType.Q4_0, "avx2"),
@@ -174,13 +177,14 @@ def resolve_ask(request: Request) -> Ask:
     )
 
 
-def list_candidates(request: Request, ask: Ask) -> tuple[Candidate, ...]:
-    """Return the artifacts that llama.cpp can load and whose metadata is known, best quality first."""
+def prepare(profile: Profile) -> tuple[Candidate, ...]:
+    """Return a profile's artifacts that llama.cpp can load and whose metadata is known, best quality first.
+
+    This is the costly part of planning, and depends on the profile alone: do it once for many questions.
+    """
     candidates = []
-    for artifact in request.profile.artifacts:
+    for artifact in profile.artifacts:
         if artifact.format is not WeightsFormat.GGUF or artifact.spec is None:
-            continue
-        if ask.settings.quantization not in {None, artifact.quantization}:
             continue
         architecture = read_architecture(artifact.spec)
         weights = sum_weights(artifact.spec, architecture.n_layer)
@@ -308,9 +312,9 @@ def try_placement(candidate: Candidate, ask: Ask, target: Target, n_gpu_layers: 
         footprint,
         host=replace(footprint.host, resident_mmap_bytes=max(0, weights_file - footprint.host.weights_bytes)),
     )
-    fits = footprint.host.total_bytes <= target.host_budget.budget_bytes and all(
-        use.total_bytes <= budget.budget_bytes for use, budget in zip(footprint.devices, target.budgets, strict=True)
-    )
+    uses = [use.total_bytes for use in footprint.devices] + [footprint.host.total_bytes]
+    budgets = [budget.budget_bytes for budget in (*target.budgets, target.host_budget)]
+    fits = all(use <= budget for use, budget in zip(uses, budgets, strict=True))
     shares = config.shares if target.devices else ()
     speed = estimate_speed(
         architecture=candidate.architecture,
@@ -332,16 +336,29 @@ def all_layers(candidate: Candidate, target: Target) -> int:
 def most_layers(candidate: Candidate, ask: Ask, target: Target) -> Trial | None:
     """Return the placement with the most layers on the devices that fits, or ``None``.
 
-    Fewer layers can be what does not fit: the host must hold the rest. Device memory need not fall with every layer
-    given up (a large output layer, copies for operation offload), so every count is tried, from the top.
+    Device memory grows with the layers given to it, but not strictly (a large output layer, copies for operation
+    offload): the boundary is found by bisection, and the counts just above it are tried as well.
     """
-    for n_gpu_layers in range(all_layers(candidate, target), -1, -1):
+    if candidate.weights.total_bytes > target.budget_bytes:
+        return None
+    n_all = all_layers(candidate, target)
+    fitting, failing = -1, n_all + 1
+    while failing - fitting > 1:
+        middle = (fitting + failing) // 2
+        if _devices_hold(try_placement(candidate, ask, target, middle), target):
+            fitting = middle
+        else:
+            failing = middle
+    for n_gpu_layers in range(min(n_all, fitting + _BOUNDARY), max(-1, fitting - _BOUNDARY), -1):
         trial = try_placement(candidate, ask, target, n_gpu_layers)
         if trial.fits:
             return trial
-        if trial.footprint.host.total_bytes > target.host_budget.budget_bytes:
-            return None
     return None
+
+
+def _devices_hold(trial: Trial, target: Target) -> bool:
+    pairs = zip(trial.footprint.devices, target.budgets, strict=True)
+    return all(use.total_bytes <= budget.budget_bytes for use, budget in pairs)
 
 
 # --- Choosing ---------------------------------------------------------------------------------------------------
@@ -397,10 +414,15 @@ def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target) 
     return best
 
 
-def decide(request: Request, inventory: Inventory) -> Outcome:
-    """Plan or refuse, without advice. Deterministic: equal arguments give equal results."""
+def decide(request: Request, inventory: Inventory, prepared: tuple[Candidate, ...] | None = None) -> Outcome:
+    """Plan or refuse, without advice. Deterministic: equal arguments give equal results.
+
+    ``prepared`` is what ``prepare`` returned for the request's profile, where the caller asks more than once.
+    """
     ask = resolve_ask(request)
-    candidates = list_candidates(request, ask)
+    quantization = ask.settings.quantization
+    candidates = prepare(request.profile) if prepared is None else prepared
+    candidates = tuple(c for c in candidates if quantization in {None, c.artifact.quantization})
     if not candidates:
         return _refuse_no_artifact(request, ask)
     trained, lowered = _trained_context(ask, candidates)

