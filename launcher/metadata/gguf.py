@@ -76,15 +76,23 @@ _SCALARS: Final[Mapping[int, struct.Struct]] = {
     12: struct.Struct("<d"),
 }
 
+_WEB_PAGE: Final = ("a web page, not the weights", "download the file again, from the link that ends in .gguf")
+_PICKLE: Final = (
+    "pickled weights, which run code when they are loaded",
+    "use a safetensors or GGUF release of this model",
+)
+_OLD_FORMAT: Final = ("a predecessor of GGUF that no engine reads any more", "use a GGUF release of this model")
 _FOREIGN_MAGICS: Final[Mapping[bytes, tuple[str, str]]] = {
     b"vers": ("a git-lfs pointer, not the weights", "fetch the weights with `git lfs pull`"),
-    b"<!DO": ("a web page, not the weights", "download the file again, from the link that ends in .gguf"),
-    b"<!do": ("a web page, not the weights", "download the file again, from the link that ends in .gguf"),
-    b"<htm": ("a web page, not the weights", "download the file again, from the link that ends in .gguf"),
-    b"PK\x03\x04": ("a zip archive, which is how pickled weights are stored", "use a GGUF or safetensors release"),
-    b"lmgg": ("the older GGML format", "use a GGUF release of this model"),
-    b"tjgg": ("the older GGJT format", "use a GGUF release of this model"),
+    b"<!DO": _WEB_PAGE,
+    b"<!do": _WEB_PAGE,
+    b"<htm": _WEB_PAGE,
+    b"PK\x03\x04": _PICKLE,
+    b"\x80": _PICKLE,
+    b"lmgg": _OLD_FORMAT,
+    b"tjgg": _OLD_FORMAT,
 }
+"""What else is found under a model's name, by how it begins: what it is, and what to do."""
 
 
 class GgufHeader(Struct, frozen=True, kw_only=True):
@@ -279,7 +287,7 @@ def read_gguf_file(path: Path) -> GgufHeader:
         raise WeightsMissingError(
             msg, help=f"download all {n_shards} files into one folder", details=(f"looked in {paths[0].parent}",)
         )
-    return _join([_read_path(shard) for shard in paths], paths)
+    return _join([header if shard == path else _read_path(shard) for shard in paths], paths)
 
 
 def shard_paths(path: Path, n_shards: int) -> tuple[Path, ...]:
@@ -289,7 +297,7 @@ def shard_paths(path: Path, n_shards: int) -> tuple[Path, ...]:
         MetadataError: the file's name does not say which one it is, or speaks of another number of files.
     """
     match = _SPLIT_NAME.fullmatch(path.name)
-    if match is None or int(match["count"]) != n_shards:
+    if match is None or int(match["count"]) != n_shards or not 1 <= int(match["number"]) <= n_shards:
         msg = f"the header says that this is one of {n_shards} files, the name `{label(path.name)}` does not"
         raise MetadataError(
             msg,
@@ -350,7 +358,8 @@ def _count_of(header: GgufHeader, key: str, *, default: int) -> int:
 def _read_version(cursor: _Cursor) -> int:
     magic = cursor.take(len(MAGIC), "magic")
     if magic != MAGIC:
-        what, way_out = _FOREIGN_MAGICS.get(magic, (f"not a GGUF file: it begins with {magic!r}", None))
+        known = (found for begin, found in _FOREIGN_MAGICS.items() if magic.startswith(begin))
+        what, way_out = next(known, (f"not a GGUF file: it begins with {magic!r}", None))
         msg = f"this is {what}"
         raise MetadataError(msg, offset=0, field="magic", help=way_out)
     version = cursor.unpack(_U32, "version")

@@ -9,7 +9,7 @@ from launcher.domain import ModelSpec
 from launcher.errors import MetadataError
 from launcher.metadata.files import label
 from launcher.metadata.gguf import read_gguf_file
-from launcher.metadata.safetensors import is_pickle_name, read_folder, refuse_pickle
+from launcher.metadata.safetensors import read_folder
 
 
 def read_spec(path: Path) -> ModelSpec:
@@ -21,8 +21,6 @@ def read_spec(path: Path) -> ModelSpec:
     """
     if path.is_dir():
         return read_folder(path)
-    if is_pickle_name(path.name):
-        refuse_pickle(path.name)
     if path.suffix == ".safetensors":
         msg = f"`{label(path.name)}` alone does not describe a model"
         raise MetadataError(msg, offset=0, field="file", help="give the folder that holds it and its config.json")

@@ -275,9 +275,10 @@ def _only_weights(folder: Path) -> str:
     if names:
         msg = f"{len(names)} safetensors files without `{INDEX_NAME}`"
         raise MetadataError(msg, offset=0, field=INDEX_NAME, help=f"download `{INDEX_NAME}` into the folder too")
-    for name in contents:
-        if is_pickle_name(name):
-            refuse_pickle(name)
+    pickled = [name for name in contents if PurePosixPath(name).suffix in _PICKLE_SUFFIXES]
+    if pickled:
+        msg = f"`{label(pickled[0])}` holds pickled weights, which run code when they are loaded; they are refused"
+        raise MetadataError(msg, offset=0, field="file", help="use a safetensors or GGUF release of this model")
     msg = f"the folder `{label(str(folder))}` has no safetensors file"
     raise WeightsMissingError(msg, help="give a folder with config.json and *.safetensors, or a GGUF file")
 
@@ -288,21 +289,6 @@ def _list_folder(folder: Path) -> list[str]:
     except OSError as error:
         msg = f"the folder `{label(str(folder))}` cannot be read: {error.strerror}"
         raise MetadataError(msg, offset=0, field="folder") from error
-
-
-def refuse_pickle(name: str) -> NoReturn:
-    """Fault: the weights are pickled.
-
-    Raises:
-        MetadataError: always.
-    """
-    msg = f"`{label(name)}` holds pickled weights, which run code when they are loaded; they are refused"
-    raise MetadataError(msg, offset=0, field="file", help="use a safetensors or GGUF release of this model")
-
-
-def is_pickle_name(name: str) -> bool:
-    """Tell whether a file of this name would be pickled weights."""
-    return PurePosixPath(name).suffix in _PICKLE_SUFFIXES
 
 
 def _inside(folder: Path, name: str) -> Path:

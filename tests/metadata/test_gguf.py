@@ -244,6 +244,7 @@ FAULTS: dict[str, tuple[bytes, str, str]] = {
     "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git-lfs", "magic"),
     "web page": (b"<!DOCTYPE html><html>", "web page", "magic"),
     "zipped pickle": (b"PK\x03\x04" + bytes(50), "pickle", "magic"),
+    "pickle": (b"\x80\x04K\x01.", "pickle", "magic"),
     "version 1": (document(version=1), "version 1 is no longer read", "version"),
     "version 4": (document(version=4), "newer than this reader", "version"),
     "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "big-endian", "version"),
@@ -470,6 +471,13 @@ def test_the_announced_number_of_tensors_is_checked(tmp_path: Path) -> None:
 def test_a_renamed_file_of_a_split_model_is_refused(tmp_path: Path) -> None:
     """Without its published name a file does not lead to the others."""
     renamed = write_split(tmp_path, 2)[0].rename(tmp_path / "model.gguf")
+    with pytest.raises(MetadataError, match=r"one of 2 files"):
+        read_gguf_file(renamed)
+
+
+def test_a_file_beyond_its_own_number_is_refused(tmp_path: Path) -> None:
+    """There is no third file of two."""
+    renamed = write_split(tmp_path, 2)[1].rename(tmp_path / "m-00003-of-00002.gguf")
     with pytest.raises(MetadataError, match=r"one of 2 files"):
         read_gguf_file(renamed)
 
