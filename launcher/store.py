@@ -1,0 +1,378 @@
+"""State on disk: which instances are served here, by whom, and how each of them fared.
+
+One folder per instance under the state directory, readable by its owner alone. Whoever holds an instance's lock is
+the only writer of its record; everybody may read at any moment, because a file is only ever replaced whole. It must
+not know how an engine is started, signalled or judged.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Final, NoReturn, TypeVar
+
+import msgspec
+import platformdirs
+
+from launcher.domain import SCHEMA_VERSION, InstanceRecord, InstanceView, Noun, ProcessId, State
+from launcher.errors import AlreadyServedError, NotServedError, StateError, UsageError
+
+T = TypeVar("T")
+
+_RECORD: Final = "instance.json"
+_GUARD_RECORD: Final = re.compile(r"guard-([0-9a-f]{32})\.json")
+_LOCK: Final = "lock"
+_LOG: Final = "engine.log"
+_EVENTS: Final = "events.jsonl"
+_SUPERVISOR_LOG: Final = "supervisor.log"
+_MAX_NAME: Final = 64
+_MAX_RECORD_BYTES: Final = 32 << 20  # a plan with its model's tensor list is below 1 MiB; what is larger is not ours
+_LOCK_ATTEMPTS: Final = 20  # `launch stop` and `ps` hold a lock for moments only: assumed below half a second
+_LOCK_PAUSE_S: Final = 0.025
+LIVE_STATES: Final = frozenset({State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.BACKOFF})
+"""States that only a living supervisor can be in."""
+
+
+class GuardRecord(Noun, frozen=True):
+    """What the guard writes of itself before it starts an engine.
+
+    Every process of the engine's tree inherits ``token`` in its environment: the next start finds what was left.
+    """
+
+    token: str
+    guard: ProcessId | None = None
+    engine: ProcessId | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+# --- Processes --------------------------------------------------------------------------------------------------
+
+
+@cache
+def boot_id() -> str:
+    """Return the kernel's random name of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def identify(pid: int) -> ProcessId | None:
+    """Return the identity of a running process, or ``None`` where there is none (a zombie has ended too)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()
+    if fields[0] in "ZX":
+        return None
+    return ProcessId(pid=pid, start_time=int(fields[19]), boot_id=boot_id())
+
+
+def is_alive(process: ProcessId | None) -> bool:
+    """Whether this very process still runs: same number, same start, same boot."""
+    return process is not None and identify(process.pid) == process
+
+
+# --- Where ------------------------------------------------------------------------------------------------------
+
+
+def state_root() -> Path:
+    """Return the state directory: ``$LAUNCHER_STATE_DIR``, systemd's ``$STATE_DIRECTORY``, or the XDG one."""
+    own = os.environ.get("LAUNCHER_STATE_DIR")
+    if own:
+        return Path(own).absolute()
+    systemd = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(systemd) if systemd else platformdirs.user_state_path("launcher")
+
+
+def instance_name(name: str) -> str:
+    """Return the folder name for a profile's name: lower case, safe characters, no path, and unique.
+
+    A name that had to be changed gets eight hex digits of its hash, so that two names never share a folder.
+    """
+    if not name:
+        message = "an instance needs a name"
+        raise UsageError(message, help="give a profile's name, for example `launch ps` shows those that are served")
+    safe = re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip(".-_")[:_MAX_NAME]
+    if safe == name:
+        return safe
+    digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    return f"{safe or 'instance'}-{digest}"
+
+
+def _refuse(error: OSError, path: Path | str, act: str) -> NoReturn:
+    """Say which folder cannot be used, and what usually helps."""
+    helps = {
+        errno.ENOSPC: "free some disk space, or set LAUNCHER_STATE_DIR to a folder on another disk",
+        errno.EDQUOT: "free some of your disk quota, or set LAUNCHER_STATE_DIR to a folder on another disk",
+        errno.EROFS: "set LAUNCHER_STATE_DIR to a folder that can be written",
+        errno.ELOOP: "remove the symbolic link: the state directory must be a real folder of your own",
+        errno.ENOTDIR: "remove what stands there: the state directory must be a real folder of your own",
+    }
+    fallback = "set LAUNCHER_STATE_DIR to a folder of your own that can be written"
+    message = f"cannot {act} {path}: {(error.strerror or str(error)).lower()}"
+    raise StateError(message, help=helps.get(error.errno or 0, fallback)) from error
+
+
+def _own_directory(path: Path) -> int:
+    """Create the folder for its owner alone where it is missing, and open it; refuse one of somebody else."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        _refuse(error, path, "use the state directory")
+    info = os.fstat(fd)
+    if info.st_uid != os.geteuid():
+        os.close(fd)
+        message = f"the state directory {path} belongs to user {info.st_uid}, not to you ({os.geteuid()})"
+        raise StateError(message, help="set LAUNCHER_STATE_DIR to a folder of your own")
+    if stat.S_IMODE(info.st_mode) & 0o077:
+        os.fchmod(fd, 0o700)
+    return fd
+
+
+def replace_file(directory: int, name: str, data: bytes) -> None:
+    """Replace a file of the open folder ``directory`` whole: readers see the old bytes or the new ones.
+
+    Raises:
+        OSError: the disk is full or cannot be written; the old file then stands and no temporary one is left.
+    """
+    temporary = f".{name}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode=0o600, dir_fd=directory)
+    try:
+        with open(fd, "wb") as file:  # noqa: PTH123 - opened relative to the folder, which a path cannot be
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary, dir_fd=directory)
+        raise
+
+
+def _read_file(directory: int, name: str) -> bytes | None:
+    """Return a file's bytes without following a link, or ``None`` where there is none."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    with open(fd, "rb") as file:  # noqa: PTH123 - opened relative to the folder, which a path cannot be
+        return file.read(_MAX_RECORD_BYTES)
+
+
+# --- The owner's side -------------------------------------------------------------------------------------------
+
+
+class Instance:
+    """A served instance's folder, held by the one process that may write there."""
+
+    def __init__(self, name: str, path: Path, directory: int) -> None:
+        """Hold the open folder ``directory``; the lock lives in the caller's context manager."""
+        self.name = name
+        self.path = path
+        self.directory = directory
+
+    @property
+    def log_path(self) -> Path:
+        """The engine's captured output; the older half has the suffix ``.1``."""
+        return self.path / _LOG
+
+    @property
+    def events_path(self) -> Path:
+        """The supervisor's events, one JSON object a line."""
+        return self.path / _EVENTS
+
+    def guard_path(self, token: str) -> Path:
+        """The record of the guard that carries ``token``; it is there while that guard's engine may be alive."""
+        return self.path / f"guard-{token}.json"
+
+    def write(self, record: InstanceRecord) -> None:
+        """Replace the record; raises ``OSError`` where the disk does not take it."""
+        replace_file(self.directory, _RECORD, msgspec.json.encode(record))
+
+    def read(self) -> InstanceRecord | None:
+        """Return the last record; one that cannot be understood is set aside and counts as none."""
+        return _decode_or_set_aside(self.directory, _RECORD, InstanceRecord)
+
+    def read_guards(self) -> tuple[GuardRecord, ...]:
+        """Return what guards wrote whose engines may be alive.
+
+        A record that cannot be understood still names its token, and that suffices to find the engine's processes.
+        """
+        found = []
+        for name in sorted(os.listdir(self.directory)):  # noqa: PTH208 - by descriptor: no other folder can be put there
+            match = _GUARD_RECORD.fullmatch(name)
+            if match:
+                record = _decode_or_set_aside(self.directory, name, GuardRecord)
+                found.append(record or GuardRecord(token=match[1]))
+        return tuple(found)
+
+    def forget_guard(self, token: str) -> None:
+        """Remove a guard's record once nothing of its engine is left."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"guard-{token}.json", dir_fd=self.directory)
+
+
+def _decode_or_set_aside(directory: int, name: str, kind: type[T]) -> T | None:
+    data = _read_file(directory, name)
+    if data is None:
+        return None
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        os.replace(name, f"{name}.corrupt", src_dir_fd=directory, dst_dir_fd=directory)
+        return None
+
+
+@contextlib.contextmanager
+def open_instance(name: str) -> Iterator[Instance]:
+    """Take the instance for as long as the block lasts: its folder is made, its lock is held.
+
+    The lock is the kernel's (``flock``): it is gone with the process, however that ends, and neither the guard nor
+    the engine inherits it.
+
+    Raises:
+        AlreadyServedError: a living supervisor holds it.
+        StateError: the state directory cannot be used.
+    """
+    folder = instance_name(name)
+    root = state_root()
+    os.close(_own_directory(root))
+    path = root / "instances" / folder
+    os.close(_own_directory(path.parent))
+    directory = _own_directory(path)
+    try:
+        lock = _take_lock(directory, path, folder)
+        try:
+            yield Instance(folder, path, directory)
+        finally:
+            os.close(lock)
+    finally:
+        os.close(directory)
+
+
+def _take_lock(directory: int, path: Path, name: str) -> int:
+    try:
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600, dir_fd=directory)
+    except OSError as error:
+        _refuse(error, path / _LOCK, "open the lock")
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_S)
+        except OSError as error:
+            os.close(lock)
+            _refuse(error, path / _LOCK, "lock")
+        else:
+            return lock
+    os.close(lock)
+    record = _peek(directory)[0]
+    who = f" by process {record.supervisor.pid}" if record is not None else ""
+    where = f" at {record.address.host}:{record.address.port}" if record is not None else ""
+    message = f"`{name}` is already served{who}{where}"
+    raise AlreadyServedError(
+        message, help=f"end it with `launch stop {name}`, or look at it with `launch status {name}`"
+    )
+
+
+# --- The reader's side ------------------------------------------------------------------------------------------
+
+
+def _peek(directory: int) -> tuple[InstanceRecord | None, str | None]:
+    """Read the record without changing anything: the record, or why it cannot be had; neither where there is none."""
+    try:
+        data = _read_file(directory, _RECORD)
+    except OSError as error:
+        return None, f"its record cannot be read: {(error.strerror or str(error)).lower()}"
+    if data is None:
+        return None, None
+    try:
+        return msgspec.json.decode(data, type=InstanceRecord), None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return None, f"its record cannot be understood: {error}"
+
+
+def _view(path: Path) -> InstanceView | None:
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        record, reason = _peek(directory)
+        if record is None and reason is None:
+            return None
+    finally:
+        os.close(directory)
+    log_path = str(path / _LOG)
+    if record is None:
+        return InstanceView(
+            name=path.name, state=State.FAILED, path=str(path), log_path=log_path, supervisor_alive=False, reason=reason
+        )
+    alive = is_alive(record.supervisor)
+    state, reason = record.state, record.reason
+    if not alive and state in LIVE_STATES:
+        state, reason = State.FAILED, f"its supervisor (process {record.supervisor.pid}) was killed"
+    return InstanceView(
+        name=path.name,
+        state=state,
+        path=str(path),
+        log_path=log_path,
+        supervisor_alive=alive,
+        reason=reason,
+        record=record,
+    )
+
+
+def list_instances() -> tuple[InstanceView, ...]:
+    """Return every instance that this user has ever served here, by name. No state directory: none."""
+    try:
+        paths = sorted((state_root() / "instances").iterdir())
+    except FileNotFoundError:
+        return ()
+    except OSError as error:
+        _refuse(error, state_root(), "read the state directory")
+    return tuple(view for view in map(_view, paths) if view is not None)
+
+
+def find_instance(name: str) -> InstanceView:
+    """Return the instance of a profile's name or of a folder's name.
+
+    Raises:
+        NotServedError: it was never served here.
+    """
+    for folder in dict.fromkeys((instance_name(name), name)):
+        if "/" not in folder and folder not in {"", ".", ".."}:
+            view = _view(state_root() / "instances" / folder)
+            if view is not None:
+                return view
+    known = [view.name for view in list_instances()]
+    fix = (
+        f"known here: {', '.join(known)}"
+        if known
+        else f"nothing was served here yet; start it with `launch serve {name}`"
+    )
+    message = f"`{name}` is not served here"
+    raise NotServedError(message, help=fix)
+
+
+def supervisor_log_path(name: str) -> Path:
+    """Return where a detached supervisor's own output goes; its folder is made."""
+    root = state_root()
+    os.close(_own_directory(root))
+    path = root / "instances" / instance_name(name)
+    os.close(_own_directory(path.parent))
+    os.close(_own_directory(path))
+    return path / _SUPERVISOR_LOG
+
+
+def free_bytes(path: Path) -> int:
+    """Return the bytes that this user may still write on the disk of ``path``."""
+    info = os.statvfs(path)
+    return info.f_bavail * info.f_frsize

@@ -1,0 +1,124 @@
+"""Keep what an engine prints within bounds: bounded lines, a bounded ring, a size-bounded file.
+
+It must not know what a line means. A disk that is full or broken costs log lines, never the engine.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+MAX_LINE_BYTES: Final = 8192
+"""Longer lines are cut there: llama.cpp's own stay below 2 KiB, chat templates printed on one line do not."""
+_CUT: Final = b" [...]"
+_SECRET_NAME: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?$", re.IGNORECASE)
+_MIN_SECRET_LENGTH: Final = 6  # shorter values are words of ordinary log lines
+
+
+class LineSplitter:
+    """Turn chunks of bytes into lines of text; at most ``MAX_LINE_BYTES`` are ever held."""
+
+    def __init__(self, emit: Callable[[str], None]) -> None:
+        """Call ``emit`` with each complete line, without its end."""
+        self._emit = emit
+        self._partial = b""
+        self._skipping = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take the next bytes of the stream."""
+        *complete, rest = chunk.split(b"\n")
+        for piece in complete:
+            self._take(piece)
+            self.flush()
+        self._take(rest)
+
+    def _take(self, piece: bytes) -> None:
+        if self._skipping:
+            return
+        self._partial += piece[: MAX_LINE_BYTES + 1]
+        if len(self._partial) > MAX_LINE_BYTES:
+            self._send(self._partial[:MAX_LINE_BYTES] + _CUT)
+            self._partial = b""
+            self._skipping = True
+
+    def flush(self) -> None:
+        """End the line that is under way: at a newline, or at the end of the stream."""
+        if self._partial or not self._skipping:
+            self._send(self._partial)
+        self._partial = b""
+        self._skipping = False
+
+    def close(self) -> None:
+        """Emit a last line that has no newline."""
+        if self._partial:
+            self.flush()
+
+    def _send(self, line: bytes) -> None:
+        text = line.rstrip(b"\r").decode("utf-8", errors="replace")
+        self._emit("".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in text))
+
+
+class RotatingFile:
+    """Append lines to a file that is moved to ``NAME.1`` when it is full: never more than two times ``max_bytes``.
+
+    When the disk does not take a line, the line is dropped and ``on_fault`` is called, once until writing works again.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, on_fault: Callable[[OSError], None]) -> None:
+        """Open nothing yet: the first line does."""
+        self._path = path
+        self._max_bytes = max_bytes
+        self._on_fault = on_fault
+        self._fd: int | None = None
+        self._size = 0
+        self._faulty = False
+
+    def write(self, line: str) -> None:
+        """Append one line."""
+        data = line.encode("utf-8", errors="replace") + b"\n"
+        try:
+            if self._fd is not None and self._size + len(data) > self._max_bytes:
+                self._rotate()
+            fd = self._open()
+            written = os.write(fd, data)
+        except OSError as error:
+            if not self._faulty:
+                self._faulty = True
+                self._on_fault(error)
+            return
+        self._size += written
+        self._faulty = written < len(data)
+
+    def _open(self) -> int:
+        if self._fd is None:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(self._path, flags, 0o600)
+            self._size = os.fstat(self._fd).st_size
+        return self._fd
+
+    def _rotate(self) -> None:
+        self.close()
+        self._path.replace(f"{self._path}.1")
+
+    def close(self) -> None:
+        """Close the file; a later line opens it again."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the values that must never be written: of variables whose names end in key, token, secret, password."""
+    found = {
+        value for name, value in environment.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH
+    }
+    return tuple(sorted(found, key=len, reverse=True))
+
+
+def redact(line: str, secrets: tuple[str, ...]) -> str:
+    """Return the line with every secret replaced by asterisks."""
+    for secret in secrets:
+        if secret in line:
+            line = line.replace(secret, "***")
+    return line

@@ -1,0 +1,162 @@
+"""Read from ``/proc`` what an engine's processes do: their work, their listening sockets, their token.
+
+It must not know what follows from it, apart from `kill_marked`, the one act here: ending processes that carry a token.
+"""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from launcher.domain import Noun, ProcessId
+from launcher.store import is_alive
+from launcher.supervisor.guard import descendants
+
+TOKEN_VARIABLE: Final = "LAUNCHER_GUARD_TOKEN"  # noqa: S105 - no password, a mark
+"""In the environment of every process of an engine's tree; not a secret."""
+_LISTEN: Final = "0A"  # TCP_LISTEN, include/net/tcp_states.h
+_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_ROUND_S: Final = 0.01
+
+
+class Activity(Noun, frozen=True):
+    """What a tree of processes has done so far (CPU seconds, bytes read) and holds now (resident bytes)."""
+
+    cpu_s: float = 0.0
+    read_bytes: int = 0
+    resident_bytes: int = 0
+
+
+def measure_tree(root: int) -> Activity:
+    """Sum the activity of all processes below ``root``; what cannot be read counts as nothing."""
+    cpu_ticks = read_bytes = resident_pages = 0
+    for pid in descendants(root):
+        with contextlib.suppress(OSError, ValueError):
+            folder = Path(f"/proc/{pid}")
+            fields = (folder / "stat").read_bytes().rpartition(b")")[2].split()
+            cpu_ticks += int(fields[11]) + int(fields[12])
+            resident_pages += int(fields[21])
+            counters = dict(line.split(b":") for line in (folder / "io").read_bytes().splitlines())
+            read_bytes += int(counters[b"rchar"])
+    return Activity(cpu_s=cpu_ticks / _TICKS_PER_S, read_bytes=read_bytes, resident_bytes=resident_pages * _PAGE_BYTES)
+
+
+# --- Sockets ----------------------------------------------------------------------------------------------------
+
+
+def parse_listeners(text: str, port: int) -> frozenset[int]:
+    """Return the inodes of the sockets that listen on ``port``, from the text of ``/proc/net/tcp`` or ``tcp6``."""
+    found = set()
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if fields[3] == _LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+            found.add(int(fields[9]))
+    return frozenset(found)
+
+
+def probe_listeners(port: int) -> frozenset[int]:
+    """Return the inodes of the sockets of this network namespace that listen on ``port``."""
+    found: frozenset[int] = frozenset()
+    for name in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            found |= parse_listeners(Path(f"/proc/net/{name}").read_text(encoding="ascii"), port)
+    return found
+
+
+def socket_owners(inodes: frozenset[int], pids: Iterable[int]) -> tuple[frozenset[int], bool]:
+    """Return which of the processes hold one of the sockets, and whether all of them could be looked into."""
+    links = {f"socket:[{inode}]" for inode in inodes}
+    owners = set()
+    complete = True
+    for pid in pids:
+        try:
+            descriptors = list(Path(f"/proc/{pid}/fd").iterdir())
+        except PermissionError:
+            complete = False
+            continue
+        except OSError:
+            continue
+        for descriptor in descriptors:
+            with contextlib.suppress(OSError):
+                if str(descriptor.readlink()) in links:
+                    owners.add(pid)
+                    break
+    return frozenset(owners), complete
+
+
+def all_pids() -> list[int]:
+    """Return every process that this one can see."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def name_of(pid: int) -> str:
+    """Return a process's short name and number, for messages."""
+    try:
+        name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return f"process {pid}"
+    return f"process {pid} ({name})"
+
+
+def who_listens(port: int) -> str | None:
+    """Return the name of a process that listens on ``port``; ``None`` where none does or it is another user's."""
+    owners, _ = socket_owners(probe_listeners(port), all_pids())
+    return name_of(min(owners)) if owners else None
+
+
+# --- The token --------------------------------------------------------------------------------------------------
+
+
+def _carries(pid: int, mark: bytes) -> bool:
+    try:
+        return mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def find_marked(token: str) -> list[int]:
+    """Return the living processes whose environment carries ``token``: an engine's tree, however it scattered."""
+    mark = f"{TOKEN_VARIABLE}={token}".encode("ascii")
+    return [pid for pid in all_pids() if _carries(pid, mark)]
+
+
+def kill_marked(token: str, *, root: ProcessId | None = None, patience_s: float = 10.0) -> tuple[int, ...]:
+    """Kill every process that carries ``token`` or is ``root``, and everything below them, until none is left.
+
+    Each marked process is held by a descriptor while it is checked and signalled, so that a number that was given
+    anew is never hit.
+
+    Returns:
+        The processes that ``patience_s`` seconds of SIGKILL have not ended; usually none.
+    """
+    give_up = time.monotonic() + patience_s
+    mark = f"{TOKEN_VARIABLE}={token}".encode("ascii")
+    while True:
+        marked = find_marked(token)
+        bare = [root.pid] if root is not None and root.pid not in marked and is_alive(root) else []
+        if not marked and not bare:
+            return ()
+        if time.monotonic() > give_up:
+            return (*bare, *marked)
+        # Below them, those that cleaned their environment: killed while their parents still name them.
+        below = dict.fromkeys(child for top in (*bare, *marked) for child in descendants(top))
+        for pid in (*bare, *(pid for pid in below if pid not in marked)):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in marked:
+            _kill_if_marked(pid, mark)
+        time.sleep(_ROUND_S)
+
+
+def _kill_if_marked(pid: int, mark: bytes) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.pidfd_open(pid)
+        try:
+            if _carries(pid, mark):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,84 @@
+"""Ask a starting engine whether it answers, and then whether it can really complete a token.
+
+It must not know processes or logs, nor decide what an answer means for the instance.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+
+from launcher.domain import Address, Command
+
+_FIRST_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 0.25
+_PAUSE_GROWTH: Final = 1.15
+_REQUEST_S: Final = 5.0  # of one look at the endpoint; a busy loader may answer late, and is then asked again
+_OK: Final = 200
+_UNREACHABLE: Final = (aiohttp.ClientError, OSError, TimeoutError)
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - compared, not bound
+
+
+def base_url(address: Address) -> str:
+    """Return where this machine reaches the endpoint; a wildcard address is reached over loopback."""
+    host = _WILDCARDS.get(address.host, address.host)
+    return f"http://[{host}]:{address.port}" if ":" in host else f"http://{host}:{address.port}"
+
+
+@asynccontextmanager
+async def open_session(command: Command, env: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session to the command's endpoint, with its key where one is required; proxies are not used."""
+    headers = {"Content-Type": "application/json"}
+    key = env.get(command.api_key_env) if command.api_key_env else None
+    if key:
+        headers["Authorization"] = f"Bearer {key}"
+    async with aiohttp.ClientSession(base_url(command.address), headers=headers, trust_env=False) as session:
+        yield session
+
+
+async def await_answer(session: aiohttp.ClientSession, path: str) -> None:
+    """Return once ``path`` answers 200; ask at first every 50 ms, later every 250."""
+    pause_s = _FIRST_PAUSE_S
+    timeout = aiohttp.ClientTimeout(total=_REQUEST_S)
+    while True:
+        try:
+            async with session.get(path, timeout=timeout, allow_redirects=False) as response:
+                if response.status == _OK:
+                    return
+        except _UNREACHABLE:
+            pass
+        await asyncio.sleep(pause_s)
+        pause_s = min(pause_s * _PAUSE_GROWTH, _MAX_PAUSE_S)
+
+
+async def send_canary(session: aiohttp.ClientSession, path: str, body: str) -> str | None:
+    """Ask for one completion without a time limit; return what was wrong with the answer, or ``None``."""
+    try:
+        async with session.post(
+            path, data=body, timeout=aiohttp.ClientTimeout(total=None), allow_redirects=False
+        ) as response:
+            answer = await response.read()
+            status = response.status
+    except _UNREACHABLE as error:
+        return f"the canary request got no answer: {str(error) or type(error).__name__}"
+    excerpt = answer[:200].decode("utf-8", "replace")
+    if status // 100 != 2:  # noqa: PLR2004 - the class of HTTP's success codes
+        return f"the canary request was answered with status {status}: {excerpt}"
+    if not is_completion(answer):
+        return f"the canary request was answered without a completion: {excerpt}"
+    return None
+
+
+def is_completion(answer: bytes) -> bool:
+    """Whether an answer holds a completion: OpenAI's ``choices``, or llama-server's own ``content``."""
+    try:
+        value = json.loads(answer)
+    except ValueError:
+        return False
+    if not isinstance(value, dict):
+        return False
+    choices = value.get("choices")
+    return bool(choices) if isinstance(choices, list) else isinstance(value.get("content"), str)

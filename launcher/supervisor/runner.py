@@ -1,0 +1,588 @@
+"""Serve one command until it is stopped or fails: turn the world into the machine's events, carry out its effects.
+
+The only one to start and signal serving engines (through the guard), and the only clock. It must not decide what
+follows from an event (`machine`), what a log line means (`faults`, `placement`), or how long to wait (`restarts`).
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets as random_source
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Final
+
+from msgspec.structs import replace
+
+from launcher.domain import Command, InstanceRecord, Noun, Plan, ProcessId, State
+from launcher.errors import EngineFailedError, LauncherError, PlacementError, PortInUseError, StateError
+from launcher.store import Instance, identify
+from launcher.supervisor import faults, placement
+from launcher.supervisor.checks import check_start
+from launcher.supervisor.guard import descendants
+from launcher.supervisor.logs import RotatingFile, redact, secrets_of
+from launcher.supervisor.machine import ENDS, GUARDED, Effect, Event, Phase, state_of, step
+from launcher.supervisor.notices import Fact, Notice, Report, write_notice
+from launcher.supervisor.processes import Activity, measure_tree, probe_listeners, socket_owners, who_listens
+from launcher.supervisor.reclaim import reclaim
+from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
+from launcher.supervisor.tether import Tether
+from launcher.units import MIB, format_bytes
+
+_SAMPLE_S: Final = 1.0  # between two looks at what the starting engine does
+_BUSY_SHARE: Final = 0.1  # of one core: more than the launcher's own polling costs an idle engine
+_MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
+_N_RING: Final = 500
+_N_PLACEMENT: Final = 4000  # lines; a verbose log of a hundred layers has some hundreds
+_LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
+
+
+class RunOptions(Noun, frozen=True):
+    """How an instance is supervised. ``stall_timeout_s`` is of silence, not of loading: progress pushes it back."""
+
+    stall_timeout_s: float = 120.0
+    grace_s: float = 10.0
+    """Between SIGTERM and SIGKILL to the engine's tree."""
+    orphan_grace_s: float = 1.0
+    """The same, where the supervisor itself is gone."""
+    log_bytes: int = 8 * MIB
+    events_bytes: int = MIB
+    restarts: RestartPolicy = RestartPolicy()
+    handle_signals: bool = True
+
+
+class ServeResult(Noun, frozen=True):
+    """How serving ended when it did not fail: ``was_ready`` and ``restarts`` count over all engines of this run."""
+
+    was_ready: bool
+    n_restarts: int
+
+
+class _Fault(Noun, frozen=True):
+    """Why an engine is being given up."""
+
+    kind: type[LauncherError]
+    message: str
+    help: str | None = None
+    lines: tuple[str, ...] = ()
+
+    def to_error(self) -> LauncherError:
+        return self.kind(self.message, help=self.help, details=self.lines)
+
+
+def serve(
+    command: Command,
+    *,
+    instance: Instance,
+    plan: Plan | None = None,
+    options: RunOptions = RunOptions(),  # noqa: B008 - an immutable value
+    report: Report,
+) -> ServeResult:
+    """Serve the command in the foreground until it is stopped; the caller holds the instance's lock.
+
+    SIGINT, SIGTERM and SIGHUP end the engine gracefully, a second one at once. ``report`` hears every act, in the
+    thread that called. Whatever happens, nothing of the engine is left running on return.
+
+    Raises:
+        EngineFailedError: it died too often, stalled, or failed for good; ``details`` holds its telling log lines.
+        PlacementError: it placed the model otherwise than planned.
+        PortInUseError: another process has the address.
+        EngineMissingError, WeightsMissingError, StateError: found before anything was started.
+    """
+    with contextlib.ExitStack() as stack:
+        n_reclaimed = reclaim(instance)
+        check_start(command, plan, instance.path)
+        supervision = _Supervision(command, instance, plan, options, report)
+        stack.callback(supervision.close)
+        if n_reclaimed:
+            supervision.notify("instance.reclaimed", "ended what an earlier, killed supervisor had left running")
+        return asyncio.run(supervision.run())
+
+
+class _Supervision:
+    """The one owner of an instance's lifecycle state; lives in one event loop."""
+
+    def __init__(
+        self, command: Command, instance: Instance, plan: Plan | None, options: RunOptions, report: Report
+    ) -> None:
+        self._command = command
+        self._instance = instance
+        self._options = options
+        self._report = report
+        self._env = {**os.environ, **command.env}
+        self._secrets = secrets_of(self._env)
+        self._phase = Phase.IDLE
+        self._queue: asyncio.Queue[tuple[Event, int, _Fault | None]] = asyncio.Queue()
+        self._generation = 0
+        self._tether: Tether | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._duties: set[asyncio.Task[None]] = set()
+        self._stopped_by: str | None = None
+        self._failure: _Fault | None = None
+        self._deaths: tuple[Death, ...] = ()
+        self._ready_since_s: float | None = None
+        self._started_s = 0.0
+        self._moved_s = 0.0
+        self._activity = Activity()
+        self._n_lines = 0
+        self._ring: deque[str] = deque(maxlen=_N_RING)
+        self._placement_lines: deque[str] = deque(maxlen=_N_PLACEMENT)
+        self._was_ready = False
+        self._log = RotatingFile(instance.log_path, options.log_bytes, self._on_log_fault)
+        self._events = RotatingFile(instance.events_path, options.events_bytes, lambda _: None)
+        me = identify(os.getpid())
+        assert me is not None, "a running process has an entry in /proc"  # noqa: S101
+        self._record = InstanceRecord(
+            name=instance.name,
+            state=State.STARTING,
+            supervisor=me,
+            address=command.address,
+            started_at=time.time(),
+            changed_at=time.time(),
+            log_path=str(instance.log_path),
+            # The tensors of a large model are most of a plan's bytes, and nobody reads them here.
+            plan=plan and replace(plan, artifact=replace(plan.artifact, spec=None)),
+        )
+        self._record_unwritable = False
+        try:
+            instance.write(self._record)
+        except OSError as error:
+            message = f"cannot write in {instance.path}: {(error.strerror or str(error)).lower()}"
+            raise StateError(
+                message, help="free some disk space, or set LAUNCHER_STATE_DIR to a folder that can be written"
+            ) from error
+
+    # --- Telling others ---
+
+    def notify(self, event: str, text: str, *, transient: bool = False, **facts: Fact) -> None:
+        """Report one act, in words and as a line of the events file."""
+        notice = Notice(event=event, text=text, facts=facts, transient=transient)
+        if not transient:
+            write_notice(self._events, notice)
+        with contextlib.suppress(OSError):  # a closed terminal must not end the supervision
+            self._report(notice)
+
+    def _on_log_fault(self, error: OSError) -> None:
+        why = (error.strerror or str(error)).lower()
+        self.notify("log.dropped", f"the engine's log cannot be written ({why}); its lines are dropped", error=why)
+
+    def _update_record(self, **changes: object) -> None:
+        """Replace the record; a disk that no longer takes it does not end the serving."""
+        self._record = replace(self._record, changed_at=time.time(), **changes)
+        try:
+            self._instance.write(self._record)
+        except OSError as error:
+            if not self._record_unwritable:
+                self._record_unwritable = True
+                why = (error.strerror or str(error)).lower()
+                self.notify(
+                    "state.unwritable", f"the state cannot be written ({why}); `launch ps` is out of date", error=why
+                )
+        else:
+            self._record_unwritable = False
+
+    # --- The loop ---
+
+    async def run(self) -> ServeResult:
+        """Feed the machine until it comes to an end; leave nothing running."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
+        handled = self._handle_signals(loop)
+        self._post(Event.START)
+        try:
+            while self._phase not in ENDS:
+                event, generation, fault = await self._queue.get()
+                if generation in {0, self._generation}:
+                    self._advance(event, fault)
+        finally:
+            await self._leave()
+            for number in handled:
+                loop.remove_signal_handler(number)
+        if self._phase is Phase.FAILED and self._failure is not None:
+            raise self._failure.to_error()
+        return ServeResult(was_ready=self._was_ready, n_restarts=self._record.n_restarts)
+
+    def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        error = context.get("exception")
+        self._on_own_fault(error if isinstance(error, BaseException) else RuntimeError(str(context.get("message"))))
+
+    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> tuple[signal.Signals, ...]:
+        if not self._options.handle_signals or threading.current_thread() is not threading.main_thread():
+            return ()
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What is ignored on purpose stays so: `nohup` ignores SIGHUP, a shell's background job SIGINT.
+        handled = tuple(number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN)
+        for number in handled:
+            loop.add_signal_handler(number, self._on_signal, number)
+        return handled
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stopped_by is None:
+            self._stopped_by = number.name
+            self._post(Event.STOP, world=True)
+        else:
+            self._post(Event.FORCE, world=True)
+
+    def _post(self, event: Event, fault: _Fault | None = None, *, world: bool = False) -> None:
+        """Queue an event of the present engine, or of the world, which outlives engines."""
+        self._queue.put_nowait((event, 0 if world else self._generation, fault))
+
+    def _advance(self, event: Event, fault: _Fault | None) -> None:
+        before = self._phase
+        after, effects = step(before, event)
+        if event is Event.START or (before is Phase.BACKOFF and event is Event.RETRY):
+            self._generation += 1
+        self._phase = after
+        if after is not before:
+            self._on_change(before, after, event, fault)
+        for effect in effects:
+            self._carry_out(effect)
+
+    def _on_change(self, before: Phase, after: Phase, event: Event, fault: _Fault | None) -> None:
+        if after not in _LOADING or before is Phase.BACKOFF:
+            self._cancel_tasks()
+        if fault is not None and after in {Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL}:
+            self._failure = fault
+            self._remember_death()
+            self.notify("engine.failed", fault.message, cause=event.value)
+        if after is Phase.FAILED and self._failure is not None:
+            self.notify("instance.failed", f"`{self._instance.name}` failed: {self._failure.message}")
+        elif after is Phase.STOPPING:
+            by = f" on {self._stopped_by}" if self._stopped_by else ""
+            self.notify("instance.stopping", f"stopping{by}", by=self._stopped_by)
+        elif after is Phase.STOPPED:
+            self.notify("instance.stopped", "stopped; nothing of the engine is left")
+        if after not in GUARDED:
+            self._drop_tether()
+        self._describe_change(before, after)
+
+    def _describe_change(self, before: Phase, after: Phase) -> None:
+        changes: dict[str, object] = {"state": state_of(after)}
+        if after in {Phase.BACKOFF, Phase.FAILED} and self._failure is not None:
+            changes |= {"reason": self._failure.message, "details": self._failure.lines}
+        elif after in {Phase.READY, Phase.STOPPED}:
+            changes |= {"reason": None, "details": ()}
+        if after is Phase.READY:
+            changes["ready_at"] = time.time()
+        elif after not in _LOADING:
+            changes["ready_at"] = None if after is not Phase.STOPPING else self._record.ready_at
+        if after not in GUARDED:
+            changes |= {"engine": None, "guard": None}
+        if before is Phase.BACKOFF and after is Phase.SPAWNING:
+            changes["n_restarts"] = self._record.n_restarts + 1
+        if after is Phase.SPAWNING or state_of(after) is not state_of(before):
+            self._update_record(**changes)
+
+    def _remember_death(self) -> None:
+        ready_s = None if self._ready_since_s is None else time.monotonic() - self._ready_since_s
+        self._ready_since_s = None
+        death = Death(at_s=time.monotonic(), ready_s=ready_s)
+        self._deaths = remember(self._deaths, death, self._options.restarts)
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Effect.SPAWN:
+                self._spawn()
+            case Effect.WATCH:
+                self._start_task(self._watch_endpoint())
+                self._start_task(self._watch_progress())
+            case Effect.POSTPONE_STALL:
+                self._moved_s = time.monotonic()
+            case Effect.PROVE:
+                self._start_task(self._prove())
+            case Effect.ANNOUNCE:
+                self._announce()
+            case Effect.TERMINATE | Effect.KILL:
+                self._end_engine(effect)
+            case Effect.RECLAIM:
+                self._start_task(self._reclaim(), to_its_end=True)
+            case Effect.CONSULT_POLICY:
+                self._consult_policy()
+
+    def _end_engine(self, effect: Effect) -> None:
+        if self._tether is None:
+            return
+        if effect is Effect.TERMINATE:
+            self._tether.terminate(self._options.grace_s)
+        else:
+            self._tether.kill()
+
+    def _start_task(self, work: Coroutine[None, None, None], *, to_its_end: bool = False) -> None:
+        """Run a piece of work beside the loop; it is cancelled with the phase, unless it must come to its end."""
+        task = asyncio.get_running_loop().create_task(work)
+        tasks = self._duties if to_its_end else self._tasks
+        tasks.add(task)
+        task.add_done_callback(self._on_task_done)
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._duties.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._on_own_fault(error)
+
+    def _on_own_fault(self, error: BaseException) -> None:
+        """End the engine: what watches it has failed, and an engine that nobody watches must not run on."""
+        fault = _Fault(kind=EngineFailedError, message=f"the supervisor failed: {type(error).__name__}: {error}")
+        self._post(Event.DIED_FOR_GOOD, fault)
+        self._end_engine(Effect.KILL)
+
+    def _cancel_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    # --- Effects ---
+
+    def _spawn(self) -> None:
+        self._started_s = self._moved_s = time.monotonic()
+        self._activity = Activity()
+        self._ring.clear()
+        self._placement_lines.clear()
+        token = random_source.token_hex(16)
+        try:
+            self._tether = Tether(
+                self._command.argv,
+                self._env,
+                record_path=self._instance.guard_path(token),
+                token=token,
+                orphan_grace_s=self._options.orphan_grace_s,
+                on_report=self._on_report,
+                on_line=self._on_line,
+                on_lost=lambda: self._post(Event.GUARD_LOST, self._lost_fault()),
+            )
+        except OSError as error:
+            why = (error.strerror or str(error)).lower()
+            fault = _Fault(kind=EngineFailedError, message=f"no process can be started: {why}")
+            self._post(Event.SPAWN_FAILED, fault)
+            self._post(Event.GONE)
+
+    def _lost_fault(self) -> _Fault:
+        return _Fault(
+            kind=EngineFailedError,
+            message="the guard process was killed, and the engine with it",
+            help="do not kill the guard; end an instance with `launch stop`",
+            lines=faults.telling_lines(tuple(self._ring)),
+        )
+
+    def _on_report(self, report: dict[str, int | str]) -> None:
+        """Turn what the guard says into events."""
+        number = report.get("errno")
+        why = os.strerror(int(number)).lower() if number is not None else ""
+        match report["event"]:
+            case "spawned":
+                assert self._tether is not None  # noqa: S101 - it is who reports
+                engine = identify(int(report["pid"]))
+                self._update_record(guard=self._tether.guard, engine=engine, last_exit=self._record.last_exit)
+                self._notify_spawned(engine, int(report["pid"]))
+                self._post(Event.SPAWNED)
+            case "spawn-failed":
+                message = f"{self._command.argv[0]} cannot be executed: {why}"
+                self._post(Event.SPAWN_FAILED, _Fault(kind=EngineFailedError, message=message))
+            case "record-failed":
+                message = f"cannot write in {self._instance.path}: {why}"
+                help_ = "free some disk space, or set LAUNCHER_STATE_DIR to a folder that can be written"
+                self._post(Event.SPAWN_FAILED, _Fault(kind=StateError, message=message, help=help_))
+            case "exited":
+                self._on_exit(report.get("code"), report.get("signal"))
+            case _:  # "gone", the last
+                if report["survivors"]:
+                    n = report["survivors"]
+                    self.notify("engine.stuck", f"{n} processes of the engine hang in the kernel", survivors=n)
+                self._post(Event.GONE)
+
+    def _notify_spawned(self, engine: ProcessId | None, pid: int) -> None:
+        program = os.path.basename(self._command.argv[0])  # noqa: PTH119 - a name, not a file
+        self.notify(
+            "engine.spawned",
+            f"started {program} as process {pid}",
+            pid=pid,
+            start_time=None if engine is None else engine.start_time,
+        )
+
+    def _on_exit(self, code: int | str | None, signal_number: int | str | None) -> None:
+        if self._tether is not None:
+            self._tether.drain()  # all that the dead process wrote is in the pipe: read it before judging
+        code = None if code is None else int(code)
+        signal_number = None if signal_number is None else int(signal_number)
+        how = faults.describe_exit(code, signal_number)
+        self._update_record(last_exit=how)
+        expected = self._phase in {Phase.STOPPING, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_RETRY}
+        self.notify("engine.exited", f"the engine ended ({how})", expected=expected, code=code, signal=signal_number)
+        found = faults.diagnose(tuple(self._ring), signal_number=signal_number)
+        when = "while it loaded" if self._phase in _LOADING else "while it served"
+        is_port = found.cause is faults.Cause.PORT
+        fault = _Fault(
+            kind=PortInUseError if is_port else EngineFailedError,
+            message=f"the engine ended {when} ({how}): {found.meaning}",
+            help=found.help or f"read its whole log with `launch logs {self._instance.name}`",
+            lines=found.lines,
+        )
+        self._post(Event.DIED_FOR_GOOD if found.permanent else Event.DIED, fault)
+
+    def _on_line(self, line: str) -> None:
+        line = redact(line, self._secrets)
+        self._n_lines += 1
+        self._ring.append(line)
+        self._log.write(line)
+        if self._phase in _LOADING and placement.is_telling(line):
+            self._placement_lines.append(line)
+
+    async def _watch_endpoint(self) -> None:
+        """Report when the engine's own socket answers; one that belongs to another process is no answer of ours."""
+        # Imported here: 0.2 s that are spent while the engine already loads.
+        from launcher.supervisor import readiness  # noqa: PLC0415
+
+        async with readiness.open_session(self._command, self._env) as session:
+            await readiness.await_answer(session, self._command.ready_path)
+        usurper = self._usurper()
+        if usurper is None:
+            self._post(Event.ANSWERED)
+            return
+        address = self._command.address
+        message = f"{address.host}:{address.port} is answered by {usurper}, not by the engine"
+        help_ = "choose another with `--port`, or end what listens there"
+        self._post(Event.USURPED, _Fault(kind=PortInUseError, message=message, help=help_))
+
+    def _usurper(self) -> str | None:
+        """Return who listens on the engine's port where the engine does not."""
+        port = self._command.address.port or 0
+        inodes = probe_listeners(port)
+        if self._tether is None or not inodes:
+            return None
+        owners, complete = socket_owners(inodes, descendants(self._tether.pid))
+        return None if owners or not complete else who_listens(port) or "another user's process"
+
+    async def _watch_progress(self) -> None:
+        """Report progress by what the engine prints, reads, computes and holds; report a stall when none of it moves."""
+        n_lines = self._n_lines
+        limit_s = self._options.stall_timeout_s
+        pause_s = min(_SAMPLE_S, limit_s / 4)
+        while True:
+            await asyncio.sleep(pause_s)
+            if self._tether is None:
+                return
+            now = await asyncio.to_thread(measure_tree, self._tether.pid)
+            before, self._activity = self._activity, now
+            moved = (
+                self._n_lines != n_lines
+                or now.cpu_s - before.cpu_s >= _BUSY_SHARE * pause_s
+                or now.read_bytes - before.read_bytes >= _MIN_READ_BYTES
+                or now.resident_bytes - before.resident_bytes >= MIB
+            )
+            n_lines = self._n_lines
+            if moved:
+                self._post(Event.PROGRESS)
+                self._moved_s = time.monotonic()
+                self._notify_loading(now)
+            elif time.monotonic() - self._moved_s >= limit_s:
+                self._post(Event.STALLED, self._stall_fault(limit_s))
+                return
+
+    def _notify_loading(self, activity: Activity) -> None:
+        elapsed_s = time.monotonic() - self._started_s
+        last = next((line.strip() for line in reversed(self._ring) if line.strip()), "")
+        text = f"loading, {elapsed_s:.0f} s, {format_bytes(activity.resident_bytes)} resident: {last[:100]}"
+        self.notify(
+            "engine.loading",
+            text,
+            transient=True,
+            elapsed_s=round(elapsed_s, 1),
+            resident_bytes=activity.resident_bytes,
+            read_bytes=activity.read_bytes,
+        )
+
+    def _stall_fault(self, limit_s: float) -> _Fault:
+        doing = "loading" if self._phase is Phase.LOADING else "answering its first request"
+        return _Fault(
+            kind=EngineFailedError,
+            message=f"the engine stalled while {doing}: no output, reading or computing for {limit_s:.0f} s",
+            help=f"read its whole log with `launch logs {self._instance.name}`",
+            lines=faults.telling_lines(tuple(self._ring)),
+        )
+
+    async def _prove(self) -> None:
+        """Compare the realised placement with the plan, then ask for one token."""
+        from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
+
+        if self._tether is not None:
+            self._tether.drain()
+        realised = placement.parse_placement(self._placement_lines)
+        command = self._command
+        difference = placement.mismatch(realised, command.expected_gpu_layers, command.expected_footprint)
+        if difference is not None:
+            fault = _Fault(
+                kind=PlacementError,
+                message=difference,
+                help="see what the engine finds with `launch hardware`; `--n-gpu-layers 0` serves from the CPU on purpose",
+                lines=tuple(line.strip() for line in self._placement_lines)[-12:],
+            )
+            self._post(Event.MISPLACED, fault)
+            return
+        async with readiness.open_session(command, self._env) as session:
+            wrong = await readiness.send_canary(session, command.canary_path, command.canary_body)
+        if wrong is None:
+            self._post(Event.PROVED)
+        else:
+            lines = faults.telling_lines(tuple(self._ring))
+            self._post(Event.UNPROVED, _Fault(kind=EngineFailedError, message=wrong, lines=lines))
+
+    def _announce(self) -> None:
+        self._was_ready = True
+        self._ready_since_s = time.monotonic()
+        elapsed_s = time.monotonic() - self._started_s
+        realised = placement.parse_placement(self._placement_lines)
+        address = self._command.address
+        self.notify(
+            "engine.ready",
+            f"ready after {elapsed_s:.1f} s at http://{address.host}:{address.port}",
+            elapsed_s=round(elapsed_s, 3),
+            n_gpu_layers=realised.realised_gpu_layers,
+            placement=placement.describe(realised),
+        )
+
+    async def _reclaim(self) -> None:
+        """The guard is gone without its engine: end the tree by the records it left."""
+        try:
+            await asyncio.to_thread(reclaim, self._instance)
+        except LauncherError as error:
+            self.notify("engine.stuck", error.message)
+        self._post(Event.GONE)
+
+    def _consult_policy(self) -> None:
+        delay_s = next_delay_s(self._deaths, self._options.restarts)
+        if delay_s is None:
+            self._failure = self._exhausted(self._failure)
+            self._post(Event.EXHAUSTED)
+            return
+        self.notify("instance.backoff", f"starting again in {delay_s:.1f} s", delay_s=round(delay_s, 3))
+        self._start_task(self._retry_after(delay_s))
+
+    def _exhausted(self, failure: _Fault | None) -> _Fault:
+        assert failure is not None  # noqa: S101 - backoff is reached by a death alone
+        n = len(self._deaths)
+        message = f"{failure.message} ({n} deaths, no further start)" if n > 1 else failure.message
+        return _Fault(kind=failure.kind, message=message, help=failure.help, lines=failure.lines)
+
+    async def _retry_after(self, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        self._post(Event.RETRY)
+
+    # --- Leaving ---
+
+    def _drop_tether(self) -> None:
+        tether, self._tether = self._tether, None
+        if tether is not None:
+            self._start_task(tether.close(), to_its_end=True)
+
+    async def _leave(self) -> None:
+        """Let go of everything, also when the loop was left by an exception."""
+        self._cancel_tasks()
+        self._drop_tether()
+        await asyncio.gather(*self._duties, return_exceptions=True)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._log.close()
+        self._events.close()
