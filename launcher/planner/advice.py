@@ -174,16 +174,20 @@ def _n_parameters(profile: Profile) -> int:
 
 
 def _smaller_model(search: _Search, profiles: tuple[Profile, ...]) -> Iterator[Advice]:
-    """Offer the largest smaller model that fits as its own profile asks."""
+    """Offer the largest smaller model that fits, at the context and parallelism that the user fixed."""
     own = _n_parameters(search.request.profile)
+    fixed = search.request.settings
+    kept = Settings(
+        n_ctx=fixed.n_ctx, n_ctx_per_request=fixed.n_ctx_per_request, n_parallel=fixed.n_parallel, engine=fixed.engine
+    )
     smaller = [(n, profile) for profile in profiles if 0 < (n := _n_parameters(profile)) < own]
     for _, profile in sorted(smaller, key=lambda pair: (-pair[0], pair[1].name)):
-        outcome = decide(Request(profile=profile), search.inventory)
+        outcome = decide(Request(profile=profile, settings=kept), search.inventory)
         if isinstance(outcome, Plan):
             tps = f", about {_written(outcome.speed.generation_tps)} tokens/s" if outcome.speed else ""
             text = f"`{profile.name}` at {outcome.quantization} fits{_placement(outcome) or tps}"
-            fixed = Request(profile=profile, settings=Settings(quantization=outcome.quantization))
-            yield Advice(text=text, argv=search.command(fixed))
+            exact = Request(profile=profile, settings=replace(kept, quantization=outcome.quantization))
+            yield Advice(text=text, argv=search.command(exact))
             return
 
 

@@ -1,0 +1,240 @@
+"""Laws of the choice, on machines drawn around what a model needs."""
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from launcher.domain import (
+    CacheType,
+    Device,
+    DeviceKind,
+    Engine,
+    EngineDevice,
+    EngineInstall,
+    Host,
+    Inventory,
+    Limits,
+    Objective,
+    Plan,
+    Refusal,
+    RefusalCode,
+    Request,
+    Settings,
+    Wishes,
+)
+from launcher.inventory import load_inventory
+from launcher.planner.advice import Alternatives, plan
+from launcher.planner.fit import decide, prepare
+from launcher.planner.quality import kl_divergence
+from launcher.profiles import load_all, load_profile
+from launcher.units import GIB, MIB
+
+_GEMMA = load_profile("gemma2-9b")
+_PREPARED = prepare(_GEMMA)
+_RTX4090 = load_inventory("rtx4090")
+
+
+def _machine(free_bytes: int, host_bytes: int, n_devices: int = 1) -> Inventory:
+    devices = tuple(
+        Device(
+            name=f"gpu{idx}",
+            kind=DeviceKind.CUDA,
+            description="drawn",
+            total_bytes=free_bytes + 512 * MIB,
+            free_bytes=free_bytes,
+            bandwidth_bytes_per_s=600e9,
+        )
+        for idx in range(n_devices)
+    )
+    host = Host(total_bytes=host_bytes, available_bytes=host_bytes, n_cpu=8, bandwidth_bytes_per_s=60e9)
+    return Inventory(name="drawn", host=host, devices=devices)
+
+
+_machines = st.builds(
+    _machine,
+    st.integers(256, 24 * 1024).map(lambda mib: mib * MIB),
+    st.integers(1024, 32 * 1024).map(lambda mib: mib * MIB),
+    st.integers(0, 3),
+)
+_settings = st.builds(
+    Settings,
+    quantization=st.sampled_from([None, "q8_0", "q4_k_m", "iq3_m"]),
+    n_ctx_per_request=st.sampled_from([None, 512, 4096, 8192]),
+    n_parallel=st.sampled_from([None, 1, 3]),
+    n_gpu_layers=st.sampled_from([None, 0, 7, 99]),
+    n_ubatch=st.sampled_from([None, 64, 1024]),
+    cache_type_k=st.sampled_from([None, CacheType.Q8_0]),
+    n_threads=st.sampled_from([None, 3]),
+)
+
+
+@given(_machines, _settings)
+@settings(max_examples=150, deadline=None)
+def test_an_accepted_plan_leaves_every_margin_free(machine: Inventory, fixed: Settings) -> None:
+    """On every memory, use + margin + residual stays within what is free."""
+    outcome = decide(Request(profile=_GEMMA, settings=fixed), machine, _PREPARED)
+    if isinstance(outcome, Refusal):
+        return
+    uses = [*(use.total_bytes for use in outcome.footprint.devices), outcome.footprint.host.total_bytes]
+    for used, budget in zip(uses, outcome.budgets, strict=True):
+        assert used + budget.margin_bytes + budget.residual_bytes <= budget.free_bytes
+
+
+@given(_machines, _settings)
+@settings(max_examples=150, deadline=None)
+def test_what_the_user_fixed_is_never_changed(machine: Inventory, fixed: Settings) -> None:
+    """A plan has every fixed value as it was given; layers and batches are capped as the engine caps them."""
+    outcome = decide(Request(profile=_GEMMA, settings=fixed), machine, _PREPARED)
+    if isinstance(outcome, Refusal):
+        return
+    assert fixed.quantization in {None, outcome.quantization}
+    assert fixed.n_ctx_per_request in {None, outcome.n_ctx_per_request}
+    assert fixed.n_parallel in {None, outcome.n_parallel}
+    assert fixed.n_threads in {None, outcome.n_threads}
+    assert fixed.cache_type_k in {None, outcome.cache_type_k}
+    if fixed.n_gpu_layers is not None and machine.devices:
+        assert outcome.n_gpu_layers == min(fixed.n_gpu_layers, outcome.n_layer + 1)
+    if fixed.n_ubatch is not None:
+        assert outcome.n_ubatch == min(fixed.n_ubatch, outcome.n_batch)
+
+
+@given(_machines, _settings, st.integers(0, 8 * 1024))
+@settings(max_examples=150, deadline=None)
+def test_more_device_memory_never_refuses(machine: Inventory, fixed: Settings, more_mib: int) -> None:
+    """What fits still fits when every device has more free memory."""
+    request = Request(profile=_GEMMA, settings=fixed)
+    if isinstance(decide(request, machine, _PREPARED), Refusal):
+        return
+    larger = replace(
+        machine,
+        devices=tuple(
+            replace(
+                device,
+                total_bytes=device.total_bytes + more_mib * MIB,
+                free_bytes=(device.free_bytes or 0) + more_mib * MIB,
+            )
+            for device in machine.devices
+        ),
+    )
+    assert isinstance(decide(request, larger, _PREPARED), Plan)
+
+
+@given(_machines, _settings)
+@settings(max_examples=50, deadline=None)
+def test_equal_questions_have_equal_answers(machine: Inventory, fixed: Settings) -> None:
+    """Deciding twice gives the same value."""
+    request = Request(profile=_GEMMA, settings=fixed)
+    assert decide(request, machine, _PREPARED) == decide(request, machine, _PREPARED)
+
+
+def test_drawn_machines_reach_every_outcome() -> None:
+    """The laws above are not vacuous: full offload, partial offload, the CPU and refusals all occur."""
+    request = Request(profile=_GEMMA)
+    full = decide(request, _machine(20 * GIB, 16 * GIB), _PREPARED)
+    partial = decide(request, _machine(4 * GIB, 16 * GIB), _PREPARED)
+    cpu = decide(request, _machine(0, 32 * GIB, 0), _PREPARED)
+    none = decide(request, _machine(1 * GIB, 2 * GIB), _PREPARED)
+    assert isinstance(full, Plan)
+    assert full.n_gpu_layers == full.n_layer + 1
+    assert isinstance(partial, Plan)
+    assert 0 < partial.n_gpu_layers <= partial.n_layer
+    assert isinstance(cpu, Plan)
+    assert cpu.footprint.devices == ()
+    assert isinstance(none, Refusal)
+
+
+def test_gemma2_27b_gets_the_best_quantization_that_truly_fits_an_rtx_4090() -> None:
+    """All layers, 8192 tokens, f16 cache: Q5_K_M fits; Q6_K does not without offload."""
+    profile = load_profile("gemma2-27b")
+    outcome = decide(Request(profile=profile), _RTX4090)
+    assert isinstance(outcome, Plan)
+    assert (outcome.quantization, outcome.n_gpu_layers, outcome.n_ctx) == ("q5_k_m", 47, 8192)
+    better = decide(Request(profile=profile, settings=Settings(quantization="q6_k")), _RTX4090)
+    assert isinstance(better, Plan)
+    assert better.n_gpu_layers < 47
+
+
+def test_llama_405b_is_refused_on_an_rtx_4090_with_advice_that_fits() -> None:
+    """The refusal is certain, and each command it proposes plans without a refusal."""
+    profile = load_profile("llama3.1-405b")
+    machines = tuple(load_inventory(name) for name in ("8xh100",))
+    others = Alternatives(profiles=load_all(lambda _: None), machines=machines)
+    argv = ("plan", "--inventory", "rtx4090")
+    outcome = plan(Request(profile=profile), _RTX4090, argv=argv, alternatives=lambda: others)
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is RefusalCode.EXCEEDS_MEMORY
+    assert outcome.certain
+    assert 1 <= len(outcome.advice) <= 3
+    for advice in outcome.advice:
+        words = advice.argv
+        quant = words[words.index("--quant") + 1] if "--quant" in words else None
+        machine = load_inventory(words[words.index("--inventory") + 1])
+        again = decide(Request(profile=load_profile(words[2]), settings=Settings(quantization=quant)), machine)
+        assert isinstance(again, Plan)
+
+
+def test_best_quality_is_bounded_by_half_the_fastest_speed() -> None:
+    """With room for everything the choice is the best quality that is at least half as fast as the fastest."""
+    outcome = decide(Request(profile=_GEMMA), load_inventory("a100-80g"), _PREPARED)
+    assert isinstance(outcome, Plan)
+    assert outcome.speed is not None
+    fastest = decide(
+        Request(profile=replace(_GEMMA, wishes=Wishes(objective=Objective.SPEED))),
+        load_inventory("a100-80g"),
+        _PREPARED,
+    )
+    assert isinstance(fastest, Plan)
+    assert fastest.speed is not None
+    assert outcome.speed.generation_tps >= fastest.speed.generation_tps / 2
+    assert kl_divergence(outcome.quantization) < kl_divergence(fastest.quantization)
+
+
+def test_the_quality_floor_refuses_rather_than_degrades() -> None:
+    """A floor of q8_0 on a machine that holds only less is a refusal, and its advice says what would fit."""
+    profile = replace(_GEMMA, limits=Limits(min_quantization="q8_0"))
+    machine = _machine(8 * GIB, 4 * GIB)
+    outcome = plan(Request(profile=profile), machine)
+    assert isinstance(outcome, Refusal)
+    assert any("--quant" in advice.argv for advice in outcome.advice)
+
+
+def test_a_context_beyond_training_is_refused_unless_forced() -> None:
+    """An order beyond ``n_ctx_train`` is refused; ``--force`` overrides; a wish is lowered and said so."""
+    ordered = Request(profile=_GEMMA, settings=Settings(n_ctx_per_request=16384))
+    outcome = decide(ordered, _RTX4090, _PREPARED)
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is RefusalCode.EXCEEDS_CONTEXT
+    assert isinstance(decide(replace(ordered, force=True), _RTX4090, _PREPARED), Plan)
+    wished = decide(Request(profile=replace(_GEMMA, wishes=Wishes(n_ctx_per_request=16384))), _RTX4090, _PREPARED)
+    assert isinstance(wished, Plan)
+    assert wished.n_ctx_per_request == 8192
+    assert "16384" in wished.given_up[0]
+
+
+def test_a_build_without_gpu_support_is_planned_for_as_such() -> None:
+    """An engine that reaches no device plans for the CPU and says so."""
+    cpu_build = EngineInstall(engine=Engine.LLAMA_SERVER, argv=("llama-server",))
+    outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, engines=(cpu_build,)), _PREPARED)
+    assert isinstance(outcome, Plan)
+    assert outcome.footprint.devices == ()
+    assert any("reaches no GPU" in note for note in outcome.notes)
+
+
+def test_an_engine_that_reaches_the_gpu_is_preferred() -> None:
+    """Of two builds the one that sees the GPU is chosen, whatever their order."""
+    cpu_build = EngineInstall(engine=Engine.LLAMA_SERVER, argv=("cpu-server",))
+    seen = EngineDevice(name="CUDA0", description="NVIDIA GeForce RTX 4090", device="gpu0")
+    gpu_build = EngineInstall(engine=Engine.LLAMA_SERVER, argv=("gpu-server",), devices=(seen,))
+    outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, engines=(cpu_build, gpu_build)), _PREPARED)
+    assert isinstance(outcome, Plan)
+    assert outcome.install == gpu_build
+    assert outcome.engine_devices == ("CUDA0",)
+
+
+def test_no_engine_is_a_refusal_that_names_what_was_found() -> None:
+    """A machine with vLLM alone cannot serve a GGUF."""
+    only = EngineInstall(engine=Engine.VLLM, argv=("vllm",))
+    outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, engines=(only,)), _PREPARED)
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is RefusalCode.NO_ENGINE
+    assert "vllm" in outcome.derivation[0]

@@ -1,0 +1,146 @@
+"""The footprint of llama.cpp against what llama-server itself accounted for.
+
+``data/breakdowns_b11434.jsonl`` holds memory breakdowns that llama-server (build 11434) printed for files of these
+models' true shape: ``{"backend", "model", "quant", "args", "rpc", "mib"}``, MiB rounded down per row. The shapes come
+from the shipped profiles, so these tests prove both.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.domain import CacheType, ModelSpec
+from launcher.planner.architecture import read_architecture
+from launcher.planner.footprint.llama_cpp import (
+    Backend,
+    LlamaCppConfig,
+    count_cells,
+    estimate_footprint,
+    place_layers,
+    sum_weights,
+)
+from launcher.profiles import load_profile
+from launcher.tensor_types import TensorType
+from launcher.units import MIB
+
+_ROWS: list[dict[str, Any]] = [
+    json.loads(line) for line in (Path(__file__).parent / "data" / "breakdowns_b11434.jsonl").read_text().splitlines()
+]
+_GROUPS = sorted({(row["model"], row["quant"]) for row in _ROWS})
+_REPACKED = frozenset({TensorType.Q4_0, TensorType.Q4_K, TensorType.IQ4_NL, TensorType.Q2_K})
+_DENSE = {"gemma2-27b", "gemma2-9b", "llama3.1-8b", "llama3.1-70b", "llama3.1-405b"}
+
+
+@cache
+def _spec(model: str, quantization: str) -> ModelSpec:
+    name = quantization.lower().removesuffix("_moe")
+    spec = next(a.spec for a in load_profile(model).artifacts if a.quantization == name and a.spec is not None)
+    assert spec is not None
+    return spec
+
+
+def _config(row: dict[str, Any]) -> LlamaCppConfig:
+    """Read llama-server's arguments as they were recorded."""
+    values: dict[str, Any] = {"n_gpu_layers": 0, "shares": (1.0,) * row["rpc"]}
+    words = iter(row["args"])
+    for word in words:
+        match word:
+            case "-kvu":
+                values["kv_unified"] = True
+            case "--swa-full":
+                values["swa_full"] = True
+            case "-ts":
+                values["shares"] = tuple(float(share) for share in next(words).split(","))
+            case "-fa":
+                values["flash_attn"] = next(words) == "on"
+            case "-ctk" | "-ctv":
+                values["cache_type_k" if word == "-ctk" else "cache_type_v"] = CacheType(next(words))
+            case _:
+                names = {"-c": "n_ctx", "-np": "n_parallel", "-ngl": "n_gpu_layers", "-b": "n_batch", "-ub": "n_ubatch"}
+                values[{**names, "-ncmoe": "n_cpu_moe"}[word]] = int(next(words))
+    backend = Backend(row["backend"])
+    return LlamaCppConfig(backend=backend, repacked=frozenset() if backend is Backend.GPU else _REPACKED, **values)
+
+
+def _compare(row: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[str, int], int]]:
+    """Return per memory: its name, our MiB by kind, the engine's MiB by kind, and the rows that were summed."""
+    spec = _spec(row["model"], row["quant"])
+    architecture = read_architecture(spec)
+    names = tuple(f"RPC{idx}" for idx in range(row["rpc"]))
+    ours = estimate_footprint(architecture, sum_weights(spec, architecture.n_layer), _config(row), names)
+    result = []
+    for use in (*ours.devices, ours.host):
+        name = getattr(use, "name", "Host")
+        labels = [name] if name != "Host" else [label for label in row["mib"] if not label.startswith("RPC")]
+        truth = {kind: sum(row["mib"][label][kind] for label in labels) for kind in ("model", "context", "compute")}
+        mib = {
+            "model": use.weights_bytes / MIB,
+            "context": use.kv_cache_bytes / MIB,
+            "compute": use.compute_bytes / MIB,
+        }
+        result.append((name, mib, truth, len(labels)))
+    return result
+
+
+@pytest.mark.parametrize(("model", "quantization"), _GROUPS)
+def test_weights_and_cache_are_exact(model: str, quantization: str) -> None:
+    """Every recorded device and host agrees within the rounding of its rows."""
+    rows = [row for row in _ROWS if (row["model"], row["quant"]) == (model, quantization)]
+    wrong = [
+        (row["args"], name, kind, mib[kind], truth[kind])
+        for row in rows
+        for name, mib, truth, n_rows in _compare(row)
+        for kind in ("model", "context")
+        if not truth[kind] - 1 <= mib[kind] <= truth[kind] + n_rows + 1
+    ]
+    assert len(rows) >= 20
+    assert wrong == []
+
+
+@pytest.mark.parametrize(("model", "quantization"), [group for group in _GROUPS if group[0] in _DENSE])
+def test_no_dense_total_is_more_than_64_mib_below_the_engine(model: str, quantization: str) -> None:
+    """The compute estimate errs high: a plan for a dense model is never an out-of-memory in disguise."""
+    low = [
+        (row["args"], name, sum(mib.values()), sum(truth.values()))
+        for row in _ROWS
+        if (row["model"], row["quant"]) == (model, quantization)
+        for name, mib, truth, _ in _compare(row)
+        if sum(mib.values()) < sum(truth.values()) - 64
+    ]
+    assert low == []
+
+
+def test_full_offload_of_dense_models_is_within_three_percent() -> None:
+    """With every layer on one device and flash attention on, the total is near the engine's, not just above it."""
+    errors = []
+    for row in _ROWS:
+        if row["model"] not in _DENSE or row["rpc"] != 1 or "99" not in row["args"] or "off" in row["args"]:
+            continue
+        for name, mib, truth, _ in _compare(row):
+            if name != "Host":
+                errors.append(sum(mib.values()) / sum(truth.values()) - 1)
+    assert len(errors) >= 50
+    assert max(abs(error) for error in errors) < 0.03
+
+
+def test_a_request_that_does_not_divide_is_padded_per_stream() -> None:
+    """``-c 5000 -np 3`` allocates 3 x 1792 cells: more than was asked for."""
+    cells = count_cells(LlamaCppConfig(n_ctx=5000, n_gpu_layers=0, n_parallel=3))
+    assert (cells.n_stream, cells.n_cells) == (3, 1792)
+
+
+def test_the_output_layer_is_the_first_to_be_offloaded() -> None:
+    """One GPU layer is the output layer; two are the output and the last block."""
+    assert place_layers(4, 1, (1.0,)).output == 0
+    assert place_layers(4, 1, (1.0,)).blocks == (None, None, None, None)
+    assert place_layers(4, 2, (1.0,)).blocks == (None, None, None, 0)
+
+
+def test_layers_are_split_by_cumulative_share() -> None:
+    """Shares of 3 and 1 over nine items give the first device seven, output included in the second's."""
+    placement = place_layers(8, 99, (3.0, 1.0))
+    assert placement.blocks == (0, 0, 0, 0, 0, 0, 0, 1)
+    assert placement.output == 1
