@@ -202,8 +202,16 @@ def write_shape_file(model: dict[str, Any], patterns: list[Pattern], path: Path)
     """Write a GGUF of F16 and F32 tensors whose data area is a hole in the file."""
     writer = gguf.GGUFWriter(path, model["architecture"])
     for key, value in model["metadata"].items():
-        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
-        add[type(value)](f"{model['architecture']}.{key}", value)
+        full_key = f"{model['architecture']}.{key}"
+        match value:
+            case int():
+                writer.add_uint32(full_key, value)
+            case float():
+                writer.add_float32(full_key, value)
+            case str():
+                writer.add_string(full_key, value)
+            case _:
+                writer.add_array(full_key, value)
     writer.add_tokenizer_model(model["tokenizer"])
     writer.add_token_list([f"t{i}" for i in range(model["n_vocab"])])
     n_data_bytes = 0

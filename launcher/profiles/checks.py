@@ -67,14 +67,17 @@ def _wrong_type(value: object, path: str, faults: Faults, expected: str) -> None
     faults.note(path, f"{show(value)} is {found}, not {expected}" if found else f"{show(value)} is not {expected}")
 
 
-def text(meaning: str, pattern: str = r"[^\x00-\x1f\x7f]*") -> Check:
-    """Return a check for a string that matches ``pattern`` as a whole; ``meaning`` says what it must be."""
+def text(meaning: str, pattern: str) -> Check:
+    """Return a check for a printable string that matches ``pattern`` as a whole; ``meaning`` says what it must be.
+
+    What is not printable (controls, marks that turn the direction of writing) could steer a terminal.
+    """
     compiled = re.compile(pattern)
 
     def check(value: object, path: str, faults: Faults) -> str | None:
         if not isinstance(value, str):
             _wrong_type(value, path, faults, f"a string: {meaning}")
-        elif not compiled.fullmatch(value):
+        elif not (value.isprintable() and compiled.fullmatch(value)):
             faults.note(path, f"{show(value)} is not {meaning}")
         else:
             return value
@@ -140,7 +143,10 @@ def one_of(members: type[_Member]) -> Check:
 
 
 def many(item: Check, *, at_least: int = 0) -> Check:
-    """Return a check for an array whose items, counted from 1 in key paths, all pass ``item``, none twice."""
+    """Return a check for an array whose items, counted from 1 in key paths, all pass ``item``.
+
+    A scalar stands there once; tables are told apart by whoever knows what identifies them.
+    """
 
     def check(value: object, path: str, faults: Faults) -> tuple[Any, ...] | None:
         if not isinstance(value, list):
@@ -151,7 +157,7 @@ def many(item: Check, *, at_least: int = 0) -> Check:
         kept: list[Any] = []
         for n, raw in enumerate(value, start=1):
             checked = item(raw, f"{path}[{n}]", faults)
-            if checked is not None and checked in kept:
+            if checked is not None and not isinstance(checked, dict) and checked in kept:
                 faults.note(f"{path}[{n}]", f"{show(raw)} stands there twice")
             kept.append(checked)
         return tuple(checked for checked in kept if checked is not None)

@@ -41,12 +41,12 @@ _QUANTIZATIONS: Final = (
 NAME: Final = r"[a-z0-9][a-z0-9._-]{0,63}"
 _name = text("a name of lower-case letters, digits, `.`, `_` and `-`", NAME)
 _alias = text("an alias of letters, digits, `.`, `_`, `:` and `-`", r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-_line = text("one line of text", r"[^\x00-\x1f\x7f]{0,200}")
-_url = text("an http or https address", r"https?://[^\s\x00-\x1f\x7f]{1,500}")
+_line = text("one line of at most 200 characters", r".{0,200}")
+_url = text("an http or https address", r"https?://\S{1,500}")
 _quantization = text("a quantization's name in lower case, like `q4_k_m` or `awq-int4`", r"[a-z0-9][a-z0-9_.-]{0,31}")
 _relative = text(
     "a relative path with `/` between its parts and no `.` or `..` among them",
-    r"(?!~)(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f]+(?:/(?!\.{1,2}(?:/|$))[^/\\:\x00-\x1f\x7f]+)*",
+    r"(?!~)(?!\.{1,2}(?:/|$))[^/\\:]+(?:/(?!\.{1,2}(?:/|$))[^/\\:]+)*",
 )
 
 _file_table = table(
@@ -56,6 +56,7 @@ _file_table = table(
         "sha256": text("64 lower-case hexadecimal digits", r"[0-9a-f]{64}"),
     },
     required=("name",),
+    synonyms={"size": "size_bytes"},
 )
 
 
@@ -118,7 +119,7 @@ _PROFILE: Final = table(
                     "quantization": _quantization,
                     "repository": text("OWNER/NAME", r"(?!\.)[\w.-]+/(?!\.)[\w.-]+"),
                     "files": many(_file),
-                    "local_path": text("a path without control characters", r"[^\x00-\x1f\x7f]+"),
+                    "local_path": text("a path of printable characters", r".+"),
                     "package": text("the name of a Python package", r"[A-Za-z_]\w*"),
                 },
                 required=("quantization",),

@@ -45,8 +45,8 @@ def load_profile(name: str) -> Profile:
     """
     if name.endswith(_SUFFIX):
         path = Path(name).expanduser()
-        if not path.is_file():
-            message = f"there is no profile file {name}"
+        if not _is_file(path):
+            message = f"there is no profile file `{_short(name)}`"
             raise ProfileNotFoundError(message, help="`launch list` shows the profiles that are known")
         return read_profile(path, fallback_specs=shipped_directory())
     for directory in _directories():
@@ -86,7 +86,7 @@ def _directories() -> Iterator[Path]:
 
 def _files(directory: Path) -> list[Path]:
     try:
-        return sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX and path.is_file())
+        return sorted(path for path in directory.iterdir() if path.suffix == _SUFFIX and _is_file(path))
     except OSError:  # the user has no directory of profiles, or none that can be read
         return []
 
@@ -108,7 +108,7 @@ def _mentions(path: Path, name: str) -> bool:
     except OSError:
         return False
     # A quoted name may be written with escapes; that nobody does is cheaper to assume than to parse every file.
-    return name.encode() in content
+    return name.encode(errors="surrogatepass") in content
 
 
 def _names(path: Path) -> tuple[str, ...]:
@@ -150,8 +150,20 @@ def _not_found(name: str) -> ProfileNotFoundError:
 
     near = get_close_matches(name[:80].lower(), known, n=3, cutoff=0.5)
     proposal = f"did you mean {' or '.join(f'`{word}`' for word in near)}? " if near else ""
-    message = f"no profile or alias is called `{name[:80]}`"
+    message = f"no profile or alias is called `{_short(name)}`"
     return ProfileNotFoundError(message, help=f"{proposal}`launch list` shows all that are known")
+
+
+def _short(name: str) -> str:
+    """Return what a terminal can show of a name that someone typed."""
+    return name[:80] if name[:80].isprintable() else ascii(name[:80])[1:-1]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the file system allows
+        return False
 
 
 def _claims(directory: Path) -> Iterable[str]:
