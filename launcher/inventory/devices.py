@@ -19,7 +19,8 @@ from launcher.inventory.sysfs import AmdGpu
 _TOTAL_TOLERANCE: Final = 0.05
 _SOFTWARE: Final = re.compile(r"llvmpipe|lavapipe|softpipe|swiftshader|software rasterizer", re.IGNORECASE)
 _SOFTWARE_FLAG: Final = " [software, no GPU]"
-_NOISE: Final = re.compile(r"\([^)]*\)|\[[^\]]*\]|\b(?:nvidia|amd|intel|corporation|graphics)\b|[^a-z0-9]+")
+_BRACKETS: Final = re.compile(r"\([^)]*\)|\[[^\]]*\]")
+_NOISE: Final = re.compile(r"\b(?:nvidia|amd|intel|corporation|graphics)\b|[^a-z0-9]+")
 
 _KINDS: Final = {
     "cuda": DeviceKind.CUDA, "rocm": DeviceKind.ROCM, "vulkan": DeviceKind.VULKAN, "sycl": DeviceKind.SYCL,
@@ -143,4 +144,4 @@ def _backend(engine_name: str) -> str:
 
 
 def _plain(description: str) -> str:
-    return _NOISE.sub("", description.lower())
+    return _NOISE.sub("", _BRACKETS.sub(" ", description.lower()))

@@ -113,7 +113,7 @@ def _device(name: str, part: Any, handle: Any, *, is_slice: bool) -> Device | No
     if memory is None:
         return None
     total_bytes, free_bytes = memory
-    pci = _ask(pynvml.nvmlDeviceGetPciInfo, handle)
+    bus_id = _ask(lambda: str(pynvml.nvmlDeviceGetPciInfo(handle).busId))
     # A slice has a share of the bandwidth that NVML does not tell.
     clock_mhz = None if is_slice else _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM)
     bus_width_bits = None if is_slice else _ask(pynvml.nvmlDeviceGetMemoryBusWidth, handle)
@@ -127,7 +127,7 @@ def _device(name: str, part: Any, handle: Any, *, is_slice: bool) -> Device | No
         pcie_bytes_per_s=_pcie(handle),
         compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
         uuid=_ask(pynvml.nvmlDeviceGetUUID, part),
-        bus_id=None if pci is None else normal_bus_id(pci.busId.decode(errors="replace")),
+        bus_id=None if bus_id is None else normal_bus_id(bus_id),
         processes=_processes(part),
     )
 

@@ -33,7 +33,8 @@ def _host(host: Host) -> Iterator[str]:
         yield f"  cgroup  {used} used of {format_bytes(host.cgroup_limit_bytes)}, so {format_bytes(host.free_bytes)} free"
     cores = f" on {host.n_cpu_physical} cores" if host.n_cpu_physical else ""
     quota = f", cgroup quota {host.cpu_quota:g}" if host.cpu_quota is not None else ""
-    yield f"  cpu     {host.n_cpu} threads{cores}{quota}{f', {host.cpu_name}' if host.cpu_name else ''}"
+    threads = "1 thread" if host.n_cpu == 1 else f"{host.n_cpu} threads"
+    yield f"  cpu     {threads}{cores}{quota}{f', {host.cpu_name}' if host.cpu_name else ''}"
     if host.isa:
         yield f"  isa     {' '.join(host.isa)}"
     if host.free_disk_bytes is not None:
