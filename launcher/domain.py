@@ -41,9 +41,8 @@ class Provenance(StrEnum):
     ASSUMED = "assumed"
 
 
-MetadataValue: TypeAlias = (
-    bool | int | float | str | tuple[bool, ...] | tuple[int, ...] | tuple[float, ...] | tuple[str, ...]
-)
+MetadataValue: TypeAlias = bool | int | float | str | tuple[bool | int | float | str, ...]
+"""A value of a header. Arrays hold one kind of element; as a type they are one, for JSON cannot tell them apart."""
 
 
 class TensorInfo(Noun, frozen=True):

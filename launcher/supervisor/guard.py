@@ -33,7 +33,15 @@ POLL_KILL_S = 0.01  # between two rounds of SIGKILL
 STUCK_S = 10.0  # a process that SIGKILL has not ended by then hangs in the kernel: report it and leave
 EOF = b"\n"  # no beginning of a command holds a newline
 INFINITY = float("inf")
-RESET_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT, signal.SIGPIPE, signal.SIGCHLD)
+RESET_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGQUIT,
+    signal.SIGPIPE,
+    signal.SIGXFSZ,
+    signal.SIGCHLD,
+)
 
 
 # --- Facts from /proc -------------------------------------------------------------------------------------------
@@ -182,7 +190,7 @@ def reap(engine: int, status: int) -> bool:
                 report(status, "exited", code=os.WEXITSTATUS(wait_status))
 
 
-def clear_tree(status: int) -> tuple[int, int]:
+def clear_tree(engine: int, status: int) -> tuple[int, int]:
     """Kill what is left below the guard, round by round, until nothing is; return how many were killed, and survive."""
     n_killed = 0
     give_up = time.monotonic() + STUCK_S
@@ -192,7 +200,7 @@ def clear_tree(status: int) -> tuple[int, int]:
         n_killed = max(n_killed, len(left))
         signal_all(left, signal.SIGKILL)
         time.sleep(POLL_KILL_S)
-        reap(0, status)
+        reap(engine, status)
     return n_killed, len(left)
 
 
@@ -275,7 +283,7 @@ def main(argv: list[str]) -> int:
     except OSError:
         found = None  # the disk filled up just now: the first record's token still finds the engine
     watch(engine, control, wakeup, status, float(argv[6]))
-    n_killed, n_survivors = clear_tree(status)
+    n_killed, n_survivors = clear_tree(engine, status)
     if n_survivors == 0:
         os.unlink(record)
     report(status, "gone", killed=n_killed, survivors=n_survivors)

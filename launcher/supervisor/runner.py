@@ -7,6 +7,7 @@ follows from an event (`machine`), what a log line means (`faults`, `placement`)
 import asyncio
 import contextlib
 import os
+import re
 import secrets as random_source
 import signal
 import threading
@@ -37,7 +38,13 @@ _BUSY_SHARE: Final = 0.1  # of one core: more than the launcher's own polling co
 _MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
 _N_RING: Final = 500
 _N_PLACEMENT: Final = 4000  # lines; a verbose log of a hundred layers has some hundreds
+_N_PROGRESS: Final = 80  # characters of the engine's last line that are shown while it loads
 _LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
+
+
+def _words(line: str) -> str:
+    """Return the beginning of a log line without llama-server's time and level (``0.01.019.005 I ``)."""
+    return re.sub(r"^[\d.]+ [A-Z] ", "", line.strip())[:_N_PROGRESS]
 
 
 class RunOptions(Noun, frozen=True):
@@ -482,8 +489,8 @@ class _Supervision:
 
     def _notify_loading(self, activity: Activity) -> None:
         elapsed_s = time.monotonic() - self._started_s
-        last = next((line.strip() for line in reversed(self._ring) if line.strip()), "")
-        text = f"loading, {elapsed_s:.0f} s, {format_bytes(activity.resident_bytes)} resident: {last[:100]}"
+        last = next((line for line in reversed(self._ring) if line.strip()), "")
+        text = f"loading, {elapsed_s:.0f} s, {format_bytes(activity.resident_bytes)} resident: {_words(last)}"
         self.notify(
             "engine.loading",
             text,

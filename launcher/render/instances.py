@@ -1,0 +1,95 @@
+"""Write instances as the table of ``launch ps``, the page of ``launch status``, or JSON. Pure."""
+
+import msgspec
+
+from launcher.domain import SCHEMA_VERSION, InstanceRecord, InstanceView
+
+_HEADINGS = ("NAME", "STATE", "ADDRESS", "MODEL", "UP", "RESTARTS")
+_MINUTE_S = 60
+_HOUR_S = 3600
+_DAY_S = 86400
+
+
+def render_instances(views: tuple[InstanceView, ...], *, now: float) -> str:
+    """Return a table, one instance a line; ``now`` in seconds since 1970."""
+    if not views:
+        return "nothing is served\n"
+    rows = [_HEADINGS, *(_row(view, now) for view in views)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _row(view: InstanceView, now: float) -> tuple[str, ...]:
+    record = view.record
+    if record is None:
+        return (view.name, view.state, "-", "-", "-", "-")
+    up = render_duration(now - record.started_at) if view.supervisor_alive else "-"
+    model = f"{record.plan.model} {record.plan.quantization}" if record.plan else "-"
+    return (view.name, view.state, _address(record), model, up, str(record.n_restarts))
+
+
+def _address(record: InstanceRecord) -> str:
+    host = f"[{record.address.host}]" if ":" in record.address.host else record.address.host
+    return f"{host}:{record.address.port}"
+
+
+def render_duration(seconds: float) -> str:
+    """Return a span in its two largest units: ``42 s``, ``5 min 3 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    whole = max(0, int(seconds))
+    if whole < _MINUTE_S:
+        return f"{whole} s"
+    if whole < _HOUR_S:
+        return f"{whole // _MINUTE_S} min {whole % _MINUTE_S} s"
+    if whole < _DAY_S:
+        return f"{whole // _HOUR_S} h {whole % _HOUR_S // _MINUTE_S} min"
+    return f"{whole // _DAY_S} d {whole % _DAY_S // _HOUR_S} h"
+
+
+def render_status(view: InstanceView, *, now: float) -> str:
+    """Return all that is known of one instance, a fact a line."""
+    facts = [("state", view.state.value)]
+    if view.reason:
+        facts.append(("reason", view.reason))
+    record = view.record
+    if record is not None:
+        facts += [("", detail) for detail in record.details]
+        facts.append(("endpoint", f"http://{_address(record)}"))
+        if record.plan is not None:
+            plan = record.plan
+            facts.append(("model", f"{plan.model} {plan.quantization} on {plan.engine}"))
+            facts.append(("context", f"{plan.n_ctx_per_request} tokens per request, {plan.n_parallel} at once"))
+            facts.append(("gpu layers", f"{plan.n_gpu_layers} of {plan.n_layer}"))
+        facts += _process_facts(view, record, now)
+    facts.append(("log", view.log_path))
+    width = max(len(name) for name, _ in facts)
+    lines = [view.name, *(f"  {name.ljust(width)}  {value}" for name, value in facts)]
+    return "\n".join(lines) + "\n"
+
+
+def _process_facts(view: InstanceView, record: InstanceRecord, now: float) -> list[tuple[str, str]]:
+    facts = []
+    if view.supervisor_alive:
+        facts.append(("up", render_duration(now - record.started_at)))
+        if record.ready_at is not None:
+            facts.append(("ready for", render_duration(now - record.ready_at)))
+        pids = {"supervisor": record.supervisor, "guard": record.guard, "engine": record.engine}
+        facts.append(("processes", ", ".join(f"{name} {process.pid}" for name, process in pids.items() if process)))
+    facts.append(("restarts", str(record.n_restarts)))
+    if record.last_exit is not None:
+        facts.append(("last exit", record.last_exit))
+    return facts
+
+
+def render_instances_json(views: tuple[InstanceView, ...]) -> str:
+    """Return ``{"schema_version", "instances": [...]}``."""
+    return _json({"schema_version": SCHEMA_VERSION, "instances": views})
+
+
+def render_status_json(view: InstanceView) -> str:
+    """Return one instance with its record and plan."""
+    return _json(view)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
