@@ -102,8 +102,20 @@ def find_native() -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
         found.append(wheel)
     unique: dict[Path, Candidate] = {}
     for candidate in found:
-        unique.setdefault(candidate.binary.resolve(), candidate)
+        if _is_utf8(candidate):
+            unique.setdefault(candidate.binary.resolve(), candidate)
+        else:
+            notes.append(f"`{ascii(str(candidate.binary))[1:-1]}` is not used: its path or environment is no UTF-8")
     return tuple(unique.values()), tuple(notes)
+
+
+def _is_utf8(candidate: Candidate) -> bool:
+    """Tell whether plans and inventories, which are JSON, can name the candidate."""
+    try:
+        "".join((str(candidate.binary), *candidate.env.values())).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wheel_candidate() -> Candidate | None:

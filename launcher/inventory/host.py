@@ -13,6 +13,7 @@ import psutil
 
 from launcher.domain import Host
 from launcher.inventory.cgroup import probe_cpu_quota, probe_memory
+from launcher.inventory.text import printable
 
 _ISA: Final = {
     "pni": "sse3", "ssse3": "ssse3", "avx": "avx", "avx2": "avx2", "f16c": "f16c", "fma": "fma", "bmi2": "bmi2",
@@ -51,7 +52,7 @@ def parse_cpuinfo(text: str, cpus: Collection[int] | None = None) -> CpuInfo:
         if "core id" in block and (cpus is None or int(block.get("processor", "-1")) in cpus)
     }
     return CpuInfo(
-        name=merged.get("model name") or merged.get("Model") or None,
+        name=printable(merged.get("model name") or merged.get("Model") or "") or None,
         isa=tuple(ours for theirs, ours in _ISA.items() if theirs in flags),
         n_physical=len(cores) or None,
     )

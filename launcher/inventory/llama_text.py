@@ -8,6 +8,7 @@ import re
 from typing import Final
 
 from launcher.domain import EngineDevice
+from launcher.inventory.text import printable
 from launcher.units import MIB
 
 _OPTIONS: Final = re.compile(r"(?:-{1,2}[A-Za-z0-9][\w-]*,?\s*)+")
@@ -22,7 +23,7 @@ _VERSION: Final = re.compile(r"^version: (\S.*?)\s*$", re.MULTILINE)
 def parse_version(text: str) -> str | None:
     """Return what ``--version`` says after ``version:``, as ``6123 (abc1234)``."""
     match = _VERSION.search(text)
-    return match[1] if match else None
+    return printable(match[1]) if match else None
 
 
 def parse_flags(text: str) -> frozenset[str]:
@@ -51,6 +52,11 @@ def parse_devices(text: str) -> tuple[EngineDevice, ...]:
         if total_bytes is not None and free_bytes is not None and free_bytes > total_bytes:
             free_bytes = None
         devices.append(
-            EngineDevice(name=match[1], description=match[2], total_bytes=total_bytes, free_bytes=free_bytes)
+            EngineDevice(
+                name=printable(match[1]),
+                description=printable(match[2]),
+                total_bytes=total_bytes,
+                free_bytes=free_bytes,
+            )
         )
     return tuple(devices)

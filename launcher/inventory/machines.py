@@ -15,6 +15,7 @@ import msgspec
 
 from launcher.domain import SCHEMA_VERSION, Inventory
 from launcher.errors import InventoryError
+from launcher.inventory.text import printable
 from launcher.resources import data_dir
 
 _MAX_FILE_BYTES: Final = 4 << 20
@@ -66,7 +67,9 @@ def _read(path: Path) -> Inventory:
     if len(content) > _MAX_FILE_BYTES:
         message = f"`{path}` is larger than the {_MAX_FILE_BYTES >> 20} MiB that an inventory may take"
         raise InventoryError(message)
-    return parse_inventory(content, source=str(path), is_json=path.suffix.lower() == ".json")
+    # No TOML starts with a brace: so JSON is known in a pipe too, `--inventory <(ssh HOST launch hardware --json)`.
+    is_json = path.suffix.lower() == ".json" or content.lstrip().startswith(b"{")
+    return parse_inventory(content, source=str(path), is_json=is_json)
 
 
 def parse_inventory(content: bytes, *, source: str, is_json: bool) -> Inventory:
@@ -80,7 +83,7 @@ def parse_inventory(content: bytes, *, source: str, is_json: bool) -> Inventory:
     try:
         inventory = msgspec.convert(raw, Inventory)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), source) from error
+        raise _explained(printable(str(error)), source) from error
     for key_path, fact in _faults(inventory):
         message = f"`{source}` is no valid inventory: {key_path}: {fact}"
         raise InventoryError(message)
@@ -96,7 +99,7 @@ def _decode(content: bytes, *, source: str, is_json: bool) -> Any:
 
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, DecodeError, UnicodeDecodeError are ValueErrors
-        message = f"`{source}` is not {'JSON' if is_json else 'TOML'}: {str(error) or 'nested too deeply'}"
+        message = f"`{source}` is not {'JSON' if is_json else 'TOML'}: {printable(str(error)) or 'nested too deeply'}"
         raise InventoryError(message) from error
 
 
@@ -112,6 +115,9 @@ def _faults(inventory: Inventory) -> Iterator[tuple[str, str]]:
         yield "host.available_bytes", f"{host.available_bytes} is more than total_bytes, {host.total_bytes}"
     if host.n_cpu < 1:
         yield "host.n_cpu", "must be at least 1"
+    shown = {"name": inventory.name, "host": host, "devices": inventory.devices, "notes": inventory.notes}
+    for key_path in _unprintable(msgspec.to_builtins(shown), ""):
+        yield key_path, "holds characters that cannot be shown"
     names: set[str] = set()
     for i, device in enumerate(inventory.devices):
         yield from _negative(device, f"devices[{i}]")
@@ -122,6 +128,18 @@ def _faults(inventory: Inventory) -> Iterator[tuple[str, str]]:
         if device.name in names:
             yield f"devices[{i}].name", f"`{device.name}` names two devices"
         names.add(device.name)
+
+
+def _unprintable(node: Any, key_path: str) -> Iterator[str]:
+    """Yield the key paths of texts that a terminal could obey."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _unprintable(value, f"{key_path}.{key}".lstrip("."))
+    elif isinstance(node, list | tuple):
+        for i, value in enumerate(node):
+            yield from _unprintable(value, f"{key_path}[{i}]")
+    elif isinstance(node, str) and not node.isprintable():
+        yield key_path
 
 
 def _negative(struct: msgspec.Struct, key_path: str) -> Iterator[tuple[str, str]]:

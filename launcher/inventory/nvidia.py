@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import pynvml
 
 from launcher.domain import Device, DeviceKind, DeviceProcess
+from launcher.inventory.text import printable
 
 T = TypeVar("T")
 
@@ -120,7 +121,7 @@ def _device(name: str, part: Any, handle: Any, *, is_slice: bool) -> Device | No
     return Device(
         name=name,
         kind=DeviceKind.CUDA,
-        description=_ask(pynvml.nvmlDeviceGetName, part) or "NVIDIA GPU",
+        description=printable(_ask(pynvml.nvmlDeviceGetName, part) or "NVIDIA GPU"),
         total_bytes=total_bytes,
         free_bytes=free_bytes,
         bandwidth_bytes_per_s=memory_bandwidth(clock_mhz, bus_width_bits),
@@ -162,7 +163,7 @@ def _processes(part: Any) -> tuple[DeviceProcess, ...]:
     ):
         for process in next((answer for call in calls if (answer := _ask(call, part)) is not None), ()):
             path = _ask(pynvml.nvmlSystemGetProcessName, process.pid)
-            name = path.rsplit("/", 1)[-1] if path else None
+            name = printable(path.rsplit("/", 1)[-1]) if path else None
             found[process.pid] = DeviceProcess(pid=process.pid, name=name, used_bytes=process.usedGpuMemory)
     return tuple(found[pid] for pid in sorted(found))
 

@@ -17,6 +17,7 @@ from launcher.inventory.engines import EnginesProbe, probe_engines
 from launcher.inventory.host import probe_host
 from launcher.inventory.nvidia import NvidiaProbe, probe_nvidia
 from launcher.inventory.sysfs import probe_amd
+from launcher.inventory.text import printable
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ def probe_machine(*, with_engines: bool, disk_path: Path | None, root: Path = Pa
     )
     joined = join_devices(nvidia.devices, engines.installs, probe_amd(root))
     return Inventory(
-        name=os.uname().nodename,
+        name=printable(os.uname().nodename),
         host=host,
         devices=joined.devices,
         engines=joined.installs if with_engines else None,

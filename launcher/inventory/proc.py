@@ -13,6 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Final, NamedTuple
 
+from launcher.inventory.text import printable
+
 _POLL_S: Final = 0.05
 """How often to look whether a program ended whose output stays open, held by a child of its own."""
 
@@ -46,7 +48,7 @@ class ProcResult(NamedTuple):
         last = next((line.strip() for line in reversed((self.stderr or self.stdout).splitlines()) if line.strip()), "")
         code = self.exit_code or 0
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        return f"{how}: {last[:200]}" if last else how
+        return f"{how}: {printable(last[:200])}" if last else how
 
 
 def run_bounded(

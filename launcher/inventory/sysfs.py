@@ -6,6 +6,8 @@ It must not know of engines. The files are documented in the kernel's ``Document
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from launcher.inventory.text import printable
+
 _AMD_VENDOR: Final = "0x1002"
 
 
@@ -31,7 +33,7 @@ def probe_amd(root: Path = Path("/")) -> tuple[AmdGpu, ...]:
                 total_bytes=total_bytes,
                 used_bytes=_number(device / "mem_info_vram_used"),
                 bus_id=device.resolve().name if device.is_symlink() else None,
-                name=_text(device / "product_name") or None,
+                name=printable(_text(device / "product_name")) or None,
             )
         )
     return tuple(found)

@@ -20,7 +20,8 @@ def render_hardware(inventory: Inventory) -> str:
         ]
     if inventory.notes:
         lines += ["", "notes", *(f"  - {note}" for note in inventory.notes)]
-    return "\n".join(lines) + "\n"
+    # Paths and arguments of engines may hold anything that a file name can.
+    return "".join("".join(c if c.isprintable() else "\ufffd" for c in line) + "\n" for line in lines)
 
 
 def _host(host: Host) -> Iterator[str]:

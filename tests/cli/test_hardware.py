@@ -157,6 +157,14 @@ notes
     )
 
 
+def test_no_control_characters() -> None:
+    """A path with line ends and escapes in it can neither move the cursor nor pose as another line."""
+    install = EngineInstall(engine=Engine.LLAMA_SERVER, argv=("/opt/a\nnotes\n  - fake\x1b[2J",), version="1")
+    text = render_hardware(Inventory(name="x", host=Host(total_bytes=GIB, available_bytes=GIB), engines=(install,)))
+    assert "\x1b" not in text
+    assert "notes" not in text.splitlines()
+
+
 def test_empty_machine() -> None:
     """A machine without devices and engines says so, and asks nothing of what is unknown."""
     inventory = Inventory(name="bare", host=Host(total_bytes=GIB, available_bytes=GIB), engines=())

@@ -130,6 +130,15 @@ def test_nothing_installed(only: Callable[[Path], None], monkeypatch: pytest.Mon
     assert (found.installs, found.notes) == ((), ())
 
 
+def test_path_that_is_no_utf8(program: Program, only: Callable[[Path], None]) -> None:
+    """A path that JSON cannot hold is passed over with a note, and breaks nothing."""
+    path = program("server", ANSWERS)
+    only(path.rename(path.with_name("server\udcff")))
+    found = probe_engines()
+    assert found.installs == ()
+    assert r"server\udcff` is not used: its path or environment is no UTF-8" in found.notes[0]
+
+
 @NO_WHEEL
 def test_wheel_without_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The prebuilt server is found with an empty path, started without its Python command, and remembered."""

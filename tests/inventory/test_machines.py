@@ -113,6 +113,12 @@ def test_toml_and_json_agree(tmp_path: Path) -> None:
     assert load_inventory(str(tmp_path / "b.json")) == first
 
 
+def test_json_in_a_pipe(tmp_path: Path) -> None:
+    """JSON without a telling name, as from another program's output, is known by its first character."""
+    (tmp_path / "fd63").write_bytes(b" \n" + msgspec.json.encode(load_inventory("rtx4090")))
+    assert load_inventory(str(tmp_path / "fd63")) == load_inventory("rtx4090")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message", "help_"),
     [
@@ -137,6 +143,9 @@ def test_toml_and_json_agree(tmp_path: Path) -> None:
         ("[host]", "[host]\nbandwidth_bytes_per_s = nan", "host.bandwidth_bytes_per_s: nan is out of range", None),
         ("kind =", "free_bytes = 99_000_000_000\nkind =", "devices[0].free_bytes: 99000000000 is more than", None),
         ("name =", "name ==", "is not TOML", None),
+        ("RTX 4090", r"\u001b[2J", "devices[0].description: holds characters that cannot be shown", None),
+        ("[host]", r'"\u001b[2J" = 1' "\n[host]", "contains unknown field `\ufffd[2J`", "allowed: name"),
+        ('"mine"', r'"a\nb"', "name: holds characters that cannot be shown", None),
     ],
 )
 def test_wrong_file(old: str, new: str, message: str, help_: str | None) -> None:

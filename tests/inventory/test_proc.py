@@ -84,6 +84,7 @@ def test_bytes_that_are_no_text(program: Program) -> None:
         ("echo 'no such option' >&2; exit 1", "ended with exit code 1: no such option"),
         ("kill -SEGV $$", "was killed by signal 11"),
         ("exit 7", "ended with exit code 7"),
+        (r"printf 'a\033[2J\n' >&2; exit 1", "ended with exit code 1: a\ufffd[2J"),
     ],
 )
 def test_outcome_in_words(body: str, described: str, program: Program) -> None:
