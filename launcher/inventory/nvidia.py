@@ -92,7 +92,8 @@ def _probe_all() -> NvidiaProbe:
                 notes.append(f"NVIDIA's GPU {idx} does not tell its memory; only an engine can")
                 continue
             devices.append(device)
-            notes.extend(_link_notes(name, handle))
+            if not is_slice:
+                notes.extend(_link_notes(name, handle))
     return NvidiaProbe(tuple(devices), tuple(notes))
 
 

@@ -144,7 +144,7 @@ def test_json_in_a_pipe(tmp_path: Path) -> None:
         ("kind =", "free_bytes = 99_000_000_000\nkind =", "devices[0].free_bytes: 99000000000 is more than", None),
         ("name =", "name ==", "is not TOML", None),
         ("RTX 4090", r"\u001b[2J", "devices[0].description: holds characters that cannot be shown", None),
-        ("[host]", r'"\u001b[2J" = 1' "\n[host]", "contains unknown field `\ufffd[2J`", "allowed: name"),
+        ("[host]", '"\\u001b[2J" = 1\n[host]', "contains unknown field `\ufffd[2J`", "allowed: name"),
         ('"mine"', r'"a\nb"', "name: holds characters that cannot be shown", None),
     ],
 )
