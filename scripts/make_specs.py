@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA_VERSION = 1
 ALIGNMENT = 32
+LINE_WIDTH = 140
 DRY_RUN_LINE = re.compile(r"^\[ *\d+/ *\d+\] +(\S+) +- \[.*type = +(\w+), size = .*?(?:\((\w+)\))?$")
 BLOCK_NAME = re.compile(r"^blk\.(\d+)\.")
 
@@ -195,6 +196,130 @@ def metadata_of(model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# --- The layout of the original release, as safetensors -----------------------------------------------------------
+
+CLASSES = {"gemma2": "Gemma2ForCausalLM", "llama": "LlamaForCausalLM", "gpt-oss": "GptOssForCausalLM"}
+LAYER = "model.layers.{i}."
+TORCH_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{i}.attn_q": f"{LAYER}self_attn.q_proj",
+    "blk.{i}.attn_k": f"{LAYER}self_attn.k_proj",
+    "blk.{i}.attn_v": f"{LAYER}self_attn.v_proj",
+    "blk.{i}.attn_output": f"{LAYER}self_attn.o_proj",
+    "blk.{i}.attn_sinks": f"{LAYER}self_attn.sinks",
+    "blk.{i}.ffn_gate": f"{LAYER}mlp.gate_proj",
+    "blk.{i}.ffn_up": f"{LAYER}mlp.up_proj",
+    "blk.{i}.ffn_down": f"{LAYER}mlp.down_proj",
+    "blk.{i}.ffn_gate_inp": f"{LAYER}mlp.router",
+    "blk.{i}.attn_norm": f"{LAYER}input_layernorm",
+    "blk.{i}.post_attention_norm": f"{LAYER}post_attention_layernorm",
+    "blk.{i}.ffn_norm": f"{LAYER}post_attention_layernorm",
+    "blk.{i}.post_ffw_norm": f"{LAYER}post_feedforward_layernorm",
+}
+GEMMA_NAMES = {"blk.{i}.ffn_norm": f"{LAYER}pre_feedforward_layernorm"}
+CONFIG_KEYS = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.sliding_window": "sliding_window",
+    "context_length": "max_position_embeddings",
+    "rope.freq_base": "rope_theta",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "expert_count": "num_local_experts",
+    "expert_used_count": "num_experts_per_tok",
+}
+INT4_GROUP = 128
+"""Weights that share a scale, in the AWQ and GPTQ releases of these models."""
+
+QUANTIZATION_CONFIGS: dict[str, dict[str, Any]] = {
+    "bf16": {},
+    "fp8": {"quant_method": "compressed-tensors"},
+    "awq-int4": {"quant_method": "awq", "bits": 4, "group_size": INT4_GROUP},
+    "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": INT4_GROUP},
+    "mxfp4": {"quant_method": "mxfp4"},
+}
+
+
+def quantized_linear(name: str, shape: tuple[int, ...], blocks: tuple[int, ...], scheme: str) -> list[Pattern]:
+    """Return the tensors that stand for one linear layer of `shape` (inputs, outputs) under a scheme.
+
+    AWQ packs eight 4-bit outputs into an integer, GPTQ eight inputs; both keep a scale and a zero point per group.
+    FP8 keeps one scale per layer.
+    """
+    n_in, n_out = shape
+    groups = n_in // INT4_GROUP
+    forms: dict[str, list[tuple[str, tuple[int, ...], str]]] = {
+        "fp8": [("weight", shape, "F8_E4M3"), ("weight_scale", (1,), "BF16")],
+        "awq-int4": [
+            ("qweight", (n_out // 8, n_in), "I32"),
+            ("qzeros", (n_out // 8, groups), "I32"),
+            ("scales", (n_out, groups), "F16"),
+        ],
+        "gptq-int4": [
+            ("qweight", (n_out, n_in // 8), "I32"),
+            ("qzeros", (n_out // 8, groups), "I32"),
+            ("scales", (n_out, groups), "F16"),
+            ("g_idx", (n_in,), "I32"),
+        ],
+    }
+    return [Pattern(f"{name}.{suffix}", extents, blocks, kind) for suffix, extents, kind in forms[scheme]]
+
+
+def mxfp4_experts(h: Hparams) -> list[Pattern]:
+    """Return gpt-oss's experts: blocks of 16 bytes hold 32 weights, with a scale of one byte each."""
+    d, ff, n = h["embedding_length"], h["expert_feed_forward_length"], h["expert_count"]
+    blocks, experts_of = tuple(range(h["block_count"])), f"{LAYER}mlp.experts."
+    patterns = []
+    for name, n_in, n_out in (("gate_up_proj", d, 2 * ff), ("down_proj", ff, d)):
+        patterns += [
+            Pattern(f"{experts_of}{name}_blocks", (16, n_in // 32, n_out, n), blocks, "U8"),
+            Pattern(f"{experts_of}{name}_scales", (n_in // 32, n_out, n), blocks, "U8"),
+            Pattern(f"{experts_of}{name}_bias", (n_out, n), blocks, "BF16"),
+        ]
+    return patterns
+
+
+def layout_of(model: dict[str, Any], scheme: str) -> dict[str, Any]:
+    """Return the tensors and the configuration of one safetensors form of a model."""
+    names = TORCH_NAMES | (GEMMA_NAMES if model["architecture"].startswith("gemma") else {})
+    plain = "F16" if scheme.endswith("int4") else "BF16"
+    patterns: list[Pattern] = []
+    for pattern in patterns_of(model):
+        base, _, kind = pattern.name.rpartition(".")
+        if base == "rope_freqs" or "_exps" in base:
+            continue
+        name = names[base]
+        is_linear = pattern.blocks is not None and pattern.fixed is None
+        if is_linear and pattern.blocks is not None and scheme not in ("bf16", "mxfp4"):
+            patterns += quantized_linear(name, pattern.shape, pattern.blocks, scheme)
+        else:
+            full_name = name if name.endswith("sinks") else f"{name}.{kind}"
+            patterns.append(Pattern(full_name, pattern.shape, pattern.blocks, plain))
+    if scheme == "mxfp4":
+        patterns += mxfp4_experts(model["metadata"])
+    quantization = {f"quantization_config.{key}": value for key, value in QUANTIZATION_CONFIGS[scheme].items()}
+    return {
+        "provenance": "derived",
+        "architecture": CLASSES[model["architecture"]],
+        "metadata": {
+            "architectures": [CLASSES[model["architecture"]]],
+            **{CONFIG_KEYS[key]: value for key, value in model["metadata"].items() if key in CONFIG_KEYS},
+            "vocab_size": model["n_vocab"],
+            "tie_word_embeddings": model.get("tied", False),
+            "torch_dtype": {"F16": "float16", "BF16": "bfloat16"}[plain],
+            **quantization,
+        },
+        "tensors": [compact_tensor(pattern) for pattern in patterns],
+    }
+
+
 # --- The shape file and the quantizer ------------------------------------------------------------------------------
 
 
@@ -303,6 +428,20 @@ def compact_types(patterns: list[Pattern], types: dict[str, str]) -> dict[str, s
     return {p.name: write_runs([types[name] for name in p.names()]) for p in patterns if not p.fixed}
 
 
+def write_json(value: object, indent: int = 0) -> str:
+    """Write JSON that keeps on one line whatever fits there, so that differences can be read."""
+    line = json.dumps(value)
+    if indent + len(line) <= LINE_WIDTH or not isinstance(value, dict | list):
+        return line
+    inner = indent + 1
+    if isinstance(value, dict):
+        items = [f"{json.dumps(key)}: {write_json(item, inner)}" for key, item in value.items()]
+    else:
+        items = [write_json(item, inner) for item in value]
+    start, end = "{}" if isinstance(value, dict) else "[]"
+    return f"{start}\n" + ",\n".join(" " * inner + item for item in items) + "\n" + " " * indent + end
+
+
 def make_spec(name: str, model: dict[str, Any], quantizer: Path, real_files: dict[str, Path]) -> dict[str, Any]:
     """Return the compact spec of one model."""
     patterns = patterns_of(model)
@@ -324,6 +463,7 @@ def make_spec(name: str, model: dict[str, Any], quantizer: Path, real_files: dic
         "metadata": metadata_of(model),
         "tensors": [compact_tensor(pattern) for pattern in patterns],
         "quantizations": quantizations,
+        "safetensors": {scheme: layout_of(model, scheme) for scheme in model.get("safetensors", ())},
     }
 
 
@@ -344,8 +484,8 @@ def main() -> None:
     for name in arguments.names or models:
         spec = make_spec(name, models[name], arguments.quantizer, real_files.get(name, {}))
         path = arguments.output / f"{name}.json"
-        text = json.dumps(spec, indent=1)
-        path.write_text(text + "\n", encoding="utf-8")
+        text = write_json(spec) + "\n"
+        path.write_text(text, encoding="utf-8")
         sys.stdout.write(f"{path}: {len(text)} bytes, {len(spec['quantizations'])} quantizations\n")
 
 

@@ -31,16 +31,23 @@ class TensorPattern(Noun, frozen=True):
 
 
 class CompactQuantization(Noun, frozen=True):
-    """One quantization: the type runs of every pattern without a fixed type, or tensors of its own."""
+    """One GGUF quantization: the type runs of every pattern without a fixed type."""
 
     provenance: Provenance
-    types: Mapping[str, str] = {}
-    format: WeightsFormat = WeightsFormat.GGUF
-    tensors: tuple[TensorPattern, ...] | None = None
+    types: Mapping[str, str]
+
+
+class CompactLayout(Noun, frozen=True):
+    """One safetensors form: tensors of its own, all of fixed types, with the configuration's own keys as metadata."""
+
+    provenance: Provenance
+    architecture: str
+    metadata: Mapping[str, Any]
+    tensors: tuple[TensorPattern, ...]
 
 
 class CompactSpec(Noun, frozen=True):
-    """A whole compact spec, as it stands in ``profiles/specs/NAME.json``."""
+    """A whole compact spec, as it stands in ``profiles/specs/NAME.json``; all but ``safetensors`` is of GGUF."""
 
     schema_version: Literal[1]
     name: str
@@ -49,6 +56,7 @@ class CompactSpec(Noun, frozen=True):
     metadata: Mapping[str, Any]
     tensors: tuple[TensorPattern, ...]
     quantizations: Mapping[str, CompactQuantization]
+    safetensors: Mapping[str, CompactLayout] = {}
 
 
 def parse_spec(content: bytes) -> CompactSpec:
@@ -66,7 +74,7 @@ def parse_spec(content: bytes) -> CompactSpec:
 def expand(
     spec: CompactSpec, wanted: Iterable[tuple[WeightsFormat, str]]
 ) -> dict[tuple[WeightsFormat, str], ModelSpec]:
-    """Return the full specs of those wanted quantizations that the compact one knows.
+    """Return the full specs of those wanted forms of the weights that the compact one knows.
 
     Raises:
         SpecError: a range, a type or a count of blocks is wrong.
@@ -74,23 +82,32 @@ def expand(
     metadata = _metadata(spec.metadata)
     shared = [_Expansion(pattern) for pattern in spec.tensors]
     expanded = {}
-    for weights_format, name in wanted:
-        quantization = spec.quantizations.get(name)
-        if quantization is None or quantization.format is not weights_format:
-            continue
-        own = quantization.tensors
-        expansions = shared if own is None else [_Expansion(pattern) for pattern in own]
-        tensors: list[TensorInfo] = []
-        for expansion in expansions:
-            tensors += expansion.tensors(quantization.types)
-        expanded[weights_format, name] = ModelSpec(
-            architecture=spec.architecture,
-            format=weights_format,
-            metadata=metadata,
-            tensors=tuple(tensors),
-            provenance=quantization.provenance,
-        )
+    for key in wanted:
+        weights_format, name = key
+        if weights_format is WeightsFormat.SAFETENSORS and (layout := spec.safetensors.get(name)):
+            expanded[key] = ModelSpec(
+                architecture=layout.architecture,
+                format=weights_format,
+                metadata=_metadata(layout.metadata),
+                tensors=_tensors([_Expansion(pattern) for pattern in layout.tensors], {}),
+                provenance=layout.provenance,
+            )
+        elif weights_format is WeightsFormat.GGUF and (quantization := spec.quantizations.get(name)):
+            expanded[key] = ModelSpec(
+                architecture=spec.architecture,
+                format=weights_format,
+                metadata=metadata,
+                tensors=_tensors(shared, quantization.types),
+                provenance=quantization.provenance,
+            )
     return expanded
+
+
+def _tensors(expansions: "Iterable[_Expansion]", types: Mapping[str, str]) -> tuple[TensorInfo, ...]:
+    tensors: list[TensorInfo] = []
+    for expansion in expansions:
+        tensors += expansion.tensors(types)
+    return tuple(tensors)
 
 
 class _Expansion:

@@ -29,13 +29,14 @@ def generator() -> ModuleType:
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_shipped_specs_are_what_the_generator_writes(generator: ModuleType, name: str) -> None:
-    """No shipped spec is stale: tensors, metadata, sources and quantizations follow from the committed shapes."""
+    """No shipped spec is stale: tensors, metadata, sources and forms follow from the committed shapes."""
     spec = json.loads((data_dir("profiles") / "specs" / f"{name}.json").read_text(encoding="utf-8"))
     model = MODELS[name]
     assert spec["tensors"] == [generator.compact_tensor(pattern) for pattern in generator.patterns_of(model)]
     assert spec["metadata"] == generator.metadata_of(model)
     assert spec["sources"] == model["sources"]
     assert list(spec["quantizations"]) == model["quantizations"]
+    assert spec["safetensors"] == {form: generator.layout_of(model, form) for form in model.get("safetensors", ())}
 
 
 def test_no_spec_is_without_shapes() -> None:
@@ -64,3 +65,11 @@ def test_runs_and_ranges_are_short(generator: ModuleType) -> None:
     assert generator.write_runs(["Q6_K", "Q6_K", "Q5_K"]) == "Q6_K*2 Q5_K"
     assert generator.write_runs(["Q6_K", "Q6_K"]) == "Q6_K"
     assert generator.write_ranges((0, 1, 2, 5, 7, 8)) == "0-2,5,7-8"
+
+
+def test_written_json_reads_back(generator: ModuleType) -> None:
+    """The writer breaks lines where they are long, and nothing else: the value stays the same."""
+    value = {"a": [1, 2.5, None, True], "b": {"c": ["x" * 100, "y" * 100], "d": {}}, "e": "z" * 300}
+    text = generator.write_json(value)
+    assert json.loads(text) == value
+    assert text.count("\n") > 3

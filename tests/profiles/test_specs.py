@@ -71,17 +71,52 @@ def test_bytes_agree_with_model_cards(name: str, quantization: str, published_gb
     assert low - rounding <= published_gb <= low + 0.016 + rounding
 
 
+@pytest.mark.parametrize(
+    ("name", "form", "published_bytes", "tolerance"),
+    [
+        # `total_size` of the published `model.safetensors.index.json`, to the byte.
+        ("llama3.1-8b", "bf16", 16_060_522_496, 0),
+        ("gpt-oss-20b", "mxfp4", 13_761_264_768, 0),
+        # A folder of 5.34 GiB, with its tokenizer.
+        ("llama3.1-8b", "awq-int4", 5.34 * 2**30, 0.01),
+    ],
+)
+def test_safetensors_bytes_agree_with_their_index(
+    name: str, form: str, published_bytes: float, tolerance: float
+) -> None:
+    """The derived layout of a release takes the bytes that its index tells."""
+    key = (WeightsFormat.SAFETENSORS, form)
+    spec = expand(shipped(name), [key])[key]
+    assert abs(spec.weights_bytes - published_bytes) <= tolerance * published_bytes
+    assert spec.provenance is Provenance.DERIVED
+
+
+def test_safetensors_speak_the_configurations_words() -> None:
+    """A safetensors spec has what a folder of that release would give: class, configuration keys, tensor names."""
+    key = (WeightsFormat.SAFETENSORS, "awq-int4")
+    spec = expand(shipped("gemma2-9b"), [key])[key]
+    assert spec.architecture == "Gemma2ForCausalLM"
+    assert spec.metadata["architectures"] == ("Gemma2ForCausalLM",)
+    assert spec.metadata["num_hidden_layers"] == 42
+    assert spec.metadata["quantization_config.quant_method"] == "awq"
+    tensors = {tensor.name: tensor for tensor in spec.tensors}
+    assert tensors["model.layers.41.mlp.down_proj.qweight"].shape == (3584 // 8, 14336)
+    assert tensors["model.layers.0.pre_feedforward_layernorm.weight"].shape == (3584,)
+    assert "lm_head.weight" not in tensors
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_specs_are_small_and_whole(path: Path) -> None:
-    """Each shipped spec takes less than 100 KB, and every quantization in it expands to the same tensors."""
+    """Each shipped spec takes less than 100 KB, and every form in it expands, each quantization to the same tensors."""
     assert path.stat().st_size < 100_000
     spec = parse_spec(path.read_bytes())
     assert spec.name == path.stem
-    specs = expand(spec, [(each.format, name) for name, each in spec.quantizations.items()])
+    specs = expand(spec, [(GGUF, name) for name in spec.quantizations])
     assert len(specs) == len(spec.quantizations) > 0
-    shapes = {tuple((tensor.name, tensor.shape) for tensor in each.tensors) for each in specs.values()}
-    assert len(shapes) == 1
+    assert len({tuple((tensor.name, tensor.shape) for tensor in each.tensors) for each in specs.values()}) == 1
     assert all(each.metadata["general.architecture"] == each.architecture for each in specs.values())
+    layouts = expand(spec, [(WeightsFormat.SAFETENSORS, name) for name in spec.safetensors])
+    assert len(layouts) == len(spec.safetensors)
 
 
 def test_shipped_specs_take_less_than_a_megabyte() -> None:
