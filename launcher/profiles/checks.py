@@ -15,15 +15,26 @@ Check: TypeAlias = "Callable[[object, str, Faults], Any]"
 """``check(value, key_path, faults)``: the checked value, or ``None`` after a fault was noted."""
 
 _SHOWN_CHARACTERS: Final = 60
+_MAX_FAULTS: Final = 200
+_MAX_ITEMS: Final = 1000
+"""Of an array; the longest in use has the shards of a file, a few dozen."""
 _TYPE_NAMES: Final = {bool: "a boolean", int: "an integer", float: "a float", str: "a string", list: "an array"}
 
 
 class Faults(list[str]):
-    """The faults of one file, in the order in which they were found."""
+    """The faults of one file, in the order in which they were found; a file of mere noise is not told to its end."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether nobody would read on."""
+        return len(self) >= _MAX_FAULTS
 
     def note(self, path: str, fact: str) -> None:
         """Add a line: where, then what was found and what is allowed."""
-        self.append(f"{path}: {fact}")
+        if len(self) == _MAX_FAULTS - 1:
+            self.append("further faults are left out")
+        elif not self.is_full:
+            self.append(f"{path}: {fact}")
 
 
 def show(value: object) -> str:
@@ -152,8 +163,9 @@ def many(item: Check, *, at_least: int = 0) -> Check:
         if not isinstance(value, list):
             _wrong_type(value, path, faults, "an array")
             return None
-        if len(value) < at_least:
-            faults.note(path, f"needs at least {at_least}")
+        if not at_least <= len(value) <= _MAX_ITEMS:
+            faults.note(path, f"has {len(value)} items, not from {at_least} to {_MAX_ITEMS}")
+            return None
         kept: list[Any] = []
         for n, raw in enumerate(value, start=1):
             checked = item(raw, f"{path}[{n}]", faults)
@@ -180,6 +192,8 @@ def table(
         prefix = f"{path}." if path else ""
         checked = {}
         for key, raw in value.items():
+            if faults.is_full:
+                break
             if known := keys.get(key):
                 result = known(raw, prefix + key, faults)
                 if result is not None:

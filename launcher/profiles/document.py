@@ -27,8 +27,11 @@ from launcher.errors import ProfileError
 from launcher.profiles.checks import Faults, flag, many, one_of, propose, rate, show, table, text, whole
 from launcher.profiles.specs import SpecError, expand, parse_spec
 
-MAX_FILE_BYTES: Final = 1 << 20
-"""A profile is a page of text; anything larger is a mistake."""
+MAX_FILE_BYTES: Final = 1 << 18
+"""A profile is a page of text (the longest shipped one 4 KB); anything larger is a mistake."""
+
+_MAX_SPEC_BYTES: Final = 1 << 22
+"""A compact spec takes less than 100 KB."""
 
 _QUANTIZATIONS: Final = (
     *("f32", "bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
@@ -263,7 +266,12 @@ def _specs(checked: dict[str, Any], folders: tuple[Path, ...]) -> dict[tuple[Wei
         path = folder / name
         if path.is_file():
             try:
-                return expand(parse_spec(path.read_bytes()), wanted)
+                with path.open("rb") as file:
+                    content = file.read(_MAX_SPEC_BYTES + 1)
+                if len(content) > _MAX_SPEC_BYTES:
+                    msg = f"larger than {_MAX_SPEC_BYTES} bytes"
+                    raise SpecError(msg)  # noqa: TRY301  the path is added once, below
+                return expand(parse_spec(content), wanted)
             except SpecError as error:
                 msg = f"{path}: {error}"
                 raise SpecError(msg) from None

@@ -6,6 +6,7 @@ their equal ``TensorInfo``. It must not know of profiles, nor of weights files.
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import msgspec
@@ -15,6 +16,9 @@ from launcher.tensor_types import TensorType, tensor_bytes
 
 _MAX_BLOCKS: Final = 4096
 """Far above any model (405B has 126 blocks); keeps a hostile range from filling the memory."""
+
+_MAX_TENSORS: Final = 100_000
+"""Of one form, far above any model here (at most 1,138), to the same end."""
 
 
 class SpecError(ValueError):
@@ -107,6 +111,9 @@ def _tensors(expansions: "Iterable[_Expansion]", types: Mapping[str, str]) -> tu
     tensors: list[TensorInfo] = []
     for expansion in expansions:
         tensors += expansion.tensors(types)
+        if len(tensors) > _MAX_TENSORS:
+            msg = f"more than {_MAX_TENSORS} tensors"
+            raise SpecError(msg)
     return tuple(tensors)
 
 
@@ -115,16 +122,18 @@ class _Expansion:
 
     def __init__(self, pattern: TensorPattern) -> None:
         self._pattern = pattern
-        if pattern.blocks is None:
-            self._names = [pattern.name]
-        else:
-            before, mark, after = pattern.name.partition("{i}")
-            if not mark:
-                msg = f"{pattern.name} has blocks but no {{i}}"
-                raise SpecError(msg)
-            self._names = [f"{before}{i}{after}" for i in _parse_ranges(pattern.blocks)]
         self._by_type: dict[str, list[TensorInfo]] = {}
         self._by_runs: dict[str, list[TensorInfo]] = {}
+
+    @cached_property
+    def _names(self) -> list[str]:
+        if self._pattern.blocks is None:
+            return [self._pattern.name]
+        before, mark, after = self._pattern.name.partition("{i}")
+        if not mark:
+            msg = f"{self._pattern.name} has blocks but no {{i}}"
+            raise SpecError(msg)
+        return [f"{before}{i}{after}" for i in _parse_ranges(self._pattern.blocks)]
 
     def tensors(self, types: Mapping[str, str]) -> list[TensorInfo]:
         """Return the tensors of the pattern with the types that a quantization gives them, in the order of blocks."""

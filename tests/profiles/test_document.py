@@ -1,5 +1,6 @@
 """Laws of a profile file: what is right is understood, what is wrong is all told at once."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -222,7 +223,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ('[[artifact]]\nquantization = "q8_0"', 'artifact[2].quantization: "q8_0" as gguf is there already'),
         ('aliases = ["a"]', 'aliases[1]: "a" is the profile\'s name already'),
         ('aliases = ["b", "b"]', 'aliases[2]: "b" stands there twice'),
-        ("engines = []", "engines: needs at least 1"),
+        ("engines = []", "engines: has 0 items, not from 1 to 1000"),
         ('[model]\nspec = "specs/none.json"', 'model.spec: "specs/none.json" is in none of'),
         ('[model]\nspec = "../specs/x.json"', 'model.spec: "../specs/x.json" is not a relative path'),
         ('[model]\nurls = ["ftp://x"]', 'model.urls[1]: "ftp://x" is not an http or https address'),
@@ -275,6 +276,23 @@ def test_usual_file_names_are_accepted(tmp_path: Path, name: str) -> None:
 def test_what_is_no_toml_is_placed(tmp_path: Path, text: str | bytes, fault: str) -> None:
     """A text that is no TOML is refused with file and line."""
     assert faults(tmp_path, text)[0].startswith(fault)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(f"nam{n} = 1\n" for n in range(15_000)),
+        "aliases = [" + ", ".join(f'"{n:x}"' for n in range(25_000)) + "]",
+        "[[artifact]]\n" * 15_000,
+        "pin.x" + ".x" * 100 + " = 1",
+    ],
+    ids=["keys", "items", "tables", "depth"],
+)
+def test_noise_is_refused_soon(tmp_path: Path, text: str) -> None:
+    """A file of mere noise neither takes long nor fills the screen."""
+    started = time.monotonic()
+    assert 0 < len(faults(tmp_path, text)) <= 200
+    assert time.monotonic() - started < 10
 
 
 def test_a_folder_is_no_profile(tmp_path: Path) -> None:

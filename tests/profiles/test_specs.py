@@ -212,8 +212,14 @@ def test_runs_follow_the_order_of_blocks() -> None:
         (compact("0-3", "Q4_K"), "blocks of 256"),
         (compact("0-3", shape=(0, 2)), "absurd shape"),
         (compact("0-3", shape=(64, 2**60)), "absurd shape"),
+        (
+            compact(
+                tensors=[{"name": f"{n}.{{i}}", "shape": [1], "blocks": "0-4095", "type": "F32"} for n in range(99)]
+            ),
+            "more than",
+        ),
         (compact("0-3", metadata={"a": {"b": 1}}), "neither a scalar nor an array"),
-        (compact("0-3", tensors=[{"name": "a", "shape": [1], "blocks": "0-3"}]), "no {i}"),
+        (compact(tensors=[{"name": "a", "shape": [1], "blocks": "0-3", "type": "F32"}]), "no {i}"),
         (compact("0-3", tensors=[{"name": "a", "shape": [1]}]), "no type"),
     ],
 )
