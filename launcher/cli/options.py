@@ -116,6 +116,37 @@ def resolve_profile(name: str) -> "Profile":
     return load_profile(name)
 
 
+def keep_local(profile: "Profile", settings: "Settings") -> "Profile":
+    """Keep the artifacts whose weights are on this machine: what ``serve`` may choose from.
+
+    Raises:
+        WeightsMissingError: none is, or not the quantization that was asked for.
+    """
+    from msgspec.structs import replace
+
+    from launcher.errors import WeightsMissingError
+    from launcher.profiles import is_local
+
+    local = tuple(artifact for artifact in profile.artifacts if is_local(artifact))
+    quantization = settings.quantization or profile.pins.quantization
+    have = [artifact.quantization for artifact in local]
+    if local and quantization in {None, *have}:
+        return replace(profile, artifacts=local)
+    wanted = f" at {quantization}" if quantization is not None else ""
+    sources = dict.fromkeys(
+        artifact.repository
+        for artifact in profile.artifacts
+        if artifact.repository and quantization in {None, artifact.quantization}
+    )
+    details = tuple(f"published at {source}" for source in sources)
+    msg = f"the weights of `{profile.name}`{wanted} are not on this machine"
+    if have:
+        help_ = f"here is {', '.join(have)}; or download the file and serve its path: launch serve FILE.gguf"
+    else:
+        help_ = f"`launch plan {profile.name}` says which fits; download it and serve its path: launch serve FILE.gguf"
+    raise WeightsMissingError(msg, help=help_, details=details)
+
+
 def apply_limits(profile: "Profile", *, min_quant: str | None, min_tps: float | None) -> "Profile":
     """Lay floors from the command line over the profile's.
 

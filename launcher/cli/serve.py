@@ -1,7 +1,141 @@
-"""`launch serve`."""
+"""``launch serve``: plan, start, wait until it answers, keep it so until it is told to stop."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from launcher.cli import options as opt
+
+if TYPE_CHECKING:
+    from launcher.domain import Address, Plan
+    from launcher.store import Instance
+    from launcher.supervisor.notices import Notice, Report
+
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return once it is ready; end it with `launch stop`.")]
+StallTimeout = Annotated[
+    float, typer.Option("--stall-timeout", min=1.0, help="Seconds without any progress before a start is given up.")
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
+    app.command()(serve)
+
+
+def serve(
+    name: opt.Name,
+    quant: opt.Quant = None,
+    context: opt.Context = None,
+    ctx_size: opt.CtxSize = None,
+    parallel: opt.Parallel = None,
+    batch_size: opt.BatchSize = None,
+    ubatch_size: opt.UbatchSize = None,
+    n_gpu_layers: opt.GpuLayers = None,
+    n_cpu_moe: opt.CpuMoe = None,
+    cache_type_k: opt.CacheK = None,
+    cache_type_v: opt.CacheV = None,
+    flash_attn: opt.FlashAttn = None,
+    threads: opt.Threads = None,
+    engine: opt.EngineName = None,
+    host: Host = None,
+    port: Port = None,
+    inventory: opt.InventoryName = None,
+    min_quant: opt.MinQuant = None,
+    min_tps: opt.MinTps = None,
+    stall_timeout: StallTimeout = 120.0,
+    force: opt.Force = False,
+    detach: Detach = False,
+) -> None:
+    """Serve a model until Ctrl-C; exit code 3 if no plan fits this machine."""
+    from msgspec.structs import replace
+
+    from launcher.domain import Refusal, Request
+    from launcher.errors import EXIT_REFUSED
+    from launcher.planner.advice import plan as decide
+    from launcher.render.plan import render_outcome
+    from launcher.store import open_instance
+
+    settings = opt.parse_settings(
+        quant=quant,
+        context=context,
+        ctx_size=ctx_size,
+        parallel=parallel,
+        batch_size=batch_size,
+        ubatch_size=ubatch_size,
+        n_gpu_layers=n_gpu_layers,
+        n_cpu_moe=n_cpu_moe,
+        cache_type_k=cache_type_k,
+        cache_type_v=cache_type_v,
+        flash_attn=flash_attn,
+        threads=threads,
+        engine=engine,
+    )
+    profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
+    profile = replace(profile, address=opt.with_address(profile.address, host=host, port=port))
+    if detach:
+        raise typer.Exit(_detach(profile.name))
+    with open_instance(profile.name) as instance:
+        argv = opt.echo_argv("serve", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
+        request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
+        outcome = decide(request, opt.read_inventory(inventory), argv=argv, alternatives=opt.find_alternatives)
+        sys.stderr.write(render_outcome(outcome))
+        if isinstance(outcome, Refusal):
+            raise typer.Exit(EXIT_REFUSED)
+        _run(outcome, instance, stall_timeout)
+
+
+def _detach(name: str) -> int:
+    """Start this very command again in the background, and wait until it is ready or has failed."""
+    from launcher.store import open_instance
+    from launcher.supervisor.remote import spawn_detached
+
+    with open_instance(name):
+        pass  # a name in use is said here, where the user looks; the lock is free again for the one that will serve
+    words = [word for word in sys.argv[1:] if word != "--detach"]
+    code = spawn_detached(
+        [sys.executable, "-m", "launcher", *words], name=name, relay=lambda line: typer.echo(line, err=True)
+    )
+    if code == 0:
+        typer.echo(f"serving in the background; `launch stop {name}` ends it")
+    return code
+
+
+def _run(plan: "Plan", instance: "Instance", stall_timeout_s: float) -> None:
+    """Start the plan's engine and stay with it."""
+    from msgspec.structs import replace
+
+    from launcher.backends import build_command
+    from launcher.fetch import require_weights
+    from launcher.supervisor import runner
+    from launcher.supervisor.checks import free_port
+
+    weights = require_weights(plan.artifact)
+    address = plan.address
+    if address.port is None:
+        address = replace(address, port=free_port(address.host))
+    command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
+    options = runner.RunOptions(stall_timeout_s=stall_timeout_s)
+    runner.serve(command, instance=instance, plan=plan, options=options, report=_reporter(plan.model, address))
+
+
+def _reporter(model: str, address: "Address") -> "Report":
+    """Return what tells a person of each notice: lines on stderr, and the endpoint on stdout once it answers."""
+    from launcher.render.serve import render_endpoint
+
+    overwrites = sys.stderr.isatty()
+    pending = False
+
+    def report(notice: "Notice") -> None:
+        nonlocal pending
+        clear = "\r\x1b[K" if pending else ""
+        pending = notice.transient and overwrites
+        sys.stderr.write(f"{clear}{notice.text}" + ("" if pending else "\n"))
+        sys.stderr.flush()
+        if notice.event == "engine.ready":
+            sys.stdout.write(render_endpoint(model, address))
+            sys.stdout.flush()
+
+    return report

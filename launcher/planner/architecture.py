@@ -19,6 +19,9 @@ _SWA_PERIOD: Final[Mapping[str, int]] = {"gemma2": 2, "gemma3": 6, "gemma3n": 5,
 _DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096}
 """The window that the engine assumes where a file names none."""
 
+MAX_LAYERS: Final = 512
+"""The engine refuses more (``LLAMA_MAX_LAYERS``); it also bounds what a hostile file can make the planner do."""
+
 _LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 _EXPERT_NAME: Final = re.compile(r"blk\.\d+\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
 
@@ -194,7 +197,7 @@ def read_architecture(spec: ModelSpec) -> Architecture:
     keys = _Keys(spec)
     shapes = {tensor.name: tensor.shape for tensor in spec.tensors}
     blocks = [idx for tensor in spec.tensors if (idx := layer_of(tensor.name)) is not None]
-    n_layer = keys.number("block_count", max(blocks, default=-1) + 1)
+    n_layer = max(0, min(keys.number("block_count", max(blocks, default=-1) + 1), MAX_LAYERS))
     embedding = shapes.get("token_embd.weight", (0, 0))
     n_embd = keys.number("embedding_length", embedding[0])
     n_vocab = embedding[1] if len(embedding) > 1 else keys.number("vocab_size")

@@ -74,8 +74,11 @@ _X86_REPACK: Final = (
     (TensorType.Q4_K, "avx2"),
     (TensorType.IQ4_NL, "avx2"),
     (TensorType.Q2_K, "avx512f"),
+    *((kind, "amx_int8") for kind in (TensorType.Q4_1, TensorType.Q8_0, TensorType.Q5_K, TensorType.Q6_K)),
+    (TensorType.IQ4_XS, "amx_int8"),
 )
-"""Types that llama.cpp repacks for x86 CPUs (``ggml/src/ggml-cpu/repack.cpp``, build 11434)."""
+"""Types that llama.cpp repacks for x86 CPUs, and the instructions that make it (``ggml/src/ggml-cpu/repack.cpp`` and
+``amx/common.h``, build 11434). A build without AMX repacks less than this says, so the figure errs high."""
 
 
 class Ask(Struct, frozen=True, kw_only=True):
@@ -284,7 +287,8 @@ def _repacked_types(host: Host, backend: Backend) -> frozenset[TensorType]:
 def build_config(ask: Ask, target: Target, n_gpu_layers: int) -> LlamaCppConfig:
     """Return the configuration of one trial: what the user fixed, llama-server's defaults elsewhere."""
     settings = ask.settings
-    cache_type_k = settings.cache_type_k or CacheType.F16
+    # llama-cpp-python keeps llama.cpp's own defaults: a whole window for sliding layers, a logits row per token.
+    bare = target.engine is Engine.LLAMA_CPP_PYTHON
     n_batch = min(settings.n_batch or DEFAULT_N_BATCH, ask.n_ctx)
     return LlamaCppConfig(
         n_ctx=ask.n_ctx,
@@ -294,11 +298,13 @@ def build_config(ask: Ask, target: Target, n_gpu_layers: int) -> LlamaCppConfig:
         n_parallel=ask.n_parallel,
         n_batch=n_batch,
         n_ubatch=min(settings.n_ubatch or DEFAULT_N_UBATCH, n_batch),
-        cache_type_k=cache_type_k,
+        cache_type_k=settings.cache_type_k or CacheType.F16,
         cache_type_v=settings.cache_type_v or CacheType.F16,
         flash_attn=True if settings.flash_attn is None else settings.flash_attn,
         n_cpu_moe=settings.n_cpu_moe or 0,
         repacked=_repacked_types(target.host, target.backend),
+        swa_full=bare,
+        n_outputs=min(settings.n_ubatch or DEFAULT_N_UBATCH, n_batch) if bare else None,
     )
 
 

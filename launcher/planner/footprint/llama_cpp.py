@@ -73,6 +73,8 @@ class LlamaCppConfig(Struct, frozen=True, kw_only=True):
     n_cpu_moe: int = 0
     op_offload: bool = True
     repacked: frozenset[TensorType] = frozenset()
+    n_outputs: int | None = None
+    """Rows of logits that a batch may ask for; ``None``: one per sequence, to which llama-server bounds them."""
 
 
 class Cells(Struct, frozen=True, kw_only=True):
@@ -310,7 +312,8 @@ def _graph_bytes(architecture: Architecture, cells: Cells, config: LlamaCppConfi
         attention += architecture.n_head * cells.n_cells * n_tokens * _F32_BYTES
     recurrent = max((x.n_elements for x in architecture.layers if isinstance(x, RecurrentState)), default=0)
     state = 3 * recurrent * _F32_BYTES * cells.n_seq + 4 * stream if recurrent else 0
-    output = architecture.n_vocab * cells.n_seq * _F32_BYTES if with_output else 0
+    n_outputs = cells.n_seq if config.n_outputs is None else min(config.n_outputs, n_tokens)
+    output = architecture.n_vocab * n_outputs * _F32_BYTES if with_output else 0
     return max(ffn, attention, state, output) + 4 * stream
 
 
