@@ -81,14 +81,14 @@ def _wrong_type(value: object, path: str, faults: Faults, expected: str) -> None
 def text(meaning: str, pattern: str) -> Check:
     """Return a check for a printable string that matches ``pattern`` as a whole; ``meaning`` says what it must be.
 
-    What is not printable (controls, marks that turn the direction of writing) could steer a terminal.
+    What is not printable (controls, marks that turn the direction of writing) could steer a terminal. The pattern is
+    compiled when it is first needed, since most are not.
     """
-    compiled = re.compile(pattern)
 
     def check(value: object, path: str, faults: Faults) -> str | None:
         if not isinstance(value, str):
             _wrong_type(value, path, faults, f"a string: {meaning}")
-        elif not (value.isprintable() and compiled.fullmatch(value)):
+        elif not (value.isprintable() and re.fullmatch(pattern, value)):
             faults.note(path, f"{show(value)} is not {meaning}")
         else:
             return value

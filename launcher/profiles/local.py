@@ -4,7 +4,6 @@ It must not know how weights are fetched or read.
 """
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +25,11 @@ def is_local(artifact: Artifact) -> bool:
     """Return whether the weights are on this machine: at their local path, or in an installed package."""
     if artifact.local_path is not None and Path(artifact.local_path).exists():
         return True
-    return artifact.package is not None and find_spec(artifact.package) is not None
+    if artifact.package is None:
+        return False
+    from importlib.util import find_spec  # noqa: PLC0415  not needed to make a plan
+
+    return find_spec(artifact.package) is not None
 
 
 def profile_for_weights(path: Path, spec: ModelSpec) -> Profile:

@@ -29,9 +29,9 @@ def user_directory() -> Path:
     """Return the folder of the user's own profiles, which need not exist."""
     if chosen := os.environ.get(DIRECTORY_VARIABLE):
         return Path(chosen).expanduser()
-    from platformdirs import user_config_path  # noqa: PLC0415  not needed where the variable is set
-
-    return user_config_path("launcher") / "profiles"
+    # What platformdirs does on Linux, without the 6 ms that its import would take of every plan's start.
+    base = os.environ.get("XDG_CONFIG_HOME", "")
+    return (Path(base) if base.startswith("/") else Path.home() / ".config") / "launcher" / "profiles"
 
 
 def load_profile(name: str) -> Profile:

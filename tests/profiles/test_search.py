@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from platformdirs import user_config_path
 
 from launcher.domain import Profile, WeightsFormat
 from launcher.errors import EXIT_USAGE, ProfileError, ProfileNotFoundError
 from launcher.profiles import load_all, load_profile
-from launcher.profiles.search import shipped_directory
+from launcher.profiles.search import shipped_directory, user_directory
 from tests.profiles.conftest import WriteProfile
 
 SHIPPED = {
@@ -179,6 +180,16 @@ def test_without_a_users_directory_the_shipped_remain(tmp_path: Path, monkeypatc
     assert load_profile("gemma2-27b").source == str(own)
 
 
+@pytest.mark.parametrize("value", [None, "", "  ", "/somewhere", "~/there", "relative"])
+def test_the_users_directory_is_platformdirs(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory that is found without platformdirs is the one that it gives."""
+    monkeypatch.delenv("LAUNCHER_PROFILES", raising=False)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    if value is not None:
+        monkeypatch.setenv("XDG_CONFIG_HOME", value)
+    assert user_directory() == user_config_path("launcher") / "profiles"
+
+
 def test_an_installed_wheel_has_the_profiles(tmp_path: Path) -> None:
     """Laid out as a wheel lays it out (`launcher/_data/profiles`), every shipped profile loads from there."""
     package = Path(sys.modules["launcher"].__file__ or "").parent
@@ -206,8 +217,7 @@ def test_an_installed_wheel_has_the_profiles(tmp_path: Path) -> None:
 def test_resolving_a_name_imports_little() -> None:
     """What only faults and listings need is not imported on the way to a profile: start-up time is a promise."""
     program = (
-        "import os, sys\n"
-        "os.environ['LAUNCHER_PROFILES'] = '/nonexistent'\n"
+        "import sys\n"
         "from launcher.profiles import load_profile\n"
         "load_profile('gemma2:27b')\n"
         "print(*sorted({'difflib', 'platformdirs', 'typer', 'psutil'} & sys.modules.keys()))\n"
