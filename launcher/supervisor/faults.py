@@ -59,7 +59,7 @@ SIGNS: Final = (
     Sign(pattern=r"CUDA error: out of memory", cause=Cause.MEMORY, meaning="the GPU's memory ran out"),
     Sign(pattern=r"CUBLAS_STATUS_ALLOC_FAILED", cause=Cause.MEMORY, meaning="the GPU's memory ran out"),
     Sign(
-        pattern=r"failed to allocate CPU buffer of size",
+        pattern=r"failed to allocate CPU buffer of size|ggml_aligned_malloc: insufficient memory",
         cause=Cause.MEMORY,
         meaning="the host's memory does not suffice",
     ),
@@ -72,6 +72,7 @@ SIGNS: Final = (
     ),
     Sign(pattern=r"invalid magic", cause=Cause.WEIGHTS, meaning="the weights file is not a GGUF"),
     Sign(pattern=r"corrupted or incomplete", cause=Cause.WEIGHTS, meaning="the weights file is damaged"),
+    Sign(pattern=r"gguf_init_from_\w+: failed to read", cause=Cause.WEIGHTS, meaning="the weights file is damaged"),
     Sign(pattern=r"missing tensor", cause=Cause.WEIGHTS, meaning="the weights file lacks a tensor"),
     Sign(
         pattern=r"failed to open GGUF file|Model path does not exist",
@@ -94,6 +95,10 @@ BENIGN: Final = re.compile(
     r"failed to allocate .* pinned"
 )
 """Lines that look like a sign and are none."""
+_WRAPPER: Final = re.compile(
+    r"failed to load model|exiting due to|failed to create.context|error while trying to fit|cleaning up before exit"
+)
+"""Lines that repeat that something failed, without saying what."""
 _SUSPICIOUS: Final = re.compile(
     r"\berror\b|\bfailed\b|\bfatal\b|exception|traceback|abort|terminate called|\bE \S|cannot |can't |unable to",
     re.IGNORECASE,
@@ -143,8 +148,11 @@ def diagnose(lines: Sequence[str], *, signal_number: int | None = None) -> Diagn
 
 
 def telling_lines(lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the few lines that tell most: those with a sign or a word of failure, else the last ones."""
+    """Return the few lines that tell most: those with a sign, else with a word of failure, else the last ones."""
     signs = re.compile("|".join(sign.pattern for sign in SIGNS), re.IGNORECASE)
-    telling = [line for line in lines if (signs.search(line) or _SUSPICIOUS.search(line)) and not BENIGN.search(line)]
-    chosen = telling or [line for line in lines if line.strip()]
+    present = [line for line in lines if line.strip() and not BENIGN.search(line)]
+    with_sign = [line for line in present if signs.search(line)]
+    suspicious = [line for line in present if _SUSPICIOUS.search(line) and not _WRAPPER.search(line)]
+    wrappers = [line for line in present if _WRAPPER.search(line)]
+    chosen = with_sign or suspicious or wrappers or present
     return tuple(chosen[-_N_TELLING:])

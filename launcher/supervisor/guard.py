@@ -74,6 +74,11 @@ def descendants(root: int) -> list[int]:
     return order
 
 
+def become_subreaper() -> None:
+    """Let every orphan below this process become its child, instead of init's."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
 def boot_id() -> str:
     """Return the kernel's random name of this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
@@ -249,7 +254,7 @@ def main(argv: list[str]) -> int:
     record, token = argv[4:6]
     for fd in (control, status, out, err):
         os.set_inheritable(fd, False)  # noqa: FBT003 - the standard library's signature
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    become_subreaper()
     wakeup, wakeup_in = os.pipe()
     os.set_blocking(wakeup_in, False)
     signal.set_wakeup_fd(wakeup_in, warn_on_full_buffer=False)

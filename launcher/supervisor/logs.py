@@ -3,6 +3,7 @@
 It must not know what a line means. A disk that is full or broken costs log lines, never the engine.
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -80,15 +81,16 @@ class RotatingFile:
         try:
             if self._fd is not None and self._size + len(data) > self._max_bytes:
                 self._rotate()
-            fd = self._open()
-            written = os.write(fd, data)
+            written = os.write(self._open(), data)
+            self._size += written
+            if written < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - what the next write would say
         except OSError as error:
             if not self._faulty:
                 self._faulty = True
                 self._on_fault(error)
             return
-        self._size += written
-        self._faulty = written < len(data)
+        self._faulty = False
 
     def _open(self) -> int:
         if self._fd is None:

@@ -241,7 +241,7 @@ def render_lifecycle() -> str:
     lines = [
         "# The life of a served instance",
         "",
-        "Generated from `launcher/supervisor/machine.py` ; `tests/supervisor/test_machine.py` compares.",
+        "Generated from `launcher/supervisor/machine.py` by its `render_lifecycle`; a test compares.",
         "",
         "```mermaid",
         "stateDiagram-v2",

@@ -23,12 +23,12 @@ from launcher.errors import EngineFailedError, LauncherError, PlacementError, Po
 from launcher.store import Instance, identify
 from launcher.supervisor import faults, placement
 from launcher.supervisor.checks import check_start
-from launcher.supervisor.guard import descendants
+from launcher.supervisor.guard import become_subreaper, descendants
 from launcher.supervisor.logs import RotatingFile, redact, secrets_of
 from launcher.supervisor.machine import ENDS, GUARDED, Effect, Event, Phase, state_of, step
 from launcher.supervisor.notices import Fact, Notice, Report, write_notice
 from launcher.supervisor.processes import Activity, measure_tree, probe_listeners, socket_owners, who_listens
-from launcher.supervisor.reclaim import reclaim
+from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
 from launcher.supervisor.tether import Tether
 from launcher.units import MIB, format_bytes
@@ -59,6 +59,8 @@ class RunOptions(Noun, frozen=True):
     events_bytes: int = MIB
     restarts: RestartPolicy = RestartPolicy()
     handle_signals: bool = True
+    adopt_orphans: bool = True
+    """Become a subreaper, to reach all that a killed guard leaves; wrong in a process that starts others meanwhile."""
 
 
 class ServeResult(Noun, frozen=True):
@@ -102,6 +104,8 @@ def serve(
     with contextlib.ExitStack() as stack:
         n_reclaimed = reclaim(instance)
         check_start(command, plan, instance.path)
+        if options.adopt_orphans:
+            become_subreaper()
         supervision = _Supervision(command, instance, plan, options, report)
         stack.callback(supervision.close)
         if n_reclaimed:
@@ -129,6 +133,7 @@ class _Supervision:
         self._duties: set[asyncio.Task[None]] = set()
         self._stopped_by: str | None = None
         self._failure: _Fault | None = None
+        self._children = children()
         self._deaths: tuple[Death, ...] = ()
         self._ready_since_s: float | None = None
         self._started_s = 0.0
@@ -553,6 +558,8 @@ class _Supervision:
         """The guard is gone without its engine: end the tree by the records it left."""
         try:
             await asyncio.to_thread(reclaim, self._instance)
+            if self._options.adopt_orphans and self._tether is not None:
+                await asyncio.to_thread(end_adopted, self._children | {self._tether.pid})
         except LauncherError as error:
             self.notify("engine.stuck", error.message)
         self._post(Event.GONE)

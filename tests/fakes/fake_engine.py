@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--stubborn-tree", action="store_true", help="children that left the session and ignore SIGTERM"
     )
+    parser.add_argument("--escapee", action="store_true", help="a daemon with a clean environment, besides")
     parser.add_argument("--canary-status", type=int, default=200)
     parser.add_argument("--canary-hangs", action="store_true")
     parser.add_argument("--crash-file", help="while it exists, remove it and crash after load")
@@ -67,14 +68,17 @@ while True:
 
 
 def grow_tree(args: argparse.Namespace) -> None:
-    """Start the children that are asked for."""
+    """Start the children that are asked for; each can be found by its last argument."""
+    mark = f"fake-engine-{args.port}"
+    python = (sys.executable, "-S", "-c")
     if args.fork_child:
-        subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(3600)"])
+        subprocess.Popen([*python, "import time; time.sleep(3600)", mark])
     if args.stubborn_tree:
-        subprocess.Popen([sys.executable, "-S", "-c", STUBBORN, "stay"])
-        subprocess.Popen([sys.executable, "-S", "-c", STUBBORN, "stay"], start_new_session=True)
-        subprocess.Popen([sys.executable, "-S", "-c", STUBBORN, "fork"], env={})
-        subprocess.Popen([sys.executable, "-S", "-c", STUBBORN, "fork"])
+        subprocess.Popen([*python, STUBBORN, "stay", mark])
+        subprocess.Popen([*python, STUBBORN, "stay", mark], start_new_session=True)
+        subprocess.Popen([*python, STUBBORN, "fork", mark])
+    if args.escapee:
+        subprocess.Popen([*python, STUBBORN, "fork", mark], env={})
 
 
 class Handler(BaseHTTPRequestHandler):

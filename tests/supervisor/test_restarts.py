@@ -1,0 +1,54 @@
+"""When a dead engine is started again."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
+
+POLICY = RestartPolicy(n_deaths=4, window_s=100.0, n_start_deaths=2, jitter_s=0.0)
+
+
+def history(*deaths: Death) -> tuple[Death, ...]:
+    """What is remembered after these deaths in turn."""
+    known: tuple[Death, ...] = ()
+    for death in deaths:
+        known = remember(known, death, POLICY)
+    return known
+
+
+def test_the_delay_doubles_and_is_capped() -> None:
+    """1, 2, 4, ... seconds, up to the maximum."""
+    patient = RestartPolicy(n_deaths=100, jitter_s=0.0, max_delay_s=10.0)
+    deaths = tuple(Death(at_s=0.0, ready_s=1.0) for _ in range(6))
+    assert [next_delay_s(deaths[: n + 1], patient) for n in range(6)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
+
+
+@given(st.integers(1, 8))
+def test_jitter_only_adds_and_stays_in_bounds(n: int) -> None:
+    """Two supervisors that died together do not come back together."""
+    policy = RestartPolicy(n_deaths=100, first_delay_s=1.0, max_delay_s=20.0, jitter_s=0.5)
+    delay_s = next_delay_s(tuple(Death(at_s=0.0, ready_s=1.0) for _ in range(n)), policy)
+    assert delay_s is not None
+    assert min(20.0, 2.0 ** (n - 1)) <= delay_s <= min(20.0, 2.0 ** (n - 1) + 0.5)
+
+
+def test_too_many_deaths_in_the_window() -> None:
+    """The fourth death within a hundred seconds is one too many; spread out, it is not."""
+    close = history(*(Death(at_s=at, ready_s=1.0) for at in (0.0, 30.0, 60.0, 90.0)))
+    spread = history(*(Death(at_s=at, ready_s=1.0) for at in (0.0, 60.0, 120.0, 180.0)))
+    assert next_delay_s(close[:3], POLICY) is not None
+    assert next_delay_s(close, POLICY) is None
+    assert next_delay_s(spread, POLICY) is not None
+
+
+def test_what_never_worked_is_given_up_sooner() -> None:
+    """Two starts in a row that never became ready; one between that did begins the count anew."""
+    assert next_delay_s(history(Death(at_s=0.0), Death(at_s=1.0)), POLICY) is None
+    assert next_delay_s(history(Death(at_s=0.0), Death(at_s=1.0, ready_s=5.0), Death(at_s=2.0)), POLICY) is not None
+
+
+def test_a_healthy_period_clears_the_past() -> None:
+    """After ten minutes of serving the first delay is short again."""
+    deaths = history(*(Death(at_s=float(at), ready_s=1.0) for at in range(3)), Death(at_s=700.0, ready_s=600.0))
+    assert len(deaths) == 1
+    assert next_delay_s(deaths, POLICY) == 1.0
