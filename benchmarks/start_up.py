@@ -1,0 +1,158 @@
+"""Measure what the launcher adds: its commands against ``import typer``, and serving against the bare engine.
+
+Every round runs each contender once, in turn, so that a busy machine slows all of them alike; medians and their ratios
+are printed. Exit code 1 where a promise is broken: ``launch --help`` and ``launch plan`` within 3 times the yardstick,
+readiness within 1.0 s of the bare engine's own.
+"""
+
+import argparse
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+MAX_RATIO: Final = 3.0
+MAX_ADDED_S: Final = 1.0
+_DEADLINE_S: Final = 120.0
+_LAUNCH: Final = (str(Path(sys.executable).with_name("launch")),)
+
+
+def _time_process(argv: tuple[str, ...]) -> float:
+    start = time.perf_counter()
+    subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)  # noqa: S603 - our own words
+    return time.perf_counter() - start
+
+
+def _interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    samples: dict[str, list[float]] = {name: [] for name in contenders}
+    for contender in contenders.values():
+        contender()  # warm the page cache and the byte code
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            samples[name].append(contender())
+    return samples
+
+
+def _print(title: str, samples: dict[str, list[float]]) -> dict[str, float]:
+    print(f"{title}\n  {'':<44}{'median':>9}{'min':>9}{'max':>9}")
+    for name, values in samples.items():
+        row = (statistics.median(values), min(values), max(values))
+        print(f"  {name:<44}" + "".join(f"{value * 1e3:>6.0f} ms" for value in row))
+    return {name: statistics.median(values) for name, values in samples.items()}
+
+
+def measure_commands(rounds: int) -> bool:
+    """Time ``launch --help`` and ``launch plan`` against ``python -c "import typer"``."""
+    yardstick = "python -c 'import typer'"
+    commands = {
+        yardstick: (sys.executable, "-c", "import typer"),
+        "launch --help": (*_LAUNCH, "--help"),
+        "launch plan gemma2-27b --inventory rtx4090": (*_LAUNCH, "plan", "gemma2-27b", "--inventory", "rtx4090"),
+    }
+    samples = _interleave({name: lambda argv=argv: _time_process(argv) for name, argv in commands.items()}, rounds)  # type: ignore[misc]  # a lambda's default has no annotation
+    medians = _print("start-up", samples)
+    kept = True
+    for name, median in medians.items():
+        if name != yardstick:
+            ratio = median / medians[yardstick]
+            print(f"  {name}: {ratio:.2f} x the yardstick (at most {MAX_RATIO:g})")
+            kept = kept and ratio <= MAX_RATIO
+    return kept
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - http on loopback
+            return bool(response.status == 200)  # noqa: PLR2004
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+def _time_bare(argv: list[str], env: dict[str, str], url: str) -> float:
+    start = time.perf_counter()
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as process:  # noqa: S603
+        try:
+            while not _answers(url):
+                if process.poll() is not None or time.perf_counter() - start > _DEADLINE_S:
+                    message = f"the bare engine did not become ready: {shlex.join(argv)}"
+                    raise SystemExit(message)
+                time.sleep(0.01)
+            return time.perf_counter() - start
+        finally:
+            process.terminate()
+
+
+def _time_launch(words: list[str], env: dict[str, str]) -> float:
+    start = time.perf_counter()
+    argv = [*_LAUNCH, "serve", *words]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:  # noqa: S603
+        try:
+            assert process.stdout is not None  # noqa: S101 - it is a pipe
+            if not process.stdout.readline():
+                message = f"launch serve did not become ready: {shlex.join(argv)}"
+                raise SystemExit(message)
+            return time.perf_counter() - start
+        finally:
+            process.terminate()
+
+
+def _engine_command(words: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Serve once, and read from the kernel the command and environment that the engine was started with."""
+    import psutil  # noqa: PLC0415 - only this measurement needs it
+
+    argv = [*_LAUNCH, "serve", *words]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:  # noqa: S603
+        try:
+            assert process.stdout is not None  # noqa: S101 - it is a pipe
+            process.stdout.readline()
+            for child in psutil.Process(process.pid).children(recursive=True):
+                command = child.cmdline()
+                if "--port" in command and "--model" in command:
+                    return command, child.environ()
+            message = "no engine was found below launch serve"
+            raise SystemExit(message)
+        finally:
+            process.terminate()
+
+
+def measure_serving(rounds: int, port: int) -> bool:
+    """Time from ``launch serve`` to ready against the bare engine with the same arguments to its own ready."""
+    with tempfile.TemporaryDirectory() as state:
+        env = {**os.environ, "LAUNCHER_STATE_DIR": state}
+        words = ["gemma3-270m", "--port", str(port), "--context", "2048"]
+        argv, engine_env = _engine_command(words, env)
+        ready = "/health" if "llama_cpp.server" not in argv else "/v1/models"
+        url = f"http://127.0.0.1:{port}{ready}"
+        bare, launched = f"bare {Path(argv[0]).name}", "launch serve gemma3-270m, to its endpoint line"
+        contenders = {
+            bare: lambda: _time_bare(argv, engine_env, url),
+            launched: lambda: _time_launch(words, env),
+        }
+        medians = _print("from start to ready", _interleave(contenders, rounds))
+    added = medians[launched] - medians[bare]
+    print(f"  added: {added:.2f} s (at most {MAX_ADDED_S:g} s)")
+    return added <= MAX_ADDED_S
+
+
+def main() -> int:
+    """Measure both and say whether the promises were kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--serve-rounds", type=int, default=7)
+    parser.add_argument("--port", type=int, default=18080)
+    options = parser.parse_args()
+    kept = measure_commands(options.rounds)
+    kept = measure_serving(options.serve_rounds, options.port) and kept
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""``launch plan`` as a process: exit codes, streams and JSON."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+def _run(launch: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*launch, *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_json_names_the_choice(launch: tuple[str, ...]) -> None:
+    """``.plan`` has the choice by llama.cpp's words; stdout is nothing but JSON."""
+    result = _run(launch, "plan", "gemma2-27b", "--inventory", "rtx4090", "--json")
+    assert result.returncode == 0
+    body = json.loads(result.stdout)
+    assert body["schema_version"] == 1
+    plan = body["plan"]
+    assert (plan["quantization"], plan["engine"], plan["n_ctx"], plan["n_gpu_layers"]) == (
+        "q5_k_m",
+        "llama-server",
+        8192,
+        47,
+    )
+
+
+def test_a_refusal_is_exit_code_3_and_goes_to_stderr(launch: tuple[str, ...]) -> None:
+    """Facts first, ``help:`` last; as JSON the refusal is data on stdout."""
+    result = _run(launch, "plan", "llama3.1-405b", "--inventory", "rtx4090")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith("error[exceeds-memory]: `llama3.1-405b`")
+    assert "\nhelp: " in result.stderr
+    refusal = json.loads(_run(launch, "plan", "llama3.1-405b", "--inventory", "rtx4090", "--json").stdout)["refusal"]
+    assert refusal["code"] == "exceeds-memory"
+    assert refusal["needed_bytes"] > refusal["available_bytes"]
+
+
+def test_each_advised_command_plans(launch: tuple[str, ...]) -> None:
+    """Every ``launch ...`` that a refusal proposes exits 0 as it stands."""
+    refused = _run(launch, "plan", "llama3.1-405b", "--inventory", "rtx4090")
+    commands = [line.split()[1:] for line in refused.stderr.splitlines() if line.startswith("    launch ")]
+    assert commands
+    for words in commands:
+        assert _run(launch, *words).returncode == 0, words
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("gemma2-27bb",), 2, "gemma2-27b"),
+        (("gemma2-27b", "--inventory", "rtx490"), 2, "rtx4090"),
+        (("gemma2-27b", "--cache-type-k", "f17"), 2, "one of: f32, f16"),
+        (("gemma2-27b", "--ctx-size", "1", "--context", "1"), 2, "cannot both be given"),
+        (("gemma2-27b", "--flash-attn", "maybe"), 2, "on or off"),
+        (("gemma2-27b", "--ctx-size", "0"), 2, "--ctx-size"),
+        (("hf:some/repository",), 2, "help:"),
+        (("/nowhere/model.gguf",), 1, "help:"),
+    ],
+)
+def test_bad_input_is_one_clear_error(launch: tuple[str, ...], words: tuple[str, ...], code: int, message: str) -> None:
+    """Each fault names itself, proposes something, and prints no traceback."""
+    result = _run(launch, "plan", *words)
+    assert result.returncode == code
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_file_that_is_no_model_is_named(launch: tuple[str, ...], tmp_path: Path) -> None:
+    """A broken weights file is an error with the field where reading stopped."""
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF\x03\x00\x00\x00")
+    result = _run(launch, "plan", str(broken))
+    assert result.returncode == 1
+    assert result.stderr.startswith("error[bad-weights-file]")
+    assert "offset" in result.stderr
