@@ -57,6 +57,7 @@ def serve(
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import render_outcome
     from launcher.store import open_instance
+    from launcher.supervisor.checks import check_exposure
 
     settings = opt.parse_settings(
         quant=quant,
@@ -75,6 +76,7 @@ def serve(
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     profile = replace(profile, address=opt.with_address(profile.address, host=host, port=port))
+    check_exposure(profile.address)
     if detach:
         raise typer.Exit(_detach(profile.name))
     with open_instance(profile.name) as instance:
