@@ -7,7 +7,6 @@ with SIGKILL after a random time between its first instant and a second of servi
 looks for surviving processes, the port, the lock, and whether the next serve of the same name and port works.
 """
 
-
 import argparse
 import os
 import random
@@ -105,6 +104,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--victim", choices=(*VICTIMS, "any"), default="any")
+    parser.add_argument(
+        "--within", type=float, default=LOAD_S + 1.5, help="kill at most this many seconds after the start"
+    )
     args = parser.parse_args()
     dice = random.Random(args.seed)  # noqa: S311 - moments, no secrets
     failures = 0
@@ -113,7 +115,7 @@ def main() -> int:
         os.environ["LAUNCHER_STATE_DIR"] = f"{folder}/state"
         for number in range(1, args.rounds + 1):
             victim = dice.choice(VICTIMS) if args.victim == "any" else args.victim
-            at_s = dice.uniform(0.0, LOAD_S + 1.5)
+            at_s = dice.uniform(0.0, args.within)
             done, left, port_free, lock_free, works, clean_s = play(number, victim, at_s, Path(folder))
             good = left == 0 and port_free and lock_free and works
             failures += not good

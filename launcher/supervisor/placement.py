@@ -45,6 +45,11 @@ class Placement(Noun, frozen=True):
         return sum(device.weights_bytes for device in self.devices)
 
     @property
+    def has_weights(self) -> bool:
+        """Whether the engine has told where the model's bytes are."""
+        return any(use.weights_bytes for use in self.devices + self.hosts)
+
+    @property
     def realised_gpu_layers(self) -> int | None:
         """Layers on devices: as told, but none where no device holds any of the model."""
         if self.n_gpu_layers and self.hosts and not self.device_weights_bytes:

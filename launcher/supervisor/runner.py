@@ -39,6 +39,7 @@ _MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
 _N_RING: Final = 500
 _N_PLACEMENT: Final = 4000  # lines; a verbose log of a hundred layers has some hundreds
 _N_PROGRESS: Final = 80  # characters of the engine's last line that are shown while it loads
+_N_PLACEMENT_SHOWN: Final = 12
 _LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
 
 
@@ -55,6 +56,8 @@ class RunOptions(Noun, frozen=True):
     """Between SIGTERM and SIGKILL to the engine's tree."""
     orphan_grace_s: float = 1.0
     """The same, where the supervisor itself is gone."""
+    guard_patience_s: float = 15.0
+    """Beyond the grace, until a guard that does not report the end is itself killed, and its work done for it."""
     log_bytes: int = 8 * MIB
     events_bytes: int = MIB
     restarts: RestartPolicy = RestartPolicy()
@@ -317,10 +320,18 @@ class _Supervision:
     def _end_engine(self, effect: Effect) -> None:
         if self._tether is None:
             return
+        patience_s = self._options.guard_patience_s
         if effect is Effect.TERMINATE:
             self._tether.terminate(self._options.grace_s)
+            self._start_task(self._outlast_guard(self._tether, self._options.grace_s + patience_s))
         else:
             self._tether.kill()
+            self._start_task(self._outlast_guard(self._tether, patience_s))
+
+    async def _outlast_guard(self, tether: Tether, patience_s: float) -> None:
+        """Kill a guard that does not obey: a stopped one, for example. That it is lost then has its own way on."""
+        await asyncio.sleep(patience_s)
+        tether.kill_guard()
 
     def _start_task(self, work: Coroutine[None, None, None], *, to_its_end: bool = False) -> None:
         """Run a piece of work beside the loop; it is cancelled with the phase, unless it must come to its end."""
@@ -468,7 +479,7 @@ class _Supervision:
 
     async def _watch_progress(self) -> None:
         """Report progress by what the engine prints, reads, computes and holds; report a stall when none of it moves."""
-        n_lines = self._n_lines
+        n_lines, n_placement = self._n_lines, 0
         limit_s = self._options.stall_timeout_s
         pause_s = min(_SAMPLE_S, limit_s / 4)
         while True:
@@ -484,6 +495,9 @@ class _Supervision:
                 or now.resident_bytes - before.resident_bytes >= MIB
             )
             n_lines = self._n_lines
+            if len(self._placement_lines) == n_placement:  # they come in one burst: it is over
+                self._check_early()
+            n_placement = len(self._placement_lines)
             if moved:
                 self._post(Event.PROGRESS)
                 self._moved_s = time.monotonic()
@@ -491,6 +505,21 @@ class _Supervision:
             elif time.monotonic() - self._moved_s >= limit_s:
                 self._post(Event.STALLED, self._stall_fault(limit_s))
                 return
+
+    def _check_early(self) -> None:
+        """End a load whose layers are already known to be in the wrong place: the rest of it may take minutes."""
+        realised = placement.parse_placement(self._placement_lines)
+        difference = placement.mismatch(realised, self._command.expected_gpu_layers, None)
+        if difference is not None and realised.has_weights:
+            self._post(Event.MISPLACED, self._misplaced_fault(difference))
+
+    def _misplaced_fault(self, difference: str) -> _Fault:
+        return _Fault(
+            kind=PlacementError,
+            message=difference,
+            help="see what the engine finds with `launch hardware`; `--n-gpu-layers 0` serves from the CPU on purpose",
+            lines=tuple(line.strip() for line in self._placement_lines)[-_N_PLACEMENT_SHOWN:],
+        )
 
     def _notify_loading(self, activity: Activity) -> None:
         elapsed_s = time.monotonic() - self._started_s
@@ -524,13 +553,7 @@ class _Supervision:
         command = self._command
         difference = placement.mismatch(realised, command.expected_gpu_layers, command.expected_footprint)
         if difference is not None:
-            fault = _Fault(
-                kind=PlacementError,
-                message=difference,
-                help="see what the engine finds with `launch hardware`; `--n-gpu-layers 0` serves from the CPU on purpose",
-                lines=tuple(line.strip() for line in self._placement_lines)[-12:],
-            )
-            self._post(Event.MISPLACED, fault)
+            self._post(Event.MISPLACED, self._misplaced_fault(difference))
             return
         async with readiness.open_session(command, self._env) as session:
             wrong = await readiness.send_canary(session, command.canary_path, command.canary_body)

@@ -92,6 +92,10 @@ class Tether:
         """Kill the engine's whole tree."""
         self._send(b"kill\n")
 
+    def kill_guard(self) -> None:
+        """Kill the guard itself, which leaves its engine to whoever reclaims it."""
+        self._popen.kill()
+
     def drain(self) -> None:
         """Read all output that the engine has written up to now."""
         for fd in (self._out, self._err):

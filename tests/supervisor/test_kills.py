@@ -90,6 +90,40 @@ def test_a_guard_that_is_killed_while_stopping_leaves_nothing(serve: Serve) -> N
     assert_nothing_is_left(served)
 
 
+def test_a_guard_that_hangs_is_outlasted(serve: Serve) -> None:
+    """A stopped guard obeys nothing: it is killed in the end, and its engine with it."""
+    served = serve("--stubborn-tree", options={"grace_s": 0.1, "guard_patience_s": 0.3})
+    served.await_event("engine.ready")
+    assert poll(lambda: len(served.tree()) == 4)
+    os.kill(served.guard_pid(), signal.SIGSTOP)
+    served.process.terminate()
+    assert served.end() == 0
+    assert_nothing_is_left(served)
+
+
+def test_a_stopped_engine_is_continued_to_end(serve: Serve) -> None:
+    """SIGTERM alone would wait until the grace is over."""
+    served = serve(options={"grace_s": 600.0})
+    served.await_event("engine.ready")
+    os.kill(served.engine_pid(), signal.SIGSTOP)
+    served.process.terminate()
+    assert served.end() == 0
+
+
+def test_restarts_leak_no_descriptors(serve: Serve) -> None:
+    """After many engines the supervisor holds as many open files as after the first ones."""
+    served = serve(
+        "--exit-after-s",
+        "0.15",
+        options={"restarts": {"n_deaths": 12, "n_start_deaths": 100, "first_delay_s": 0.01, "jitter_s": 0.0}},
+    )
+    folder = Path(f"/proc/{served.process.pid}/fd")
+    served.await_event("instance.backoff", 3)
+    early = len(list(folder.iterdir()))
+    served.await_event("instance.backoff", 7)
+    assert len(list(folder.iterdir())) <= early + 6  # one guard's pipes more or less
+
+
 def test_a_guard_that_gets_sigterm_ends_its_engine(serve: Serve) -> None:
     """SIGTERM to the guard means the engine; SIGINT and SIGHUP mean nothing to it."""
     served = serve(options=QUICK)

@@ -98,13 +98,13 @@ def test_too_many_deaths_end_in_failed_with_the_telling_lines(serve: Serve) -> N
         "--say",
         "ggml: the gpu fell off the bus: error 79",
         "--exit-after-s",
-        "0.6",
+        "1.0",
         "--exit-code",
         "7",
-        options={"restarts": {"n_deaths": 3, "first_delay_s": 0.01, "jitter_s": 0.0}},
+        options={"restarts": {"n_deaths": 3, "n_start_deaths": 100, "first_delay_s": 0.01, "jitter_s": 0.0}},
     )
     assert served.end() == 1
-    assert served.events().count("engine.ready") == 3
+    assert served.events().count("engine.spawned") == 3
     assert "error[engine-failed]: the engine ended while it served (exit code 7)" in served.error()
     assert "3 deaths" in served.error()
     assert "  ggml: the gpu fell off the bus: error 79" in served.error()
@@ -191,6 +191,15 @@ def test_a_silent_fall_back_to_the_cpu_is_a_failure(serve: Serve, lines: list[st
     assert "error[placement-mismatch]" in served.error()
     assert message in served.error()
     assert "engine.ready" not in served.events()
+
+
+def test_a_wrong_placement_ends_a_long_load(serve: Serve) -> None:
+    """What is known after seconds is not waited for: the engine would load for an hour."""
+    lines = ["load_tensors: offloaded 19/19 layers to GPU", "load_tensors:   CPU model buffer size =  9.00 MiB"]
+    arguments = [argument for line in lines for argument in ("--say", line)]
+    served = serve(*arguments, "--load-s", "3600", command={"expected_gpu_layers": 10})
+    assert served.end() == 1
+    assert "error[placement-mismatch]" in served.error()
 
 
 def test_a_taken_port_is_named_before_anything_starts(serve: Serve) -> None:
