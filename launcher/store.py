@@ -132,7 +132,11 @@ def _own_directory(path: Path) -> int:
         message = f"the state directory {path} belongs to user {info.st_uid}, not to you ({os.geteuid()})"
         raise StateError(message, help="set LAUNCHER_STATE_DIR to a folder of your own")
     if stat.S_IMODE(info.st_mode) & 0o077:
-        os.fchmod(fd, 0o700)
+        try:
+            os.fchmod(fd, 0o700)
+        except OSError as error:
+            os.close(fd)
+            _refuse(error, path, "close to others the state directory")
     return fd
 
 

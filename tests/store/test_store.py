@@ -1,5 +1,6 @@
 """The state on disk: one writer, many readers, never a half-written file, never a broken program."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -165,6 +166,18 @@ def test_a_place_where_nobody_can_write(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(StateError, match="/proc/launcher") as caught, store.open_instance("a"):
         pass
     assert caught.value.help
+
+
+def test_a_disk_that_refuses_to_be_closed_to_others(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read-only folder that others may read is a clear fault, not a traceback."""
+
+    def refuse(_: int, __: int) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    state_dir.mkdir(mode=0o755)
+    monkeypatch.setattr(os, "fchmod", refuse)
+    with pytest.raises(StateError, match="read-only file system"), store.open_instance("a"):
+        pass
 
 
 def test_a_folder_of_somebody_else(state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
