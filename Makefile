@@ -84,7 +84,7 @@ bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python benchmarks/gguf_header.py
 
 kill-storm: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
-	$(BIN)/python benchmarks/kill_storm.py
+	$(BIN)/python -m benchmarks.kill_storm
 
 golden: $(VENV)/.checks
 	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -41,12 +40,6 @@ class Serve:
             return response.status, response.read()
         finally:
             connection.close()
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """The user's environment with a state directory of the test's own."""
-    return {**os.environ, "LAUNCHER_STATE_DIR": str(tmp_path / "state")}
 
 
 def _free_port() -> int:
