@@ -455,6 +455,7 @@ class RefusalCode(StrEnum):
     EXCEEDS_DEVICE_MEMORY = "exceeds-device-memory"
     EXCEEDS_HOST_MEMORY = "exceeds-host-memory"
     EXCEEDS_CONTEXT = "exceeds-context"
+    EXCEEDS_DISK = "exceeds-disk"
     BELOW_SPEED_FLOOR = "below-speed-floor"
     BELOW_QUALITY_FLOOR = "below-quality-floor"
     NO_SUCH_QUANTIZATION = "no-such-quantization"

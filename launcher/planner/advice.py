@@ -12,8 +12,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Advice, Inventory, Outcome, Plan, Profile, Refusal, RefusalCode, Request, Settings
-from launcher.planner.fit import Candidate, decide, merge_settings, prepare, resolve_ask
+from launcher.planner.ask import merge_settings, resolve_ask
+from launcher.planner.fit import decide
 from launcher.planner.quality import kl_divergence
+from launcher.planner.sizing import Candidate, prepare
 from launcher.units import format_bytes
 
 MAX_ADVICE: Final = 3

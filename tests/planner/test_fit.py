@@ -24,8 +24,9 @@ from launcher.domain import (
 )
 from launcher.inventory import load_inventory
 from launcher.planner.advice import Alternatives, plan
-from launcher.planner.fit import decide, prepare
+from launcher.planner.fit import decide
 from launcher.planner.quality import kl_divergence
+from launcher.planner.sizing import prepare
 from launcher.profiles import load_all, load_profile
 from launcher.units import GIB, MIB
 

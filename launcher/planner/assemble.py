@@ -1,0 +1,127 @@
+"""A chosen trial as the plan that is handed on: every value explicit, spare host memory shared out, facts noted.
+
+It must not choose between trials.
+"""
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from launcher.domain import CacheType, Engine, Inventory, Plan, Provenance
+from launcher.planner.architecture import RecurrentState, SlidingAttention
+from launcher.planner.ask import Ask
+from launcher.planner.footprint.llama_cpp import count_cells, layer_cache_bytes
+from launcher.planner.quality import cache_kl
+from launcher.planner.sizing import Trial
+from launcher.units import GIB, MIB, format_bytes
+
+MAX_CACHE_RAM_BYTES: Final = 8 * GIB
+"""llama-server's own default for its prompt cache."""
+MAX_CHECKPOINTS: Final = 8
+"""Of llama-server's 32 per slot: each only saves recomputing a prompt's end."""
+
+
+def _checkpoint_bytes(trial: Trial) -> int:
+    """Bytes of one context checkpoint: what sliding and recurrent layers hold for one sequence."""
+    config = trial.config
+    cells = count_cells(config)
+    n_bytes = 0
+    for layer in trial.candidate.architecture.layers:
+        if isinstance(layer, SlidingAttention | RecurrentState):
+            n_bytes += layer_cache_bytes(layer, cells, config.cache_type_k, config.cache_type_v)
+    return n_bytes // config.n_parallel
+
+
+def _serving_extras(trial: Trial) -> tuple[int, int, int]:
+    """Share out spare host memory: bytes of prompt cache, checkpoints per slot, and the bytes these may take.
+
+    A quarter of what is left goes to each, under llama-server's own defaults: both only save recomputation, and
+    both grow while serving, so what is not planned is switched off.
+    """
+    target = trial.target
+    if target.engine is not Engine.LLAMA_SERVER:
+        return 0, 0, 0
+    spare = target.host_budget.budget_bytes - trial.footprint.host.total_bytes
+    per_checkpoint = _checkpoint_bytes(trial) * trial.config.n_parallel
+    n_checkpoints = min(MAX_CHECKPOINTS, spare // 4 // per_checkpoint) if per_checkpoint else 0
+    cache_ram = min(MAX_CACHE_RAM_BYTES, spare // 4) // MIB * MIB
+    return cache_ram, n_checkpoints, n_checkpoints * per_checkpoint
+
+
+def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
+    notes = []
+    target = trial.target
+    if not trial.candidate.architecture.known:
+        notes.append("the architecture is not fully understood: figures err high")
+    spec = trial.candidate.artifact.spec
+    if spec is not None and spec.provenance is Provenance.DERIVED:
+        notes.append("tensor types were derived from llama.cpp's quantization rules, not read from the file")
+    if inventory.engines is None:
+        notes.append(f"the machine's engines are unknown: {target.engine} is assumed to be there")
+    elif inventory.devices and not target.devices:
+        notes.append(f"the engine found ({target.engine}) reaches no GPU of this machine: everything runs on the CPU")
+    if trial.speed.basis is Provenance.ASSUMED:
+        notes.append("speed is predicted from bandwidth with an assumed efficiency; it was not measured here")
+    return tuple(notes)
+
+
+def _given_up(trial: Trial, lowered: tuple[str, ...]) -> tuple[str, ...]:
+    lost = list(lowered)
+    n_layer, config = trial.candidate.architecture.n_layer, trial.config
+    left = format_bytes(trial.offloaded_bytes)
+    if trial.target.devices and config.n_gpu_layers <= n_layer:
+        n_left = n_layer + 1 - config.n_gpu_layers
+        lost.append(f"{n_left} of {n_layer + 1} layers run on the CPU: {left} of weights do not fit on the GPU")
+    elif trial.target.devices and config.n_cpu_moe:
+        lost.append(f"the experts of {config.n_cpu_moe} of {n_layer} layers run on the CPU: {left} of weights")
+    if config.cache_type_k is not CacheType.F16 or config.cache_type_v is not CacheType.F16:
+        price = cache_kl(trial.candidate.architecture.name, config.cache_type_k, config.cache_type_v)
+        lost.append(f"the cache is {config.cache_type_k}/{config.cache_type_v} (KL divergence {price:g})")
+    return tuple(lost)
+
+
+def build_plan(trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = ()) -> Plan:
+    """Return the plan of a trial, spare host memory shared out."""
+    config, target = trial.config, trial.target
+    cache_ram, n_checkpoints, checkpoints_bytes = _serving_extras(trial)
+    footprint = replace(
+        trial.footprint,
+        host=replace(trial.footprint.host, prompt_cache_bytes=cache_ram, checkpoints_bytes=checkpoints_bytes),
+    )
+    n_threads = ask.settings.n_threads or min(target.host.n_cpu, target.host.n_cpu_physical or target.host.n_cpu)
+    total_share = sum(config.shares)
+    artifact = trial.candidate.artifact
+    return Plan(
+        model=ask.model,
+        engine=target.engine,
+        install=target.install,
+        format=artifact.format,
+        quantization=artifact.quantization,
+        n_ctx=config.n_ctx,
+        n_ctx_per_request=ask.n_ctx_per_request,
+        n_parallel=config.n_parallel,
+        kv_unified=config.kv_unified,
+        n_batch=config.n_batch,
+        n_ubatch=config.n_ubatch,
+        n_layer=trial.candidate.architecture.n_layer,
+        n_gpu_layers=config.n_gpu_layers,
+        n_cpu_moe=config.n_cpu_moe,
+        cache_type_k=config.cache_type_k,
+        cache_type_v=config.cache_type_v,
+        flash_attn=config.flash_attn,
+        n_threads=n_threads,
+        n_threads_batch=n_threads,
+        address=ask.address,
+        footprint=footprint,
+        budgets=target.known_budgets,
+        artifact=replace(artifact, spec=None),
+        engine_devices=target.engine_devices,
+        tensor_split=tuple(share / total_share for share in config.shares) if len(config.shares) > 1 else (),
+        op_offload=config.op_offload,
+        swa_full=config.swa_full,
+        cache_ram_bytes=cache_ram,
+        n_ctx_checkpoints=n_checkpoints,
+        speed=trial.speed,
+        given_up=_given_up(trial, lowered),
+        notes=_notes(trial, inventory),
+    )

@@ -1,0 +1,148 @@
+"""Where a request could run: an engine, the devices that it reaches, and what each memory can give.
+
+It must not know models or how much they need.
+"""
+
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from launcher.domain import (
+    Budget,
+    Device,
+    DeviceKind,
+    Engine,
+    EngineInstall,
+    Host,
+    Inventory,
+    Refusal,
+    RefusalCode,
+    Request,
+)
+from launcher.planner.ask import Ask
+from launcher.planner.footprint.llama_cpp import Backend
+from launcher.units import GIB, MIB
+
+DEVICE_MARGIN_BYTES: Final = 512 * MIB
+DEVICE_RESIDUAL_BYTES: Final = 450 * MIB
+"""What a driver's context and pools take beside the engine's own account (published: llama.cpp PR 15860)."""
+HOST_MARGIN_BYTES: Final = 1 * GIB
+HOST_RESIDUAL_BYTES: Final = 256 * MIB
+"""Assumed: the engine's code, its tokenizer and its HTTP threads."""
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """Where to run: an engine, the devices it reaches, and what each memory can give."""
+
+    engine: Engine
+    install: EngineInstall | None
+    devices: tuple[Device, ...]
+    engine_devices: tuple[str, ...]
+    budgets: tuple[Budget, ...]
+    host_budget: Budget
+    host: Host
+
+    @property
+    def backend(self) -> Backend:
+        """Which allocation rules apply."""
+        if not self.devices:
+            return Backend.CPU
+        return Backend.RPC if self.devices[0].kind is DeviceKind.RPC else Backend.GPU
+
+    @property
+    def budget_bytes(self) -> int:
+        """What all memories together can give."""
+        return self.host_budget.budget_bytes + sum(budget.budget_bytes for budget in self.budgets)
+
+    @property
+    def known_budgets(self) -> tuple[Budget, ...]:
+        """Every memory's budget, devices first, the host last."""
+        return (*self.budgets, self.host_budget)
+
+    def first(self, n_devices: int) -> "Target":
+        """Return the same target with its first devices only."""
+        return replace(
+            self,
+            devices=self.devices[:n_devices],
+            engine_devices=self.engine_devices[:n_devices],
+            budgets=self.budgets[:n_devices],
+        )
+
+
+def _device_budget(device: Device) -> Budget:
+    residual = 0 if device.kind is DeviceKind.RPC else DEVICE_RESIDUAL_BYTES
+    return Budget(
+        name=device.name,
+        total_bytes=device.total_bytes,
+        free_bytes=device.total_bytes if device.free_bytes is None else device.free_bytes,
+        margin_bytes=DEVICE_MARGIN_BYTES,
+        residual_bytes=residual,
+    )
+
+
+def build_target(engine: Engine, install: EngineInstall | None, inventory: Inventory) -> Target:
+    """Gather what an engine reaches, the fastest device first: what is split spills onto the slower ones last."""
+    if install is None:
+        reached = [("", device) for device in inventory.devices]
+    else:
+        by_name = {device.name: device for device in inventory.devices}
+        reached = [(item.name, by_name[item.device]) for item in install.devices if item.device in by_name]
+    reached.sort(key=lambda pair: (-(pair[1].bandwidth_bytes_per_s or 0.0), -pair[1].total_bytes))
+    names = tuple(name for name, _ in reached if name)
+    devices = tuple(device for _, device in reached)
+    host = inventory.host
+    return Target(
+        engine=engine,
+        install=install,
+        devices=devices,
+        engine_devices=names,
+        budgets=tuple(_device_budget(device) for device in devices),
+        host_budget=Budget(
+            name="host",
+            total_bytes=host.total_bytes,
+            free_bytes=host.free_bytes,
+            margin_bytes=HOST_MARGIN_BYTES,
+            residual_bytes=HOST_RESIDUAL_BYTES,
+        ),
+        host=host,
+    )
+
+
+_LLAMA_CPP: Final = (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
+
+
+def choose_target(request: Request, ask: Ask, inventory: Inventory) -> Target | Refusal:
+    """Choose the engine: the one that was asked for, else the profile's first that reaches the GPU, else its first.
+
+    On a machine whose engines are unknown (a reference machine) the profile's first engine is assumed to be there.
+    """
+    wanted = (ask.settings.engine,) if ask.settings.engine else request.profile.engines
+    engines = [engine for engine in wanted if engine in _LLAMA_CPP]
+    if ask.n_parallel > 1:
+        engines = [engine for engine in engines if engine is not Engine.LLAMA_CPP_PYTHON]
+    if not engines:
+        named = ", ".join(wanted) or "none"
+        return Refusal(
+            code=RefusalCode.UNSUPPORTED,
+            model=ask.model,
+            fact=f"no engine that was asked for ({named}) can serve `{ask.model}` with {ask.n_parallel} parallel "
+            f"request{'s' if ask.n_parallel > 1 else ''}",
+            derivation=(
+                "this release plans for llama-server and llama-cpp-python; the latter serves one request at a time",
+            ),
+        )
+    if inventory.engines is None:
+        return build_target(engines[0], None, inventory)
+    found = [install for engine in engines for install in inventory.engines if install.engine is engine]
+    if not found:
+        have = ", ".join(sorted({install.engine for install in inventory.engines})) or "none"
+        return Refusal(
+            code=RefusalCode.NO_ENGINE,
+            model=ask.model,
+            fact=f"none of the engines that can serve `{ask.model}` is installed",
+            derivation=(f"wanted {', '.join(engines)}; found {have}",),
+        )
+    with_gpu = [install for install in found if any(device.device for device in install.devices)]
+    install = (with_gpu or found)[0] if inventory.devices else found[0]
+    return build_target(install.engine, install, inventory)
