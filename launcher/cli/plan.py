@@ -1,10 +1,16 @@
 """``launch plan``: what would be served here or on another machine, or why not."""
 
 import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher.cli import options as opt
+
+if TYPE_CHECKING:
+    from launcher.domain import Inventory, Request
+
+All = Annotated[bool, typer.Option("--all", help="Show every plan that no other beats in both quality and speed.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +37,7 @@ def plan(
     min_quant: opt.MinQuant = None,
     min_tps: opt.MinTps = None,
     force: opt.Force = False,
+    show_all: All = False,
     json: opt.Json = False,
 ) -> None:
     """Show what would be served: quantization, context, placement and memory; exit code 3 if nothing fits."""
@@ -57,11 +64,26 @@ def plan(
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     argv = opt.echo_argv("plan", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
     request = Request(profile=profile, settings=settings, force=force)
-    outcome = decide(request, opt.read_inventory(inventory), argv=argv, alternatives=opt.find_alternatives)
+    machine = opt.read_inventory(inventory)
+    if show_all:
+        _show_all(request, machine, json=json)
+        return
+    outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives)
     refused = isinstance(outcome, Refusal)
     if json:
         sys.stdout.write(outcome_json(outcome))
     else:
         (sys.stderr if refused else sys.stdout).write(render_outcome(outcome))
     if refused:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _show_all(request: "Request", machine: "Inventory", *, json: bool) -> None:
+    from launcher.errors import EXIT_REFUSED
+    from launcher.planner.fit import list_alternatives
+    from launcher.render.plan import plans_json, render_plans
+
+    plans = list_alternatives(request, machine)
+    sys.stdout.write(plans_json(plans) if json else render_plans(request.profile.name, plans))
+    if not plans:
         raise typer.Exit(EXIT_REFUSED)

@@ -122,10 +122,15 @@ def _choose(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> Tria
         return _pick(quick, ask.objective)
     if ask.settings.n_gpu_layers is not None or not target.devices:
         return None
-    partial = _quick_enough((t for c in candidates for t in partial_trials(c, ask, target)), ask)
+    fastest = (_fastest(partial_trials(candidate, ask, target)) for candidate in candidates)
+    partial = _quick_enough((trial for trial in fastest if trial is not None), ask)
     if ask.objective is Objective.SPEED:
-        return max(partial, key=lambda t: (t.speed.generation_tps, -t.kl), default=None)
-    return min(partial, key=lambda t: (t.offloaded_bytes, -t.speed.generation_tps, t.kl), default=None)
+        return _fastest(partial)
+    return min(partial, key=lambda t: (t.offloaded_bytes, t.kl), default=None)
+
+
+def _fastest(trials: Iterable[Trial]) -> Trial | None:
+    return max(trials, key=lambda t: (t.speed.generation_tps, -t.kl), default=None)
 
 
 def _quick_enough(trials: Iterable[Trial], ask: Ask) -> list[Trial]:
@@ -147,6 +152,7 @@ def _every_trial(candidates: tuple[Candidate, ...], ask: Ask, target: Target) ->
     for candidate in candidates:
         whole = list(whole_trials(candidate, ask, target))
         if not whole and ask.settings.n_gpu_layers is None and target.devices:
-            whole = list(partial_trials(candidate, ask, target))
+            fastest = _fastest(partial_trials(candidate, ask, target))
+            whole = [fastest] if fastest is not None else []
         trials += whole
     return trials

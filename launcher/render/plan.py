@@ -33,9 +33,16 @@ def describe_placement(plan: Plan) -> str:
         return "on the CPU"
     n_all = plan.n_layer + 1
     if plan.n_gpu_layers >= n_all:
-        names = ", ".join(use.name for use in plan.footprint.devices)
+        names = _device_names(plan)
+        if plan.n_cpu_moe:
+            return f"all {n_all} layers on {names}, the experts of {plan.n_cpu_moe} on the CPU"
         return f"all {n_all} layers on {names}"
     return f"{plan.n_gpu_layers} of {n_all} layers on the GPU, the rest on the CPU"
+
+
+def _device_names(plan: Plan) -> str:
+    names = [use.name for use in plan.footprint.devices]
+    return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]}"  # noqa: PLR2004 - a short list
 
 
 def render_plan(plan: Plan) -> str:
@@ -50,9 +57,8 @@ def render_plan(plan: Plan) -> str:
         f"  batch     {plan.n_batch}, in steps of {plan.n_ubatch}; {plan.n_threads} threads",
     ]
     if plan.speed is not None:
-        tps = plan.speed.generation_tps
-        written = f"{tps:.0f}" if tps >= 10 else f"{tps:.1f}"  # noqa: PLR2004
-        lines.append(f"  speed     about {written} tokens/s for one request ({plan.speed.basis})")
+        tps = _written(plan.speed.generation_tps)
+        lines.append(f"  speed     about {tps} tokens/s for one request ({plan.speed.basis})")
     lines += ["", *_memory_table(plan)]
     if plan.given_up:
         lines += ["", *(f"  given up: {fact}" for fact in plan.given_up)]
@@ -88,6 +94,36 @@ def _bar(parts: tuple[int, int, int, int], budget: Budget) -> str:
         drawn = max(drawn, upto)
     margin = min(_BAR_WIDTH - drawn, round((budget.margin_bytes + budget.residual_bytes) / free * _BAR_WIDTH))
     return "[" + letters + "." * (_BAR_WIDTH - drawn - margin) + "m" * margin + "]"
+
+
+def plans_json(plans: tuple[Plan, ...]) -> str:
+    """Return the versioned JSON of alternatives: ``{"schema_version", "plans": [{...}]}``, best quality first."""
+    bodies: list[dict[str, Any]] = [msgspec.to_builtins(plan) for plan in plans]
+    for body in bodies:
+        del body["outcome"]
+    document = {"schema_version": SCHEMA_VERSION, "plans": bodies}
+    return msgspec.json.encode(document, order="deterministic").decode() + "\n"
+
+
+def render_plans(model: str, plans: tuple[Plan, ...]) -> str:
+    """Return a table of alternatives, best quality first: each is slower than the next one."""
+    if not plans:
+        return f"no form of `{model}` fits here; `launch plan {model}` says why\n"
+    rows = [f"`{model}`: each line is better than the next and slower"]
+    rows.append(f"  {'quant':<10}{'cache':<12}{'placement':<44}{'tokens/s':>9}{'GPU GiB':>9}{'host GiB':>10}")
+    for plan in plans:
+        on_devices = sum(use.total_bytes for use in plan.footprint.devices) / GIB
+        tps = _written(plan.speed.generation_tps) if plan.speed else "?"
+        cache = f"{plan.cache_type_k}/{plan.cache_type_v}"
+        host = plan.footprint.host.engine_bytes / GIB
+        rows.append(
+            f"  {plan.quantization:<10}{cache:<12}{describe_placement(plan):<44}{tps:>9}{on_devices:>9.1f}{host:>10.1f}"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _written(tps: float) -> str:
+    return f"{tps:.0f}" if tps >= 10 else f"{tps:.1f}"  # noqa: PLR2004
 
 
 def render_refusal(refusal: Refusal) -> str:
