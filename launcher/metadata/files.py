@@ -8,11 +8,21 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, Protocol
 
 from launcher.errors import MetadataError, WeightsMissingError
 
 _LABEL_CHARS: Final = 80
+
+
+class ByteStream(Protocol):
+    """What the readers ask of a stream: any open binary file has it."""
+
+    def read(self, n_bytes: int, /) -> bytes:
+        """Return at least one and at most ``n_bytes`` bytes; none at the end of the file."""
+
+    def seek(self, offset: int, /) -> int:
+        """Stand at ``offset`` bytes from the start."""
 
 
 @contextmanager

@@ -11,13 +11,13 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from launcher.domain import MetadataValue, ModelSpec, TensorInfo, WeightsFormat
 from launcher.errors import MetadataError, WeightsMissingError
-from launcher.metadata.files import label, open_weights
+from launcher.metadata.files import ByteStream, label, open_weights
 from launcher.tensor_types import BY_GGML_ID
 from launcher.units import pad
 
@@ -102,6 +102,7 @@ class GgufHeader(Struct, frozen=True, kw_only=True):
 
     ``data_offset`` (bytes from the start of the stream) is where tensor data begins; ``tensor_offsets`` (bytes from
     there, one per tensor) are multiples of ``alignment``. For a split model they are those of each tensor's own file.
+    ``skipped`` spans (from, to) the arrays that were stepped over: in a model's file the vocabulary.
     """
 
     version: int
@@ -111,6 +112,7 @@ class GgufHeader(Struct, frozen=True, kw_only=True):
     tensors: tuple[TensorInfo, ...]
     tensor_offsets: tuple[int, ...]
     n_shards: int = 1
+    skipped: tuple[int, int] | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -142,16 +144,18 @@ class _Length(NamedTuple):
 class _Cursor:
     """A position in the stream with a window of bytes ahead of it; every step is checked against the file's size."""
 
-    __slots__ = ("_at", "_base", "_buffer", "_n_kept", "_n_steps", "_stream", "size_bytes")
+    __slots__ = ("_at", "_base", "_buffer", "_n_kept", "_n_steps", "_stream", "_window_bytes", "size_bytes", "skipped")
 
-    def __init__(self, stream: BinaryIO, size_bytes: int) -> None:
+    def __init__(self, stream: ByteStream, size_bytes: int, window_bytes: int) -> None:
         self._stream = stream
         self._buffer = b""
         self._base = 0
         self._at = 0
         self._n_kept = 0
         self._n_steps = 0
+        self._window_bytes = window_bytes
         self.size_bytes = size_bytes
+        self.skipped: tuple[int, int] | None = None
 
     @property
     def offset(self) -> int:
@@ -234,7 +238,7 @@ class _Cursor:
         if n_bytes <= n_held:
             return
         self.require(n_bytes, field)
-        n_wanted = min(max(n_bytes, _CHUNK_BYTES), self.n_remaining) - n_held
+        n_wanted = min(max(n_bytes, self._window_bytes), self.n_remaining) - n_held
         parts = [self._buffer[self._at :]]
         while n_wanted > 0:
             part = self._stream.read(n_wanted)
@@ -246,14 +250,16 @@ class _Cursor:
         self._base, self._at, self._buffer = self.offset, 0, b"".join(parts)
 
 
-def read_gguf(stream: BinaryIO, size_bytes: int) -> GgufHeader:
+def read_gguf(stream: ByteStream, size_bytes: int, *, window_bytes: int = _CHUNK_BYTES) -> GgufHeader:
     """Read the header of one GGUF file of ``size_bytes`` from ``stream``, a seekable stream that stands at its start.
+
+    ``window_bytes`` is read at once, up to one window more than the header has: a stream that is slow wants it small.
 
     Raises:
         MetadataError: the file is truncated, absurd or hostile, big-endian, or newer than this reader.
         OSError: the stream failed.
     """
-    cursor = _Cursor(stream, size_bytes)
+    cursor = _Cursor(stream, size_bytes, window_bytes)
     version = _read_version(cursor)
     n_tensors = _read_count(cursor, "tensor_count", MAX_TENSORS)
     n_keys = _read_count(cursor, "metadata_kv_count", MAX_KEYS)
@@ -268,6 +274,7 @@ def read_gguf(stream: BinaryIO, size_bytes: int) -> GgufHeader:
         metadata=metadata,
         tensors=tensors,
         tensor_offsets=tensor_offsets,
+        skipped=cursor.skipped,
     )
 
 
@@ -279,7 +286,7 @@ def read_gguf_file(path: Path) -> GgufHeader:
         WeightsMissingError: there is no such file, or one of the split model's files is missing.
     """
     header = _read_path(path)
-    n_shards = _count_of(header, "split.count", default=1)
+    n_shards = count_shards(header)
     if n_shards <= 1:
         return header
     paths = shard_paths(path, n_shards)
@@ -289,7 +296,16 @@ def read_gguf_file(path: Path) -> GgufHeader:
         raise WeightsMissingError(
             msg, help=f"download all {n_shards} files into one folder", details=(f"looked in {paths[0].parent}",)
         )
-    return _join([header if shard == path else _read_path(shard) for shard in paths], paths)
+    return join_shards([header if shard == path else _read_path(shard) for shard in paths], [p.name for p in paths])
+
+
+def count_shards(header: GgufHeader) -> int:
+    """Return of how many files the model consists that this is the header of one of.
+
+    Raises:
+        MetadataError: what the header says of it is no number.
+    """
+    return _count_of(header, "split.count", default=1)
 
 
 def shard_paths(path: Path, n_shards: int) -> tuple[Path, ...]:
@@ -317,20 +333,24 @@ def _read_path(path: Path) -> GgufHeader:
         return read_gguf(stream, size_bytes)
 
 
-def _join(headers: Sequence[GgufHeader], paths: Sequence[Path]) -> GgufHeader:
-    """Put the tensors of all shards behind the metadata of the first."""
+def join_shards(headers: Sequence[GgufHeader], file_names: Sequence[str]) -> GgufHeader:
+    """Put the tensors of all shards of a split model, in order, behind the metadata of the first.
+
+    Raises:
+        MetadataError: the files do not belong together.
+    """
     n_shards = len(headers)
     names: set[str] = set()
-    for idx, (header, path) in enumerate(zip(headers, paths, strict=True)):
+    for idx, (header, file_name) in enumerate(zip(headers, file_names, strict=True)):
         number, count = _count_of(header, "split.no", default=-1), _count_of(header, "split.count", default=-1)
         if (number, count) != (idx, n_shards):
-            msg = f"`{label(path.name)}` says that it is file {number + 1} of {count}"
+            msg = f"`{label(file_name)}` says that it is file {number + 1} of {count}"
             raise MetadataError(
                 msg, offset=0, field="split.no", help="the files were renamed or mixed: download them again"
             )
         for tensor in header.tensors:
             if tensor.name in names:
-                msg = f"tensor `{label(tensor.name)}` of `{label(path.name)}` is in an earlier file too"
+                msg = f"tensor `{label(tensor.name)}` of `{label(file_name)}` is in an earlier file too"
                 raise MetadataError(msg, offset=0, field="tensor name")
             names.add(tensor.name)
     n_tensors = _count_of(headers[0], "split.tensors.count", default=len(names))
@@ -346,6 +366,7 @@ def _join(headers: Sequence[GgufHeader], paths: Sequence[Path]) -> GgufHeader:
         tensors=tuple(tensor for header in headers for tensor in header.tensors),
         tensor_offsets=tuple(offset for header in headers for offset in header.tensor_offsets),
         n_shards=n_shards,
+        skipped=first.skipped,
     )
 
 
@@ -443,6 +464,7 @@ def _read_array(cursor: _Cursor, key: str, field: str) -> MetadataValue | _Lengt
         values: tuple[int, ...] = struct.unpack(f"<{n}{layout.format[1]}", cursor.take(n * layout.size, field))
         return _checked_bools(values, offset, field) if element_type == _BOOL else values
     _skip_elements(cursor, element_type, n, field, depth=1)
+    cursor.skipped = (offset if cursor.skipped is None else cursor.skipped[0], cursor.offset)
     return _Length(n)
 
 

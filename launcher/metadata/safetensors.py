@@ -11,14 +11,15 @@ import json
 import math
 import struct
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final, NoReturn, TypeGuard
+from typing import Final, NoReturn, Protocol, TypeGuard
 
 from msgspec import Struct
 
 from launcher.domain import MetadataValue, ModelSpec, TensorInfo, WeightsFormat
 from launcher.errors import MetadataError, WeightsMissingError
-from launcher.metadata.files import label, open_weights
+from launcher.metadata.files import ByteStream, label, open_weights
 from launcher.tensor_types import TRAITS, TensorType
 
 MAX_HEADER_BYTES: Final = 100_000_000
@@ -61,7 +62,7 @@ class SafetensorsHeader(Struct, frozen=True, kw_only=True):
     tensor_offsets: tuple[int, ...]
 
 
-def read_safetensors(stream: BinaryIO, size_bytes: int) -> SafetensorsHeader:
+def read_safetensors(stream: ByteStream, size_bytes: int) -> SafetensorsHeader:
     """Read the header of one safetensors file of ``size_bytes`` from ``stream``, which stands at its start.
 
     Raises:
@@ -91,7 +92,26 @@ def read_safetensors(stream: BinaryIO, size_bytes: int) -> SafetensorsHeader:
     )
 
 
-def read_folder(folder: Path) -> ModelSpec:
+class Folder(Protocol):
+    """Files that belong together, wherever they are."""
+
+    @property
+    def title(self) -> str:
+        """What faults call the folder."""
+
+    def names(self) -> list[str]:
+        """Return the names of the files in it, sorted."""
+
+    def open(self, name: str) -> AbstractContextManager[tuple[ByteStream, int]]:
+        """Open one of its files; give the stream and its size in bytes. A fault inside is told with the file."""
+
+
+def read_folder(path: Path) -> ModelSpec:
+    """Read the Hugging Face folder at ``path``, as ``read_files`` does."""
+    return read_files(_LocalFolder(path))
+
+
+def read_files(folder: Folder) -> ModelSpec:
     """Read a Hugging Face folder: ``config.json`` and the headers of its safetensors files, never a weight.
 
     ``metadata`` holds the configuration's own keys, those of inner objects behind their object's name
@@ -102,12 +122,13 @@ def read_folder(folder: Path) -> ModelSpec:
         MetadataError: a file is wrong, the files do not belong together, or the weights are pickled.
         WeightsMissingError: the folder has no configuration or no weights, or a file of the index is missing.
     """
-    weight_map = _read_index(folder)
-    names = sorted(set(weight_map.values())) if weight_map else [_only_weights(folder)]
+    contents = folder.names()
+    weight_map = _read_index(folder) if INDEX_NAME in contents else {}
+    names = sorted(set(weight_map.values())) if weight_map else [_only_weights(contents, folder.title)]
     config = _read_json(folder, CONFIG_NAME, MAX_CONFIG_BYTES)
     tensors: dict[str, TensorInfo] = {}
     for name in names:
-        with open_weights(_inside(folder, name)) as (stream, size_bytes):
+        with folder.open(name) as (stream, size_bytes):
             for tensor in read_safetensors(stream, size_bytes).tensors:
                 if tensor.name in tensors or weight_map.get(tensor.name, name) != name:
                     msg = f"tensor `{label(tensor.name)}` is in more than one file, or not where the index says"
@@ -125,7 +146,7 @@ def read_folder(folder: Path) -> ModelSpec:
     )
 
 
-def _take(stream: BinaryIO, n_bytes: int, n_left: int, offset: int, field: str) -> bytes:
+def _take(stream: ByteStream, n_bytes: int, n_left: int, offset: int, field: str) -> bytes:
     if n_bytes > n_left:
         msg = f"{n_bytes} bytes are announced where {n_left} remain: corrupted or incomplete download"
         raise MetadataError(msg, offset=offset, field=field, help="download the file again")
@@ -237,18 +258,16 @@ def _check_layout(entries: list[tuple[TensorInfo, int, int]], n_data: int, size_
         raise MetadataError(msg, offset=size_bytes - n_data + expected, field="data")
 
 
-def _read_json(folder: Path, name: str, limit: int) -> dict[str, object]:
-    with open_weights(_inside(folder, name)) as (stream, size_bytes):
+def _read_json(folder: Folder, name: str, limit: int) -> dict[str, object]:
+    with folder.open(name) as (stream, size_bytes):
         if size_bytes > limit:
             msg = f"{size_bytes} bytes are absurd; at most {limit} are read"
             raise MetadataError(msg, offset=0, field=name)
         return _parse_object(_take(stream, size_bytes, size_bytes, 0, name), name, 0)
 
 
-def _read_index(folder: Path) -> dict[str, str]:
-    """Return which tensor is in which file; empty where the folder has no index."""
-    if not (folder / INDEX_NAME).is_file():
-        return {}
+def _read_index(folder: Folder) -> dict[str, str]:
+    """Return which tensor is in which file."""
     weight_map = _read_json(folder, INDEX_NAME, MAX_INDEX_BYTES).get("weight_map")
     if (
         not isinstance(weight_map, dict)
@@ -264,9 +283,8 @@ def _read_index(folder: Path) -> dict[str, str]:
     return weight_map
 
 
-def _only_weights(folder: Path) -> str:
+def _only_weights(contents: list[str], title: str) -> str:
     """Return the name of the one weights file of a folder without an index."""
-    contents = _list_folder(folder)
     names = [name for name in contents if name.endswith(".safetensors")]
     if "model.safetensors" in names:
         return "model.safetensors"
@@ -279,16 +297,28 @@ def _only_weights(folder: Path) -> str:
     if pickled:
         msg = f"`{label(pickled[0])}` holds pickled weights, which run code when they are loaded; they are refused"
         raise MetadataError(msg, offset=0, field="file", help="use a safetensors or GGUF release of this model")
-    msg = f"the folder `{label(str(folder))}` has no safetensors file"
+    msg = f"the folder `{label(title)}` has no safetensors file"
     raise WeightsMissingError(msg, help="give a folder with config.json and *.safetensors, or a GGUF file")
 
 
-def _list_folder(folder: Path) -> list[str]:
-    try:
-        return sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        msg = f"the folder `{label(str(folder))}` cannot be read: {error.strerror}"
-        raise MetadataError(msg, offset=0, field="folder") from error
+class _LocalFolder:
+    """A folder of this machine."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.title = str(path)
+
+    def names(self) -> list[str]:
+        """Return what is in the folder, or a fault that names it."""
+        try:
+            return sorted(path.name for path in self._path.iterdir())
+        except OSError as error:
+            msg = f"the folder `{label(self.title)}` cannot be read: {error.strerror}"
+            raise MetadataError(msg, offset=0, field="folder") from error
+
+    def open(self, name: str) -> AbstractContextManager[tuple[ByteStream, int]]:
+        """Open a file of the folder, unless its name leads elsewhere."""
+        return open_weights(_inside(self._path, name))
 
 
 def _inside(folder: Path, name: str) -> Path:
