@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,13 @@ from launcher.errors import WeightsMissingError
 from launcher.fetch import require_weights
 from launcher.inventory import probe_inventory
 from launcher.profiles import is_local, load_profile
+
+
+def pytest_configure() -> None:
+    """Give children the default signals: a run in a shell's background ignores SIGINT, and they would inherit that."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(wrapper=True)

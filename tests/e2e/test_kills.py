@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,15 +32,30 @@ def _await(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.02)
 
 
-def _start(launch: tuple[str, ...], environment: dict[str, str], port: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*launch, "serve", "gemma3-270m", "--port", str(port), "--context", "512"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+@contextlib.contextmanager
+def _started(launch: tuple[str, ...], environment: dict[str, str], port: int) -> Iterator[subprocess.Popen[str]]:
+    """Run ``launch serve``; should the test give up on it, it is killed: nothing waits for it for ever."""
+    with contextlib.ExitStack() as stack:
+        process = subprocess.Popen(
+            [*launch, "serve", "gemma3-270m", "--port", str(port), "--context", "512"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+        stack.enter_context(process)
+        stack.callback(_end, process)
+        yield process
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """Wait for a process that was told to end; one that does not is killed, and that is a failure."""
+    try:
+        process.wait(_DEADLINE_S)
+    except BaseException:
+        process.kill()
+        raise
 
 
 def _victim(which: str, process: subprocess.Popen[str], environment: dict[str, str]) -> int | None:
@@ -83,7 +98,7 @@ def test_whatever_is_killed_nothing_stays_and_the_next_serve_works(
     for number in range(_ROUNDS):
         which = dice.choice(("supervisor", "supervisor", "engine", "guard"))
         at_s = dice.uniform(0.0, _MOMENTS_S)
-        with _start(launch, environment, port) as process:
+        with _started(launch, environment, port) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(at_s)  # it does not end by itself: this waits for the moment
             assert process.poll() is None
@@ -97,7 +112,7 @@ def test_whatever_is_killed_nothing_stays_and_the_next_serve_works(
         told = f"round {number}: {which} killed after {at_s:.2f} s"
         _await(lambda: not survivors(), f"{told}: processes stayed")
         assert _is_free(port), f"{told}: the port stayed taken"
-        with _start(launch, environment, port) as again:
+        with _started(launch, environment, port) as again:
             assert again.stdout is not None
             assert f":{port}/v1" in again.stdout.readline(), f"{told}: the next serve did not become ready"
             again.send_signal(signal.SIGINT)
