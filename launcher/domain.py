@@ -334,6 +334,65 @@ class Inventory(Noun, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
+# --- Measurements -----------------------------------------------------------------------------------------------
+
+
+class MeasuredRates(Noun, frozen=True):
+    """What one memory of this machine delivered to a real engine: ``name`` is a device's (``gpu0``) or ``host``.
+
+    ``efficiency`` is the share of ``bandwidth_bytes_per_s`` that generation reached; ``prompt_flops`` the operations
+    per second that prompt processing reached, ``None`` where several memories shared the work.
+    """
+
+    name: str
+    bandwidth_bytes_per_s: float
+    efficiency: float
+    prompt_flops: float | None = None
+
+
+class Tuning(Noun, frozen=True):
+    """The fastest settings that were found for one model in one engine's build, and the rates they gave.
+
+    The weights are recognised by architecture and bytes, the engine by its ``build``; both rates are medians of a
+    request of ``n_prompt`` and ``n_generated`` tokens.
+    """
+
+    engine: Engine
+    build: str
+    architecture: str
+    weights_bytes: int
+    n_gpu_layers: int
+    n_cpu_moe: int
+    n_threads: int
+    n_threads_batch: int
+    n_batch: int
+    n_ubatch: int
+    flash_attn: bool
+    prompt_tps: float
+    generation_tps: float
+    n_prompt: int
+    n_generated: int
+    measured_at: float
+
+    @property
+    def request_s(self) -> float:
+        """Seconds of a request of the measured size: what tunings of one model are compared by."""
+        return self.n_prompt / self.prompt_tps + self.n_generated / self.generation_tps
+
+
+class Calibration(Noun, frozen=True):
+    """What was measured on one machine. ``machine`` identifies it: figures of another one are not used."""
+
+    machine: str
+    rates: tuple[MeasuredRates, ...] = ()
+    tunings: tuple[Tuning, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    def rates_of(self, name: str) -> MeasuredRates | None:
+        """Return what was measured of one memory."""
+        return next((rates for rates in self.rates if rates.name == name), None)
+
+
 # --- Plans ------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +465,14 @@ class Speed(Noun, frozen=True):
     prompt_tps: float | None = None
 
 
+class Verdict(Noun, frozen=True):
+    """How the answer would differ under another condition, where it would."""
+
+    condition: str
+    """``after-others-leave`` or ``with-another-device``."""
+    text: str
+
+
 class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     """A decision: every value that the engine's memory depends on, with the prediction that justifies it."""
 
@@ -445,6 +512,7 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     """What the plan leaves of the wishes, one fact per line, dearest first; empty when all was granted."""
     notes: tuple[str, ...] = ()
     """Assumptions and provenance that the reader of the plan needs."""
+    verdicts: tuple[Verdict, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
@@ -478,6 +546,7 @@ class Refusal(Noun, frozen=True, tag="refusal", tag_field="outcome"):
     fact: str
     derivation: tuple[str, ...] = ()
     advice: tuple[Advice, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     needed_bytes: int | None = None
     available_bytes: int | None = None
     footprint: Footprint | None = None
