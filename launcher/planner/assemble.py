@@ -13,6 +13,7 @@ from launcher.planner.ask import Ask
 from launcher.planner.footprint.llama_cpp import count_cells, layer_cache_bytes
 from launcher.planner.quality import cache_kl
 from launcher.planner.sizing import Trial
+from launcher.planner.tuning import describe_tuning
 from launcher.units import GIB, MIB, format_bytes
 
 MAX_CACHE_RAM_BYTES: Final = 8 * GIB
@@ -60,6 +61,8 @@ def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
         notes.append(f"the machine's engines are unknown: {target.engine} is assumed to be there")
     elif inventory.devices and not target.devices:
         notes.append(f"the engine found ({target.engine}) reaches no GPU of this machine: everything runs on the CPU")
+    if trial.tuning is not None:
+        notes.append(describe_tuning(trial.tuning))
     if trial.speed.basis is Provenance.ASSUMED:
         notes.append("speed is predicted from bandwidth with an assumed efficiency; it was not measured here")
     return tuple(notes)
@@ -80,6 +83,17 @@ def _given_up(trial: Trial, lowered: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(lost)
 
 
+def _threads(trial: Trial, ask: Ask) -> tuple[int, int]:
+    """Return the threads for generation and for prompts: fixed, measured, or one per core."""
+    host = trial.target.host
+    if ask.settings.n_threads:
+        return ask.settings.n_threads, ask.settings.n_threads
+    if trial.tuning is not None:
+        return trial.tuning.n_threads, trial.tuning.n_threads_batch
+    n_cores = min(host.n_cpu, host.n_cpu_physical or host.n_cpu)
+    return n_cores, n_cores
+
+
 def build_plan(trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = ()) -> Plan:
     """Return the plan of a trial, spare host memory shared out."""
     config, target = trial.config, trial.target
@@ -88,7 +102,7 @@ def build_plan(trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str,
         trial.footprint,
         host=replace(trial.footprint.host, prompt_cache_bytes=cache_ram, checkpoints_bytes=checkpoints_bytes),
     )
-    n_threads = ask.settings.n_threads or min(target.host.n_cpu, target.host.n_cpu_physical or target.host.n_cpu)
+    n_threads, n_threads_batch = _threads(trial, ask)
     total_share = sum(config.shares)
     artifact = trial.candidate.artifact
     return Plan(
@@ -110,7 +124,7 @@ def build_plan(trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str,
         cache_type_v=config.cache_type_v,
         flash_attn=config.flash_attn,
         n_threads=n_threads,
-        n_threads_batch=n_threads,
+        n_threads_batch=n_threads_batch,
         address=ask.address,
         footprint=footprint,
         budgets=target.known_budgets,

@@ -6,39 +6,48 @@ that fit. What the user fixed is honoured or refused, never changed. Advice on a
 
 from collections.abc import Iterable
 
-from launcher.domain import Inventory, Objective, Outcome, Plan, Refusal, Request
+from launcher.domain import Calibration, Inventory, Objective, Outcome, Plan, Refusal, Request
 from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.quality import meets_floor
 from launcher.planner.refusal import refuse_context, refuse_disk, refuse_no_artifact, refuse_no_fit
 from launcher.planner.sizing import Candidate, Trial, partial_trials, prepare, whole_trials
 from launcher.planner.target import Target, choose_target
+from launcher.planner.tuning import apply_tuning
 from launcher.units import GIB
 
 _DISK_MARGIN_BYTES = 1 * GIB
 
 
-def decide(request: Request, inventory: Inventory, prepared: tuple[Candidate, ...] | None = None) -> Outcome:
+def decide(
+    request: Request,
+    inventory: Inventory,
+    prepared: tuple[Candidate, ...] | None = None,
+    calibration: Calibration | None = None,
+) -> Outcome:
     """Plan or refuse, without advice. Deterministic: equal arguments give equal results.
 
-    ``prepared`` is what ``sizing.prepare`` returned for the request's profile, where the caller asks more than once.
+    ``prepared`` is what ``sizing.prepare`` returned for the request's profile, where the caller asks more than once;
+    ``calibration`` is what was measured on this very machine.
     """
-    question = _pose(request, inventory, prepare(request.profile) if prepared is None else prepared)
+    question = _pose(request, inventory, prepare(request.profile) if prepared is None else prepared, calibration)
     if isinstance(question, Refusal):
         return question
     ask, target, candidates, allowed, lowered = question
     trial = _choose(allowed, ask, target)
     if trial is None:
         return refuse_no_fit(candidates, allowed, ask, target)
-    return build_plan(trial, ask, inventory, lowered)
+    return build_plan(apply_tuning(trial, ask), ask, inventory, lowered)
 
 
-def list_alternatives(request: Request, inventory: Inventory) -> tuple[Plan, ...]:
+def list_alternatives(
+    request: Request, inventory: Inventory, calibration: Calibration | None = None
+) -> tuple[Plan, ...]:
     """Return the plans that no other beats in both quality and speed, best quality first; empty where none fits.
 
     Floors do not apply: what lies below them is shown, for the user to judge.
     """
-    question = _pose(request, inventory, prepare(request.profile))
+    question = _pose(request, inventory, prepare(request.profile), calibration)
     if isinstance(question, Refusal):
         return ()
     ask, target, candidates, _, lowered = question
@@ -46,11 +55,11 @@ def list_alternatives(request: Request, inventory: Inventory) -> tuple[Plan, ...
     for trial in sorted(_every_trial(candidates, ask, target), key=lambda t: (t.kl, -t.speed.generation_tps)):
         if not front or trial.speed.generation_tps > front[-1].speed.generation_tps:
             front.append(trial)
-    return tuple(build_plan(trial, ask, inventory, lowered) for trial in front)
+    return tuple(build_plan(apply_tuning(trial, ask), ask, inventory, lowered) for trial in front)
 
 
 def _pose(
-    request: Request, inventory: Inventory, prepared: tuple[Candidate, ...]
+    request: Request, inventory: Inventory, prepared: tuple[Candidate, ...], calibration: Calibration | None
 ) -> tuple[Ask, Target, tuple[Candidate, ...], tuple[Candidate, ...], tuple[str, ...]] | Refusal:
     """Resolve a request on a machine: the ask, the target, the candidates, those above the floor, wishes lowered."""
     ask = resolve_ask(request)
@@ -65,7 +74,7 @@ def _pose(
     trained, lowered = _trained_context(ask, candidates)
     if isinstance(trained, Refusal):
         return trained
-    target = choose_target(request, trained, inventory)
+    target = choose_target(request, trained, inventory, calibration)
     if isinstance(target, Refusal):
         return target
     allowed = tuple(candidate for candidate in candidates if _allowed(candidate, trained))

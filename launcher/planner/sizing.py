@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from launcher.domain import Artifact, CacheType, Engine, Footprint, Host, Profile, Speed, WeightsFormat
+from launcher.domain import Artifact, CacheType, Engine, Footprint, Host, Profile, Speed, Tuning, WeightsFormat
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.ask import Ask
 from launcher.planner.footprint.llama_cpp import (
@@ -74,6 +74,8 @@ class Trial(Struct, frozen=True, kw_only=True):
     footprint: Footprint
     speed: Speed
     fits: bool
+    tuning: Tuning | None = None
+    """The measured settings that are in effect."""
 
     @property
     def offloaded_bytes(self) -> int:
@@ -184,6 +186,7 @@ def try_shape(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> T
         footprint=footprint,
         devices=target.devices,
         host=target.host,
+        calibration=target.calibration,
     )
     return Trial(
         candidate=candidate,

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from launcher.domain import (
     Budget,
+    Calibration,
     Device,
     DeviceKind,
     Engine,
@@ -21,6 +22,7 @@ from launcher.domain import (
     Request,
 )
 from launcher.planner.ask import Ask
+from launcher.planner.calibration import prefer_fastest
 from launcher.planner.footprint.llama_cpp import Backend
 from launcher.units import GIB, MIB
 
@@ -33,7 +35,7 @@ HOST_RESIDUAL_BYTES: Final = 256 * MIB
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """Where to run: an engine, the devices it reaches, and what each memory can give."""
+    """Where to run: an engine, the devices it reaches, what each memory can give, and what was measured there."""
 
     engine: Engine
     install: EngineInstall | None
@@ -42,6 +44,7 @@ class Target(Struct, frozen=True, kw_only=True):
     budgets: tuple[Budget, ...]
     host_budget: Budget
     host: Host
+    calibration: Calibration | None = None
 
     @property
     def backend(self) -> Backend:
@@ -81,7 +84,9 @@ def _device_budget(device: Device) -> Budget:
     )
 
 
-def build_target(engine: Engine, install: EngineInstall | None, inventory: Inventory) -> Target:
+def build_target(
+    engine: Engine, install: EngineInstall | None, inventory: Inventory, calibration: Calibration | None = None
+) -> Target:
     """Gather what an engine reaches, the fastest device first: what is split spills onto the slower ones last."""
     if install is None:
         reached = [("", device) for device in inventory.devices]
@@ -106,16 +111,20 @@ def build_target(engine: Engine, install: EngineInstall | None, inventory: Inven
             residual_bytes=HOST_RESIDUAL_BYTES,
         ),
         host=host,
+        calibration=calibration,
     )
 
 
 _LLAMA_CPP: Final = (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
 
 
-def choose_target(request: Request, ask: Ask, inventory: Inventory) -> Target | Refusal:
+def choose_target(
+    request: Request, ask: Ask, inventory: Inventory, calibration: Calibration | None = None
+) -> Target | Refusal:
     """Choose the engine: the one that was asked for, else the profile's first that reaches the GPU, else its first.
 
     On a machine whose engines are unknown (a reference machine) the profile's first engine is assumed to be there.
+    Where a calibration compared engines, the fastest of those that remain is taken.
     """
     wanted = (ask.settings.engine,) if ask.settings.engine else request.profile.engines
     engines = [engine for engine in wanted if engine in _LLAMA_CPP]
@@ -133,7 +142,7 @@ def choose_target(request: Request, ask: Ask, inventory: Inventory) -> Target | 
             ),
         )
     if inventory.engines is None:
-        return build_target(engines[0], None, inventory)
+        return build_target(engines[0], None, inventory, calibration)
     found = [install for engine in engines for install in inventory.engines if install.engine is engine]
     if not found:
         have = ", ".join(sorted({install.engine for install in inventory.engines})) or "none"
@@ -144,5 +153,6 @@ def choose_target(request: Request, ask: Ask, inventory: Inventory) -> Target | 
             derivation=(f"wanted {', '.join(engines)}; found {have}",),
         )
     with_gpu = [install for install in found if any(device.device for device in install.devices)]
-    install = (with_gpu or found)[0] if inventory.devices else found[0]
-    return build_target(install.engine, install, inventory)
+    pool = (with_gpu or found) if inventory.devices else found
+    install = prefer_fastest(pool, calibration)[0]
+    return build_target(install.engine, install, inventory, calibration)
