@@ -157,6 +157,12 @@ def end(args: argparse.Namespace) -> None:
     os._exit(args.exit_code)
 
 
+def answer_requests(server: Server) -> None:
+    """Serve without taking signals: Python acts on them in the main thread, which sleeps on if another gets them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    server.serve_forever(poll_interval=0.05)
+
+
 def main() -> None:
     """Serve until told to end."""
     args = parse_arguments()
@@ -173,7 +179,7 @@ def main() -> None:
         except OSError:
             say(f"srv start: couldn't bind HTTP server socket, hostname: {args.host}, port: {args.port}")
             sys.exit(1)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(target=answer_requests, args=(server,), daemon=True).start()
     load(args)
     if args.crash_file and Path(args.crash_file).exists():
         Path(args.crash_file).unlink()
