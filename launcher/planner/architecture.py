@@ -19,6 +19,10 @@ _SWA_PERIOD: Final[Mapping[str, int]] = {"gemma2": 2, "gemma3": 6, "gemma3n": 5,
 _DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096}
 """The window that the engine assumes where a file names none."""
 
+_SECTIONED: Final = frozenset({"qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp"})
+"""Always rotate by four positions per token (``llama_model_rope_type``); others where the file has sections."""
+_N_SECTIONS: Final = 4
+
 MAX_LAYERS: Final = 512
 """The engine refuses more (``LLAMA_MAX_LAYERS``); it also bounds what a hostile file can make the planner do."""
 
@@ -42,9 +46,15 @@ class SlidingAttention(Struct, frozen=True, kw_only=True):
 
 
 class RecurrentState(Struct, frozen=True, kw_only=True):
-    """A layer that keeps a fixed number of f32 values per sequence, however long it is."""
+    """A layer that keeps f32 values per sequence, however long it is: a convolution's tail, then the state proper."""
 
-    n_elements: int
+    n_conv: int
+    n_state: int
+
+    @property
+    def n_elements(self) -> int:
+        """Values per sequence."""
+        return self.n_conv + self.n_state
 
 
 class NoCache(Struct, frozen=True, kw_only=True):
@@ -54,8 +64,20 @@ class NoCache(Struct, frozen=True, kw_only=True):
 LayerCache: TypeAlias = FullAttention | SlidingAttention | RecurrentState | NoCache
 
 
-class Architecture(Struct, frozen=True, kw_only=True):
-    """The dimensions that memory and speed depend on. ``layers`` has one entry per block, in order.
+class Heads(Struct, frozen=True, kw_only=True):
+    """The attention heads of one layer; ``head_k`` and ``head_v`` are elements per head."""
+
+    n_head: int
+    n_head_kv: int
+    head_k: int
+    head_v: int
+
+
+class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
+    """The dimensions that memory and speed depend on. ``layers`` and ``heads`` have one entry per block, in order.
+
+    ``numbers`` are the architecture's own scalar keys, without their prefix; ``n_position`` counts the positions that
+    a token has (4 with multi-section rotation).
 
     ``n_head``, ``n_ff`` are the largest of any layer; ``n_ff_active`` counts the columns of all experts that one
     token uses. ``known`` is false where a key that this release understands was missing or an unknown mechanism
@@ -64,6 +86,8 @@ class Architecture(Struct, frozen=True, kw_only=True):
 
     name: str
     layers: tuple[LayerCache, ...]
+    heads: tuple[Heads, ...]
+    numbers: tuple[tuple[str, float], ...]
     n_ctx_train: int
     n_embd: int
     n_vocab: int
@@ -72,6 +96,7 @@ class Architecture(Struct, frozen=True, kw_only=True):
     n_ff_active: int
     n_expert: int
     n_expert_used: int
+    n_position: int
     known: bool
 
     @property
@@ -105,6 +130,15 @@ class _Keys:
 
     def get(self, key: str) -> MetadataValue | None:
         return self._metadata.get(f"{self._prefix}.{key}")
+
+    def numbers(self) -> tuple[tuple[str, float], ...]:
+        """Return all scalar numbers under the architecture's prefix."""
+        start = f"{self._prefix}."
+        return tuple(
+            (key.removeprefix(start), float(value))
+            for key, value in self._metadata.items()
+            if key.startswith(start) and isinstance(value, int | float)
+        )
 
     def number(self, key: str, default: int = 0) -> int:
         value = self.get(key)
@@ -150,43 +184,60 @@ def _recurrent_state(keys: _Keys) -> RecurrentState:
     d_conv, d_inner = keys.number("ssm.conv_kernel"), keys.number("ssm.inner_size")
     d_state, n_group = keys.number("ssm.state_size"), keys.number("ssm.group_count")
     n_conv = max(d_conv - 1, 0) * (d_inner + 2 * n_group * d_state)
-    return RecurrentState(n_elements=n_conv + d_state * d_inner)
+    return RecurrentState(n_conv=n_conv, n_state=d_state * d_inner)
 
 
-def _caches(spec: ModelSpec, keys: _Keys, n_layer: int, n_embd: int) -> tuple[tuple[LayerCache, ...], bool]:
+def _heads(keys: _Keys, n_layer: int, n_embd: int, sliding: tuple[bool, ...]) -> tuple[Heads, ...]:
+    """Attention heads by layer; ``head_count_kv`` defaults to ``head_count``, sliding layers may have their own."""
     n_head = keys.per_layer("attention.head_count", n_layer)
-    n_head_kv = [
-        kv if kv or isinstance(keys.get("attention.head_count_kv"), tuple) else q
-        for kv, q in zip(keys.per_layer("attention.head_count_kv", n_layer), n_head, strict=True)
-    ]
+    n_head_kv = keys.per_layer("attention.head_count_kv", n_layer)
+    if keys.get("attention.head_count_kv") is None:
+        n_head_kv = n_head
     most_heads = keys.number("attention.head_count")
     head_default = n_embd // most_heads if most_heads else 0
     head_k, head_v = (keys.number(f"attention.{part}_length", head_default) for part in ("key", "value"))
     head_k_swa = keys.number("attention.key_length_swa", head_k)
     head_v_swa = keys.number("attention.value_length_swa", head_v)
-    n_swa = keys.number("attention.sliding_window", _DEFAULT_N_SWA.get(spec.architecture, 0))
-    sliding = _sliding_layers(spec, keys, n_layer) if n_swa else (False,) * n_layer
+    return tuple(
+        Heads(
+            n_head=n_head[idx],
+            n_head_kv=n_head_kv[idx],
+            head_k=head_k_swa if sliding[idx] else head_k,
+            head_v=head_v_swa if sliding[idx] else head_v,
+        )
+        for idx in range(n_layer)
+    )
+
+
+def _caches(
+    spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], n_swa: int
+) -> tuple[LayerCache, ...]:
+    n_layer = len(heads)
     recurrent = _recurrent_layers(spec, keys, n_layer)
     n_shared = keys.number("attention.shared_kv_layers")
     # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
     latent = keys.number("attention.key_length_mla") > 0
     layers: list[LayerCache] = []
-    for idx in range(n_layer):
+    for idx, head in enumerate(heads):
+        n_embd_k, n_embd_v = head.head_k * head.n_head_kv, head.head_v * head.n_head_kv
         if recurrent[idx]:
             layers.append(_recurrent_state(keys))
-        elif n_head_kv[idx] == 0 or (n_shared and idx >= n_layer - n_shared):
+        elif head.n_head_kv == 0 or (n_shared and idx >= n_layer - n_shared):
             layers.append(NoCache())
         elif latent:
-            layers.append(FullAttention(n_embd_k=head_k * n_head_kv[idx], n_embd_v=0))
-        elif sliding is not None and sliding[idx]:
-            layers.append(
-                SlidingAttention(
-                    n_embd_k=head_k_swa * n_head_kv[idx], n_embd_v=head_v_swa * n_head_kv[idx], n_swa=n_swa
-                )
-            )
+            layers.append(FullAttention(n_embd_k=n_embd_k, n_embd_v=0))
+        elif sliding[idx]:
+            layers.append(SlidingAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v, n_swa=n_swa))
         else:
-            layers.append(FullAttention(n_embd_k=head_k * n_head_kv[idx], n_embd_v=head_v * n_head_kv[idx]))
-    return tuple(layers), sliding is not None
+            layers.append(FullAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v))
+    return tuple(layers)
+
+
+def _is_sectioned(spec: ModelSpec, keys: _Keys) -> bool:
+    if spec.architecture in _SECTIONED:
+        return True
+    sections = keys.get("rope.dimension_sections")
+    return isinstance(sections, tuple) and len(sections) > 1 and all(int(item) > 0 for item in sections[:2])
 
 
 def read_architecture(spec: ModelSpec) -> Architecture:
@@ -202,13 +253,19 @@ def read_architecture(spec: ModelSpec) -> Architecture:
     n_embd = keys.number("embedding_length", embedding[0])
     n_vocab = embedding[1] if len(embedding) > 1 else keys.number("vocab_size")
     n_expert, n_expert_used = keys.number("expert_count"), keys.number("expert_used_count")
-    layers, window_known = _caches(spec, keys, n_layer, n_embd)
+    n_swa = keys.number("attention.sliding_window", _DEFAULT_N_SWA.get(spec.architecture, 0))
+    sliding = _sliding_layers(spec, keys, n_layer) if n_swa else (False,) * n_layer
+    window_known = sliding is not None
+    sliding = sliding or (False,) * n_layer
+    heads = _heads(keys, n_layer, n_embd, sliding)
     n_ff = keys.number("feed_forward_length")
     n_ff_expert = keys.number("expert_feed_forward_length", n_ff if n_expert else 0)
     n_ff_shared = keys.number("expert_shared_feed_forward_length", n_ff_expert * keys.number("expert_shared_count"))
     return Architecture(
         name=spec.architecture,
-        layers=layers,
+        layers=_caches(spec, keys, heads, sliding, n_swa),
+        heads=heads,
+        numbers=keys.numbers(),
         n_ctx_train=keys.number("context_length"),
         n_embd=n_embd,
         n_vocab=n_vocab,
@@ -217,5 +274,6 @@ def read_architecture(spec: ModelSpec) -> Architecture:
         n_ff_active=n_ff_expert * n_expert_used + n_ff_shared if n_expert else n_ff,
         n_expert=n_expert,
         n_expert_used=n_expert_used,
+        n_position=_N_SECTIONS if _is_sectioned(spec, keys) else 1,
         known=window_known and n_layer > 0 and n_embd > 0 and n_vocab > 0,
     )

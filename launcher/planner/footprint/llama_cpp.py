@@ -1,8 +1,8 @@
 """Predicted memory of llama.cpp for one configuration of one model.
 
 Weights and cache restate the engine's own allocation rules (llama.cpp build 11434: ``src/llama-model.cpp``,
-``src/llama-kv-cache*.cpp``) and are exact for the architectures that ``architecture.py`` knows. Compute buffers are
-an upper estimate of the largest moment of the graph, checked against recorded breakdowns in the tests; they err high.
+``src/llama-kv-cache*.cpp``) for the architectures that ``architecture.py`` knows. Compute buffers are measured on the
+graph that llama-server reserves (``compute.py``). All are checked against recorded breakdowns in the tests.
 It chooses nothing: every value comes in ``LlamaCppConfig``.
 """
 
@@ -24,7 +24,10 @@ from launcher.planner.architecture import (
     is_expert,
     layer_of,
 )
-from launcher.tensor_types import TensorType, tensor_bytes
+from launcher.planner.footprint.blocks import Batch, Weight
+from launcher.planner.footprint.compute import Caches, Places, Shapes, compute_bytes
+from launcher.planner.footprint.graph import F16, Element, shape
+from launcher.tensor_types import TRAITS, TensorType, tensor_bytes
 from launcher.units import pad
 
 CELL_PADDING: Final = 256
@@ -32,11 +35,6 @@ CELL_PADDING: Final = 256
 DEFAULT_N_BATCH: Final = 2048
 DEFAULT_N_UBATCH: Final = 512
 _F32_BYTES: Final = 4
-_F16_BYTES: Final = 2
-_OP_OFFLOAD_MIN_BATCH: Final = 32
-"""Batches below this stay on the CPU (``ggml_backend_cuda_device_offload_op``: ``min_batch_size``)."""
-_PIPELINE_INPUT_COPIES: Final = 9
-"""Copies of the graph's inputs with pipeline parallelism: measured on recorded breakdowns with two devices."""
 
 
 class Backend(StrEnum):
@@ -165,12 +163,10 @@ def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> 
 
 
 class BlockWeights(Struct, frozen=True, kw_only=True):
-    """Bytes of one block's tensors, routed experts apart, and of the largest tensor of each kind."""
+    """Bytes of one block's tensors, routed experts apart."""
 
     dense_bytes: int
     expert_bytes: int
-    largest_dense_bytes: int
-    largest_expert_bytes: int
 
 
 class ModelWeights(Struct, frozen=True, kw_only=True):
@@ -185,6 +181,10 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
     output_bytes: int
     largest_output_bytes: int
     tied_output_type: TensorType | None
+    shapes: Shapes = Shapes()
+    """Every tensor's dimensions, without bytes."""
+    sizes: Shapes = Shapes()
+    """Every tensor's dimensions and bytes."""
 
     @property
     def total_bytes(self) -> int:
@@ -193,70 +193,55 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
         return blocks + self.input_bytes + self.output_bytes
 
 
-class _BlockSums:
-    """Running sums of one block."""
-
-    __slots__ = ("dense", "experts", "largest_dense", "largest_expert")
-
-    def __init__(self) -> None:
-        self.dense = self.experts = self.largest_dense = self.largest_expert = 0
-
-    def add(self, n_bytes: int, *, expert: bool) -> None:
-        if expert:
-            self.experts += n_bytes
-            self.largest_expert = max(self.largest_expert, n_bytes)
-        else:
-            self.dense += n_bytes
-            self.largest_dense = max(self.largest_dense, n_bytes)
+def _without_bytes(named: list[tuple[str, Weight]]) -> tuple[tuple[str, Weight], ...]:
+    return tuple((name, Weight(weight.ne, 0)) for name, weight in named)
 
 
 def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
     """Sort the tensors of a model into input, blocks and output, as ``llama_model::load_tensors`` assigns them."""
-    blocks = [_BlockSums() for _ in range(n_layer)]
+    sizes: list[list[tuple[str, Weight]]] = [[] for _ in range(n_layer)]
+    table: list[tuple[str, Weight]] = []
+    dense, experts = [0] * n_layer, [0] * n_layer
     input_bytes = output_bytes = largest_output = 0
     embedding: TensorInfo | None = None
     has_output = False
     for tensor in spec.tensors:
-        idx = layer_of(tensor.name)
+        idx, n_bytes = layer_of(tensor.name), tensor.n_bytes
+        weight = Weight(shape(*tensor.shape), n_bytes)
         if idx is not None and idx < n_layer:
-            blocks[idx].add(tensor.n_bytes, expert=is_expert(tensor.name))
-        elif idx is None and not tensor.name.startswith("output"):
-            input_bytes += tensor.n_bytes
+            sizes[idx].append((tensor.name.split(".", 2)[2], weight))
+            (experts if is_expert(tensor.name) else dense)[idx] += n_bytes
+            continue
+        table.append((tensor.name, weight))
+        if idx is None and not tensor.name.startswith("output"):
+            input_bytes += n_bytes
             embedding = tensor if tensor.name == "token_embd.weight" else embedding
         else:
-            output_bytes += tensor.n_bytes
-            largest_output = max(largest_output, tensor.n_bytes)
+            output_bytes += n_bytes
+            largest_output = max(largest_output, n_bytes)
             has_output = has_output or tensor.name == "output.weight"
     return ModelWeights(
         blocks=tuple(
-            BlockWeights(
-                dense_bytes=block.dense,
-                expert_bytes=block.experts,
-                largest_dense_bytes=block.largest_dense,
-                largest_expert_bytes=block.largest_expert,
-            )
-            for block in blocks
+            BlockWeights(dense_bytes=n_dense, expert_bytes=n_expert)
+            for n_dense, n_expert in zip(dense, experts, strict=True)
         ),
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
         tied_output_type=embedding.type if embedding and not has_output else None,
+        shapes=Shapes(tuple(_without_bytes(block) for block in sizes), _without_bytes(table)),
+        sizes=Shapes(tuple(tuple(block) for block in sizes), tuple(table)),
     )
 
 
 class _Memory:
     """Running sums of one memory while a footprint is added up."""
 
-    __slots__ = ("kv_cache_bytes", "largest_tensor_bytes", "weights_bytes")
+    __slots__ = ("kv_cache_bytes", "weights_bytes")
 
     def __init__(self) -> None:
         self.weights_bytes = 0
         self.kv_cache_bytes = 0
-        self.largest_tensor_bytes = 0
-
-    def add_weights(self, n_bytes: int, largest_bytes: int) -> None:
-        self.weights_bytes += n_bytes
-        self.largest_tensor_bytes = max(self.largest_tensor_bytes, largest_bytes)
 
 
 def _add_weights(
@@ -265,102 +250,85 @@ def _add_weights(
     def memory(target: int | None) -> _Memory:
         return host if target is None else devices[target]
 
-    host.add_weights(weights.input_bytes, 0)
+    host.weights_bytes += weights.input_bytes
     for idx, (block, target) in enumerate(zip(weights.blocks, placement.blocks, strict=True)):
-        memory(target).add_weights(block.dense_bytes, block.largest_dense_bytes)
+        memory(target).weights_bytes += block.dense_bytes
         experts = None if idx < config.n_cpu_moe else target
-        memory(experts).add_weights(block.expert_bytes, block.largest_expert_bytes)
+        memory(experts).weights_bytes += block.expert_bytes
     output = memory(placement.output)
-    output.add_weights(weights.output_bytes, weights.largest_output_bytes)
+    output.weights_bytes += weights.output_bytes
     # Tied embeddings are held twice as soon as output and input live in different buffer types.
     if weights.tied_output_type is None:
         return
     repacked = config.backend is not Backend.GPU and weights.tied_output_type in config.repacked
     if placement.output is not None or repacked:
-        output.add_weights(weights.largest_output_bytes, weights.largest_output_bytes)
+        output.weights_bytes += weights.largest_output_bytes
 
 
-def _mask_bytes(architecture: Architecture, cells: Cells, *, flash_attn: bool) -> int:
-    """Attention masks: one per kind of attention, ``n_cells x n_ubatch`` over the streams of a batch."""
-    element = _F16_BYTES if flash_attn else _F32_BYTES
-    extents = set()
-    for layer in architecture.layers:
-        match layer:
-            case FullAttention():
-                extents.add((0, cells.n_cells))
-            case SlidingAttention(n_swa=n_swa):
-                extents.add((n_swa, cells.sliding(n_swa)))
-            case RecurrentState() | NoCache():
-                pass
-    return sum(n_cells for _, n_cells in extents) * cells.n_ubatch * element
+def _element(cache: CacheType) -> Element:
+    kind = cache.tensor_type
+    if kind is TensorType.F16:
+        return F16
+    traits = TRAITS[kind]
+    return Element(cache.value, traits.block_size, traits.block_bytes)
 
 
-def _graph_bytes(architecture: Architecture, cells: Cells, config: LlamaCppConfig, *, with_output: bool) -> int:
-    """Upper estimate of the largest moment of the graph on one backend, inputs excluded.
-
-    Three moments compete: the feed-forward block (gate, up and their product live together, beside the residual
-    stream), attention without flash attention (the score matrix, heads x cells), and the output rows.
-    """
-    n_tokens = cells.n_ubatch
-    stream = architecture.n_embd * n_tokens * _F32_BYTES
-    ffn = 3 * max(architecture.n_ff_active, 0 if architecture.is_moe else architecture.n_ff) * n_tokens * _F32_BYTES
-    if architecture.is_moe:
-        # The experts' outputs are gathered per used expert before they are summed.
-        ffn += architecture.n_expert_used * stream
-    attention = 6 * stream
-    if not config.flash_attn:
-        attention += architecture.n_head * cells.n_cells * n_tokens * _F32_BYTES
-    recurrent = max((x.n_elements for x in architecture.layers if isinstance(x, RecurrentState)), default=0)
-    state = 3 * recurrent * _F32_BYTES * cells.n_seq + 4 * stream if recurrent else 0
-    n_outputs = cells.n_seq if config.n_outputs is None else min(config.n_outputs, n_tokens)
-    output = architecture.n_vocab * n_outputs * _F32_BYTES if with_output else 0
-    return max(ffn, attention, state, output) + 4 * stream
-
-
-def _device_compute(
-    architecture: Architecture, cells: Cells, config: LlamaCppConfig, memory: _Memory, host: _Memory, *, last: bool
-) -> int:
-    offloads_ops = config.backend is Backend.GPU and config.op_offload and cells.n_ubatch >= _OP_OFFLOAD_MIN_BATCH
-    used = memory.weights_bytes > 0 or memory.kv_cache_bytes > 0
-    if not used and not offloads_ops:
-        return 0
-    masks = _mask_bytes(architecture, cells, flash_attn=config.flash_attn)
-    n_bytes = _graph_bytes(architecture, cells, config, with_output=last) + masks
-    if host.weights_bytes and offloads_ops:
-        # Operations on host-resident weights run on the device for large batches: their operands are copied there.
-        n_bytes += host.largest_tensor_bytes + _largest_host_cache(architecture, cells, config, host)
-    if len(config.shares) > 1 and config.n_gpu_layers > architecture.n_layer:
-        n_bytes += _PIPELINE_INPUT_COPIES * (architecture.n_embd * cells.n_ubatch * _F32_BYTES + masks)
-    return n_bytes
-
-
-def _largest_host_cache(architecture: Architecture, cells: Cells, config: LlamaCppConfig, host: _Memory) -> int:
-    if not host.kv_cache_bytes:
-        return 0
-    return max(layer_cache_bytes(x, cells, config.cache_type_k, config.cache_type_v) for x in architecture.layers)
-
-
-def _host_compute(architecture: Architecture, cells: Cells, config: LlamaCppConfig, host: _Memory) -> int:
-    stream = architecture.n_embd * cells.n_ubatch * _F32_BYTES
-    masks = _mask_bytes(architecture, cells, flash_attn=config.flash_attn)
-    computes = config.backend is Backend.CPU or (host.kv_cache_bytes > 0 and config.backend is Backend.RPC)
-    if computes or not (config.op_offload and config.backend is Backend.GPU):
-        on_device = not host.kv_cache_bytes and config.backend is not Backend.CPU
-        if not on_device:
-            return _graph_bytes(architecture, cells, config, with_output=True) + stream + masks
-    inputs = 4 * stream + masks
-    if len(config.shares) > 1 and config.n_gpu_layers > architecture.n_layer:
-        inputs += 4 * (stream + masks)
-    return inputs
+def _compute(
+    architecture: Architecture,
+    weights: ModelWeights,
+    config: LlamaCppConfig,
+    placement: Placement,
+    cells: Cells,
+    *,
+    every_layer: bool,
+) -> tuple[int, ...]:
+    """Compute bytes of each device and, last, of the host."""
+    n_devices = 0 if config.backend is Backend.CPU else len(config.shares)
+    blocks = tuple(n_devices if target is None else target for target in placement.blocks)
+    op_offload = config.op_offload and config.backend is Backend.GPU
+    on_host = op_offload and (n_devices in blocks or placement.output is None or config.n_cpu_moe > 0)
+    n_tokens = -(-cells.n_ubatch // cells.n_seq) * cells.n_seq
+    n_outputs = cells.n_seq if config.n_outputs is None else config.n_outputs
+    n_swa = max((layer.n_swa for layer in architecture.layers if isinstance(layer, SlidingAttention)), default=0)
+    return compute_bytes(
+        architecture,
+        weights.sizes if on_host else weights.shapes,
+        Places(
+            blocks=blocks,
+            experts=(n_devices,) * min(config.n_cpu_moe, len(blocks)) + blocks[config.n_cpu_moe :],
+            output=n_devices if placement.output is None else placement.output,
+            n_devices=n_devices,
+        ),
+        Caches(n_cells=cells.n_cells, n_cells_sliding=cells.sliding(n_swa)),
+        Batch(
+            n_tokens=n_tokens,
+            n_seq=cells.n_seq,
+            n_stream=cells.n_stream,
+            n_outputs=min(n_tokens, n_outputs),
+            flash_attn=config.flash_attn,
+            element_k=_element(config.cache_type_k),
+            element_v=_element(config.cache_type_v),
+            n_position=architecture.n_position,
+        ),
+        op_offload=op_offload,
+        every_layer=every_layer,
+        pipeline=n_devices > 1 and config.n_gpu_layers > architecture.n_layer and config.n_cpu_moe == 0,
+    )
 
 
 def estimate_footprint(
-    architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig, device_names: tuple[str, ...]
+    architecture: Architecture,
+    weights: ModelWeights,
+    config: LlamaCppConfig,
+    device_names: tuple[str, ...],
+    *,
+    every_layer: bool = False,
 ) -> Footprint:
     """Predict what llama-server holds per device and on the host, in bytes.
 
     ``device_names`` has one entry per share. The last three host figures are zero here: they depend on serving
-    options that the caller adds.
+    options that the caller adds. ``every_layer`` simulates all blocks instead of representative ones: exact where
+    weights on the host are copied to a device, and about ten times slower.
     """
     cells = count_cells(config)
     devices = [_Memory() for _ in config.shares]
@@ -371,19 +339,20 @@ def estimate_footprint(
     for layer, target in zip(architecture.layers, placement.blocks, strict=True):
         n_bytes = layer_cache_bytes(layer, cells, config.cache_type_k, config.cache_type_v)
         (host if target is None else devices[target]).kv_cache_bytes += n_bytes
+    compute = _compute(architecture, weights, config, placement, cells, every_layer=every_layer)
     return Footprint(
         devices=tuple(
             MemoryUse(
                 name=name,
                 weights_bytes=memory.weights_bytes,
                 kv_cache_bytes=memory.kv_cache_bytes,
-                compute_bytes=_device_compute(architecture, cells, config, memory, host, last=memory is devices[-1]),
+                compute_bytes=n_bytes,
             )
-            for name, memory in zip(device_names, devices, strict=True)
+            for name, memory, n_bytes in zip(device_names, devices, compute, strict=False)
         ),
         host=HostUse(
             weights_bytes=host.weights_bytes,
             kv_cache_bytes=host.kv_cache_bytes,
-            compute_bytes=_host_compute(architecture, cells, config, host),
+            compute_bytes=compute[-1],
         ),
     )

@@ -1,0 +1,311 @@
+"""The memory that a graph takes on each backend, by the engine's own rules of placing and reusing tensors.
+
+Restates ``ggml_backend_sched_split_graph`` (``ggml/src/ggml-backend.cpp``) and ``ggml_gallocr`` (``ggml/src/
+ggml-alloc.c``) of llama.cpp build 11434, for backends that support every operation: devices first, the CPU last.
+It does not know models; it consumes the graph it is given.
+"""
+
+from typing import Final
+
+from launcher.planner.footprint.graph import (
+    FLASH_ATTN,
+    GET_ROWS,
+    IN_PLACE,
+    LEAF,
+    MUL_MAT,
+    MUL_MAT_ID,
+    ROPE,
+    VIEW,
+    Graph,
+    Tensor,
+)
+
+ALIGNMENT: Final = 32
+"""Of CPU and RPC buffers (``TENSOR_ALIGNMENT``); CUDA's 128 changes a total by a few KiB."""
+OFFLOAD_MIN_BATCH: Final = 32
+"""Smaller batches are not worth the copy of host weights (``ggml_backend_cuda_device_offload_op``)."""
+PIPELINE_COPIES: Final = 4
+"""Copies of each input with pipeline parallelism (``GGML_SCHED_MAX_COPIES``)."""
+_ENDLESS: Final = 1 << 62
+_REUSING: Final = frozenset({IN_PLACE, ROPE})
+_UNPLACED: Final = -1
+
+
+class Split:
+    """A run of nodes on one backend, with the tensors that must be copied to it first."""
+
+    __slots__ = ("backend", "end", "inputs", "start")
+
+    def __init__(self, backend: int, start: int) -> None:
+        """Open a split at node ``start``."""
+        self.backend = backend
+        self.start = start
+        self.end = start
+        self.inputs: list[tuple[Tensor, Tensor]] = []
+
+
+class _Pool:
+    """One backend's buffer: best fit with merging of neighbours (``ggml_dyn_tallocr``)."""
+
+    __slots__ = ("free", "max_size")
+
+    def __init__(self) -> None:
+        self.free: list[list[int]] = [[0, _ENDLESS]]
+        self.max_size = 0
+
+    def take(self, size: int) -> int:
+        """Reserve ``size`` bytes; return the offset."""
+        blocks = self.free
+        best, best_size = len(blocks) - 1, _ENDLESS
+        for idx in range(len(blocks) - 1):
+            if size <= blocks[idx][1] <= best_size:
+                best, best_size = idx, blocks[idx][1]
+        block = blocks[best]
+        offset = block[0]
+        block[0] += size
+        block[1] -= size
+        if block[1] == 0:
+            del blocks[best]
+        self.max_size = max(self.max_size, offset + size)
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        """Return bytes to the pool."""
+        blocks = self.free
+        end = offset + size
+        for idx, block in enumerate(blocks):
+            if block[0] + block[1] == offset:
+                block[1] += size
+                if idx + 1 < len(blocks) and end == blocks[idx + 1][0]:
+                    block[1] += blocks[idx + 1][1]
+                    del blocks[idx + 1]
+                return
+            if end == block[0]:
+                block[0] = offset
+                block[1] += size
+                if idx > 0 and blocks[idx - 1][0] + blocks[idx - 1][1] == offset:
+                    blocks[idx - 1][1] += block[1]
+                    del blocks[idx]
+                return
+        at = next((idx for idx, block in enumerate(blocks) if block[0] >= offset), len(blocks))
+        blocks.insert(at, [offset, size])
+
+
+def _pad(size: int) -> int:
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+def _batch(node: Tensor) -> int:
+    """Return how many rows an operation has, as a device decides whether to take it over."""
+    match node.op:
+        case op if op is GET_ROWS:
+            return 0
+        case op if op is MUL_MAT:
+            return node.ne[1]
+        case op if op is MUL_MAT_ID or op is ROPE:
+            return node.ne[2]
+        case _:
+            return node.ne[1] * node.ne[2] * node.ne[3]
+
+
+def _place_by_memory(tensor: Tensor, cpu: int, *, op_offload: bool) -> int:
+    """``ggml_backend_sched_backend_id_from_cur``: where the operands' memory puts a tensor, or ``_UNPLACED``."""
+    home = tensor if tensor.root is None else tensor.root
+    if home.external:
+        return home.home
+    if tensor.is_input:
+        return cpu
+    if tensor.op is ROPE or tensor.op is FLASH_ATTN:
+        return _UNPLACED
+    for operand in tensor.src:
+        if operand.is_weight:
+            if op_offload and operand.home == cpu and _batch(tensor) >= OFFLOAD_MIN_BATCH:
+                return 0
+            return operand.home
+    return _UNPLACED
+
+
+def _spread(nodes: list[Tensor], cpu: int) -> None:
+    """Pass 2: unplaced nodes follow their neighbours, devices before the CPU, downwards before upwards."""
+    for skip_cpu in (True, False):
+        for order in (nodes, reversed(nodes)):
+            current = _UNPLACED
+            for node in order:
+                if node.backend != _UNPLACED:
+                    current = _UNPLACED if skip_cpu and node.backend == cpu else node.backend
+                elif current != _UNPLACED:
+                    node.backend = current
+
+
+def _settle_views(graph: Graph, cpu: int) -> None:
+    """Pass 4: views go where the tensor they show is."""
+    for node in graph.nodes:
+        if node.backend == _UNPLACED:
+            node.backend = cpu if node.root is None else node.root.backend
+        for operand in node.src:
+            if operand.backend == _UNPLACED:
+                operand.backend = node.backend if operand.root is None else operand.root.backend
+
+
+def _copy(source: Tensor, *, pinned: bool) -> Tensor:
+    copy = Tensor(LEAF, source.element, source.ne)
+    copy.nb = source.nb
+    copy.n_bytes = source.n_bytes
+    copy.is_input = copy.is_output = pinned
+    return copy
+
+
+def _needs_new_split(node: Tensor, split: Split) -> bool:
+    """Whether a node's weights must be copied: then the copies before it can be dropped first."""
+    return bool(split.inputs) and any(x.is_weight and x.backend != split.backend for x in node.src)
+
+
+def _split(graph: Graph, *, pinned: bool) -> list[Split]:
+    """Pass 5: cut the graph where the backend changes, with a copy of each tensor that lies elsewhere."""
+    nodes = graph.nodes
+    first = next(node for node in nodes if node.op is not VIEW)
+    split = Split(first.backend, 0)
+    splits = [split]
+    copies: dict[tuple[int, int], Tensor] = {}
+    for idx, node in enumerate(nodes):
+        if node.op is VIEW:
+            continue
+        if node.backend != split.backend or _needs_new_split(node, split):
+            split.end = idx
+            split = Split(node.backend, idx)
+            splits.append(split)
+        here = split.backend
+        if all(operand.backend == here for operand in node.src):
+            continue
+        operands = list(node.src)
+        for at, operand in enumerate(operands):
+            if operand.backend == here:
+                continue
+            key = (id(operand), here)
+            copy = copies.get(key)
+            if copy is None:
+                copy = copies[key] = _copy(operand, pinned=pinned)
+                copy.backend = here
+                split.inputs.append((operand, copy))
+            operands[at] = copy
+        node.src = tuple(operands)
+    split.end = len(nodes)
+    return splits
+
+
+def _dependency(source: Tensor) -> Tensor:
+    """A node that keeps ``source`` until its copy is made."""
+    node = Tensor(LEAF, source.element, source.ne, (source,), root=source.root or source)
+    node.backend = source.backend
+    return node
+
+
+def _order(graph: Graph, splits: list[Split]) -> list[Tensor]:
+    """Return the nodes as the allocator walks them: each split's copies first."""
+    ordered: list[Tensor] = []
+    for split in splits:
+        for source, copy in split.inputs:
+            ordered += (_dependency(source), copy)
+        ordered += graph.nodes[split.start : split.end]
+    return ordered
+
+
+def _pipeline_leafs(graph: Graph, splits: list[Split]) -> list[Tensor]:
+    """With pipeline parallelism every graph input, wherever it is copied to, exists ``PIPELINE_COPIES`` times."""
+    leafs: list[Tensor] = []
+
+    def add(first: Tensor, backend: int) -> None:
+        for idx in range(PIPELINE_COPIES):
+            leaf = first if idx == 0 else _copy(first, pinned=True)
+            leaf.is_input = leaf.is_output = True
+            leaf.backend = backend
+            leafs.append(leaf)
+
+    for leaf in graph.leafs:
+        if leaf.is_input:
+            add(leaf, leaf.backend)
+    for split in splits:
+        for _, copy in split.inputs:
+            add(copy, split.backend)
+    return leafs
+
+
+class _Allocator:
+    """``ggml_gallocr``: one pool per backend, tensors freed when their last reader is done."""
+
+    def __init__(self, n_backends: int) -> None:
+        self.pools = [_Pool() for _ in range(n_backends)]
+
+    def allocate(self, node: Tensor, backend: int) -> None:
+        if node.allocated or node.external or node.root is not None:
+            return
+        node.allocated = True
+        if node.op in _REUSING and self._take_over(node):
+            return
+        node.buffer = backend
+        node.address = self.pools[backend].take(_pad(node.n_bytes))
+
+    def _take_over(self, node: Tensor) -> bool:
+        """Reuse an operand's memory if nobody else reads it and it has the same layout."""
+        for parent in node.src:
+            # a view owns no memory, so neither it nor what it shows is taken over
+            if not parent.allocated or parent.is_output:
+                continue
+            if parent.n_children != 1 or parent.n_views != 0:
+                continue
+            if node.ne != parent.ne or node.element is not parent.element or node.nb != parent.nb:
+                continue
+            node.buffer, node.address = parent.buffer, parent.address
+            parent.allocated = False
+            return True
+        return False
+
+    def free(self, node: Tensor) -> None:
+        if node.is_output:
+            return
+        self.pools[node.buffer].give(node.address, _pad(node.n_bytes))
+        node.allocated = False
+
+    def release(self, parent: Tensor) -> None:
+        """A reader of ``parent`` is done."""
+        parent.n_children -= 1
+        if parent.n_children or parent.n_views:
+            return
+        root = parent.root
+        if root is None:
+            if parent.allocated:
+                self.free(parent)
+            return
+        root.n_views -= 1
+        if root.n_views == 0 and root.n_children == 0 and root.allocated:
+            self.free(root)
+
+
+def measure(graph: Graph, n_devices: int, *, op_offload: bool = False, pipeline: bool = False) -> tuple[int, ...]:
+    """Return the bytes of the compute buffer of each device and, last, of the CPU.
+
+    The graph's tensors are marked while it is measured, so a graph is measured once.
+    """
+    cpu = n_devices
+    for tensor in (*graph.leafs, *graph.nodes):
+        tensor.backend = _place_by_memory(tensor, cpu, op_offload=op_offload and n_devices > 0)
+    _spread([node for node in graph.nodes if node.op is not VIEW], cpu)
+    _settle_views(graph, cpu)
+    splits = _split(graph, pinned=pipeline)
+    allocator = _Allocator(n_devices + 1)
+    leafs = (_pipeline_leafs(graph, splits) if pipeline else []) + graph.leafs
+    for leaf in leafs:
+        allocator.allocate(leaf, leaf.backend)
+    nodes = _order(graph, splits)
+    for node in nodes:
+        if node.root is not None and node.op is not LEAF:
+            node.root.n_views += 1
+        for operand in node.src:
+            operand.n_children += 1
+    for node in nodes:
+        for operand in node.src:
+            allocator.allocate(operand, node.backend)
+        allocator.allocate(node, node.backend)
+        for operand in node.src:
+            allocator.release(operand)
+    return tuple(pool.max_size for pool in allocator.pools)
