@@ -178,16 +178,26 @@ def read_inventory(name: str | None) -> "Inventory":
 
 
 def find_alternatives() -> "Alternatives":
-    """Gather what advice may draw on; called only after a refusal."""
-    from launcher.inventory import list_machines, load_inventory
+    """Return what advice may draw on; nothing is read until it is asked for."""
     from launcher.planner.advice import Alternatives
+
+    return Alternatives(profiles=_all_profiles, machines=_all_machines)
+
+
+def _all_profiles() -> "tuple[Profile, ...]":
     from launcher.profiles import load_all
+
+    return load_all(lambda _: None)
+
+
+def _all_machines() -> "tuple[Inventory, ...]":
+    """Return the reference machines, smallest first."""
+    from launcher.inventory import list_machines, load_inventory
 
     def size(machine: "Inventory") -> tuple[int, int]:
         return sum(device.total_bytes for device in machine.devices), machine.host.total_bytes
 
-    machines = sorted((load_inventory(name) for name in list_machines()), key=size)
-    return Alternatives(profiles=load_all(lambda _: None), machines=tuple(machines))
+    return tuple(sorted((load_inventory(name) for name in list_machines()), key=size))
 
 
 def echo_argv(

@@ -68,7 +68,7 @@ def plan(
     if show_all:
         _show_all(request, machine, json=json)
         return
-    outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives)
+    outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives())
     refused = isinstance(outcome, Refusal)
     if json:
         sys.stdout.write(outcome_json(outcome))

@@ -82,7 +82,7 @@ def serve(
     with open_instance(profile.name) as instance:
         argv = opt.echo_argv("serve", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
         request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
-        outcome = decide(request, opt.read_inventory(inventory), argv=argv, alternatives=opt.find_alternatives)
+        outcome = decide(request, opt.read_inventory(inventory), argv=argv, alternatives=opt.find_alternatives())
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             raise typer.Exit(EXIT_REFUSED)

@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from launcher.domain import Advice, Inventory, Outcome, Plan, Profile, Refusal, RefusalCode, Request, Settings
+from launcher.domain import Advice, Inventory, Outcome, Plan, Profile, Refusal, RefusalCode, Request, Settings, Verdict
 from launcher.planner.ask import merge_settings, resolve_ask
 from launcher.planner.fit import decide
 from launcher.planner.quality import kl_divergence
@@ -23,10 +23,10 @@ _MIN_USEFUL_CTX: Final = 1024
 
 
 class Alternatives(Struct, frozen=True, kw_only=True):
-    """What advice may draw on: other profiles, and machines to name, smallest first."""
+    """What advice may draw on, each asked for only when it is needed: other profiles; machines, smallest first."""
 
-    profiles: tuple[Profile, ...] = ()
-    machines: tuple[Inventory, ...] = ()
+    profiles: Callable[[], tuple[Profile, ...]] = tuple
+    machines: Callable[[], tuple[Inventory, ...]] = tuple
 
 
 def plan(
@@ -34,19 +34,24 @@ def plan(
     inventory: Inventory,
     *,
     argv: tuple[str, ...] = (),
-    alternatives: Callable[[], Alternatives] = Alternatives,
+    alternatives: Alternatives = Alternatives(),  # noqa: B008 - an immutable value
 ) -> Outcome:
     """Plan or refuse; a refusal carries at most three pieces of checked advice.
 
     ``argv`` is the command of the request without its name and its settings (``launch plan --inventory rtx4090``
-    gives ``("plan", "--inventory", "rtx4090")``): advice repeats it. ``alternatives`` is called only on a refusal.
+    gives ``("plan", "--inventory", "rtx4090")``): advice repeats it. ``alternatives`` are asked for only where
+    something does not fit as it is.
     """
     prepared = prepare(request.profile)
     outcome = decide(request, inventory, prepared)
-    if isinstance(outcome, Plan):
-        return outcome
     search = _Search(request=request, inventory=inventory, argv=argv or ("plan",), prepared=prepared)
-    return replace(outcome, advice=tuple(islice(_ways_out(outcome, search, alternatives), MAX_ADVICE)))
+    if isinstance(outcome, Refusal):
+        advice = tuple(islice(_ways_out(outcome, search, alternatives), MAX_ADVICE))
+        return replace(outcome, advice=advice, verdicts=tuple(_verdicts_after_others_leave(outcome, search)))
+    verdicts = [*_verdicts_after_others_leave(outcome, search)]
+    if not _is_whole(outcome):
+        verdicts += _verdict_with_another_device(search, alternatives.machines())
+    return replace(outcome, verdicts=tuple(verdicts))
 
 
 _FLAGS: Final = (
@@ -97,10 +102,17 @@ class _Search(Struct, frozen=True, kw_only=True):
         """Return the command line that asks ``request``."""
         verb, *rest = argv or self.argv
         force = ("--force",) if request.force else ()
-        return ("launch", verb, request.profile.name, *settings_argv(request.settings), *rest, *force)
+        return (
+            "launch",
+            verb,
+            request.profile.name,
+            *settings_argv(request.settings),
+            *rest,
+            *force,
+        )
 
 
-def _ways_out(refusal: Refusal, search: _Search, alternatives: Callable[[], Alternatives]) -> Iterator[Advice]:
+def _ways_out(refusal: Refusal, search: _Search, alternatives: Alternatives) -> Iterator[Advice]:
     """Yield advice, cheapest loss first."""
     if refusal.code is RefusalCode.NO_ENGINE:
         return
@@ -111,9 +123,8 @@ def _ways_out(refusal: Refusal, search: _Search, alternatives: Callable[[], Alte
         yield from _unfixed(search, field)
     yield from _less_context(search)
     yield from _smaller_quantization(search)
-    others = alternatives()
-    yield from _smaller_model(search, others.profiles)
-    yield from _other_machine(search, others.machines)
+    yield from _smaller_model(search, alternatives.profiles())
+    yield from _other_machine(search, alternatives.machines())
     yield from _forced(refusal, search)
 
 
@@ -129,9 +140,11 @@ def _unfixed(search: _Search, field: str) -> Iterator[Advice]:
 
 
 def _placement(plan: Plan) -> str:
-    if not plan.footprint.devices or plan.n_gpu_layers > plan.n_layer:
+    if _is_whole(plan):
         return ""
     tps = f", about {_written(plan.speed.generation_tps)} tokens/s" if plan.speed else ""
+    if plan.n_gpu_layers > plan.n_layer:
+        return f" with the experts of {plan.n_cpu_moe} of {plan.n_layer} layers on the CPU{tps}"
     return f" with {plan.n_gpu_layers} of {plan.n_layer + 1} layers on the GPU{tps}"
 
 
@@ -195,13 +208,64 @@ def _smaller_model(search: _Search, profiles: tuple[Profile, ...]) -> Iterator[A
 
 def _other_machine(search: _Search, machines: tuple[Inventory, ...]) -> Iterator[Advice]:
     """Name the smallest reference machine that holds the request without offload."""
+    found = _smallest_that_holds(search, machines)
+    if found is not None:
+        machine, plan = found
+        total = sum(device.total_bytes for device in machine.devices) or machine.host.total_bytes
+        text = f"a machine like `{machine.name}` ({format_bytes(total)}) holds it at {plan.quantization}"
+        yield Advice(text=text, argv=search.command(search.request, ("plan", "--inventory", machine.name)))
+
+
+def _smallest_that_holds(search: _Search, machines: tuple[Inventory, ...]) -> tuple[Inventory, Plan] | None:
     for machine in machines:
         outcome = decide(search.request, machine, search.prepared)
-        if isinstance(outcome, Plan) and (not machine.devices or outcome.n_gpu_layers > outcome.n_layer):
-            total = sum(device.total_bytes for device in machine.devices) or machine.host.total_bytes
-            text = f"a machine like `{machine.name}` ({format_bytes(total)}) holds it at {outcome.quantization}"
-            yield Advice(text=text, argv=search.command(search.request, ("plan", "--inventory", machine.name)))
-            return
+        if isinstance(outcome, Plan) and _is_whole(outcome):
+            return machine, outcome
+    return None
+
+
+def _is_whole(plan: Plan) -> bool:
+    return not plan.footprint.devices or (plan.n_gpu_layers > plan.n_layer and not plan.n_cpu_moe)
+
+
+# --- Other conditions -------------------------------------------------------------------------------------------
+
+
+def _verdicts_after_others_leave(outcome: Outcome, search: _Search) -> Iterator[Verdict]:
+    """Say what would fit if the programs that hold device memory now were gone."""
+    names, devices = [], []
+    for device in search.inventory.devices:
+        held = sum(process.used_bytes or 0 for process in device.processes)
+        free = device.total_bytes if device.free_bytes is None else device.free_bytes
+        devices.append(replace(device, free_bytes=min(device.total_bytes, free + held)))
+        names += [
+            f"{process.name or 'process'} ({process.pid}, {format_bytes(process.used_bytes)} of {device.name})"
+            for process in device.processes
+            if process.used_bytes
+        ]
+    if not names:
+        return
+    freed = replace(search.inventory, devices=tuple(devices))
+    again = decide(search.request, freed, search.prepared)
+    if isinstance(again, Plan) and _is_better(again, outcome):
+        text = f"once {', '.join(names)} leave: {again.quantization}{_placement(again) or ', all on the GPU'}"
+        yield Verdict(condition="after-others-leave", text=text)
+
+
+def _is_better(plan: Plan, outcome: Outcome) -> bool:
+    if isinstance(outcome, Refusal) or _is_whole(plan) != _is_whole(outcome):
+        return isinstance(outcome, Refusal) or _is_whole(plan)
+    if _is_whole(plan):
+        return kl_divergence(plan.quantization) < kl_divergence(outcome.quantization)
+    return (plan.n_gpu_layers, -plan.n_cpu_moe) > (outcome.n_gpu_layers, -outcome.n_cpu_moe)
+
+
+def _verdict_with_another_device(search: _Search, machines: tuple[Inventory, ...]) -> Iterator[Verdict]:
+    found = _smallest_that_holds(search, tuple(machine for machine in machines if machine.devices))
+    if found is not None:
+        machine, plan = found
+        text = f"on a machine like `{machine.name}`: {plan.quantization}, nothing on the CPU"
+        yield Verdict(condition="with-another-device", text=text)
 
 
 def _forced(refusal: Refusal, search: _Search) -> Iterator[Advice]:

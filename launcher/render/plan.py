@@ -62,6 +62,8 @@ def render_plan(plan: Plan) -> str:
     lines += ["", *_memory_table(plan)]
     if plan.given_up:
         lines += ["", *(f"  given up: {fact}" for fact in plan.given_up)]
+    if plan.verdicts:
+        lines += ["", *(f"  also: {verdict.text}" for verdict in plan.verdicts)]
     if plan.notes:
         lines += ["", *(f"  note: {fact}" for fact in plan.notes)]
     return "\n".join(lines) + "\n"
@@ -130,6 +132,7 @@ def render_refusal(refusal: Refusal) -> str:
     """Return the facts first and each piece of advice last, as a ``help:`` line with its command."""
     lines = [f"error[{refusal.code}]: {refusal.fact}"]
     lines += [f"  {line}" for line in refusal.derivation]
+    lines += [f"  but {verdict.text}" for verdict in refusal.verdicts]
     for advice in refusal.advice:
         lines += [f"help: {advice.text}", f"    {shlex.join(advice.argv)}"]
     if not refusal.advice:

@@ -1,5 +1,7 @@
 """Laws of the choice, on machines drawn around what a model needs."""
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -8,6 +10,7 @@ from launcher.domain import (
     CacheType,
     Device,
     DeviceKind,
+    DeviceProcess,
     Engine,
     EngineDevice,
     EngineInstall,
@@ -24,7 +27,7 @@ from launcher.domain import (
 )
 from launcher.inventory import load_inventory
 from launcher.planner.advice import Alternatives, plan
-from launcher.planner.fit import decide
+from launcher.planner.fit import decide, list_alternatives
 from launcher.planner.quality import kl_divergence
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_all, load_profile
@@ -159,9 +162,9 @@ def test_llama_405b_is_refused_on_an_rtx_4090_with_advice_that_fits() -> None:
     """The refusal is certain, and each command it proposes plans without a refusal."""
     profile = load_profile("llama3.1-405b")
     machines = tuple(load_inventory(name) for name in ("8xh100",))
-    others = Alternatives(profiles=load_all(lambda _: None), machines=machines)
+    others = Alternatives(profiles=lambda: load_all(lambda _: None), machines=lambda: machines)
     argv = ("plan", "--inventory", "rtx4090")
-    outcome = plan(Request(profile=profile), _RTX4090, argv=argv, alternatives=lambda: others)
+    outcome = plan(Request(profile=profile), _RTX4090, argv=argv, alternatives=others)
     assert isinstance(outcome, Refusal)
     assert outcome.code is RefusalCode.EXCEEDS_MEMORY
     assert outcome.certain
@@ -239,3 +242,64 @@ def test_no_engine_is_a_refusal_that_names_what_was_found() -> None:
     assert isinstance(outcome, Refusal)
     assert outcome.code is RefusalCode.NO_ENGINE
     assert "vllm" in outcome.derivation[0]
+
+
+def test_a_program_that_holds_the_gpu_is_named_with_what_would_fit_without_it() -> None:
+    """The plan for now stands; the verdict says what its leaving would change."""
+    held = DeviceProcess(pid=4321, name="game", used_bytes=14 * GIB)
+    gpu = replace(_RTX4090.devices[0], free_bytes=9 * GIB, processes=(held,))
+    outcome = plan(Request(profile=load_profile("gemma2-27b")), replace(_RTX4090, devices=(gpu,)))
+    assert isinstance(outcome, Plan)
+    assert outcome.n_gpu_layers <= outcome.n_layer
+    (verdict,) = outcome.verdicts
+    assert verdict.condition == "after-others-leave"
+    assert "game (4321, 14.0 GiB of gpu0)" in verdict.text
+    assert "q5_k_m, all on the GPU" in verdict.text
+
+
+def test_a_smaller_cache_is_taken_only_where_it_is_known_to_be_harmless() -> None:
+    """Llama's q8_0 cache makes room for a better quantization; Gemma's stays f16 however tight it is."""
+    tight = _machine(8600 * MIB, 32 * GIB)
+    llama = decide(Request(profile=load_profile("llama3.1-8b"), settings=Settings(n_ctx_per_request=16384)), tight)
+    assert isinstance(llama, Plan)
+    assert (llama.cache_type_k, llama.cache_type_v) == (CacheType.Q8_0, CacheType.Q8_0)
+    assert any("cache is q8_0" in fact for fact in llama.given_up)
+    gemma = decide(Request(profile=_GEMMA), tight, _PREPARED)
+    assert isinstance(gemma, Plan)
+    assert gemma.cache_type_k is CacheType.F16
+
+
+def test_the_fastest_device_is_filled_first() -> None:
+    """Of two unequal GPUs the slow one comes last, and is left alone where the fast one suffices."""
+    slow, fast = _machine(16 * GIB, 64 * GIB, 2).devices
+    fast = replace(fast, bandwidth_bytes_per_s=1000e9)
+    both = replace(_machine(0, 64 * GIB, 0), devices=(slow, fast))
+    small = decide(Request(profile=_GEMMA), both, _PREPARED)
+    assert isinstance(small, Plan)
+    assert [use.name for use in small.footprint.devices] == ["gpu1"]
+    large = decide(Request(profile=load_profile("gemma2-27b")), both)
+    assert isinstance(large, Plan)
+    assert [use.name for use in large.footprint.devices] == ["gpu1", "gpu0"]
+
+
+def test_what_finds_no_room_on_the_disk_is_not_planned() -> None:
+    """A download that does not fit is left out; where none fits the refusal says so."""
+    host = replace(_RTX4090.host, free_disk_bytes=8 * GIB)
+    outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, host=host), _PREPARED)
+    assert isinstance(outcome, Plan)
+    assert outcome.quantization == "q5_k_m"
+    full = replace(_RTX4090, host=replace(host, free_disk_bytes=GIB))
+    refusal = decide(Request(profile=_GEMMA), full, _PREPARED)
+    assert isinstance(refusal, Refusal)
+    assert refusal.code is RefusalCode.EXCEEDS_DISK
+
+
+def test_alternatives_are_a_front() -> None:
+    """Each alternative is worse in quality than the one before, and faster."""
+    plans = list_alternatives(Request(profile=_GEMMA), _machine(8 * GIB, 32 * GIB))
+    assert len(plans) >= 5
+    for better, faster in pairwise(plans):
+        assert kl_divergence(better.quantization) <= kl_divergence(faster.quantization)
+        assert better.speed is not None
+        assert faster.speed is not None
+        assert better.speed.generation_tps < faster.speed.generation_tps
