@@ -200,7 +200,8 @@ class Address(Noun, frozen=True):
 class Profile(Noun, frozen=True):
     """A deployment profile: a model's artifacts and what its user wants of it.
 
-    ``license`` and ``urls`` are of the model; ``source`` is the file that the profile was read from.
+    ``license`` and ``urls`` are of the model; ``source`` is the file that the profile was read from. ``asked`` is what a
+    command has to call it where that is not its name: a path, an address, ``hf:OWNER/NAME``.
     """
 
     name: str
@@ -215,6 +216,7 @@ class Profile(Noun, frozen=True):
     license: str = ""
     urls: tuple[str, ...] = ()
     source: str = ""
+    asked: str = ""
 
 
 class Request(Noun, frozen=True):

@@ -71,6 +71,36 @@ class WeightsMissingError(LauncherError):
     code = "weights-missing"
 
 
+class RemoteError(LauncherError):
+    """A server on the network cannot be reached, is not to be asked, or answers what cannot be used."""
+
+    code = "remote-failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        help: str | None = None,  # noqa: A002
+        details: tuple[str, ...] = (),
+        reason: str = "",
+    ) -> None:
+        """Hold the facts, and the ``reason`` as the server's own word for it (``GatedRepo``), where it gave one."""
+        super().__init__(message, help=help, details=details)
+        self.reason = reason
+
+
+class RemoteAccessError(RemoteError):
+    """A server on the network does not let this user read what was asked for."""
+
+    code = "remote-access"
+
+
+class RemoteMissingError(RemoteError):
+    """A server on the network does not have what was asked for."""
+
+    code = "remote-missing"
+
+
 class EngineMissingError(LauncherError):
     """No installed engine can run the plan."""
 

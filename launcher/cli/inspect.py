@@ -1,9 +1,14 @@
 """`launch inspect`: what the header of a weights file says. It decides nothing."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from launcher.cli import options as opt
+
+if TYPE_CHECKING:
+    from launcher.domain import ModelSpec
 
 
 def register(app: typer.Typer) -> None:
@@ -12,16 +17,27 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="FILE", help="A GGUF file, or a Hugging Face folder.")],
+    name: Annotated[
+        str,
+        typer.Argument(metavar="FILE", help="A GGUF file, a Hugging Face folder, hf:OWNER/NAME:QUANT, or an address."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all metadata and tensors.")] = False,
     with_tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
 ) -> None:
     """Print what the header of a weights file says; no weight is read."""
     from launcher.metadata.hyperparameters import hyperparameters
-    from launcher.metadata.load import read_spec
     from launcher.render.inspect import render_spec, render_spec_json
 
-    spec = read_spec(path)
+    spec = _read(name)
     figures = hyperparameters(spec)
     text = render_spec_json(spec, figures) if as_json else render_spec(spec, figures, with_tensors=with_tensors)
     typer.echo(text, nl=False)
+
+
+def _read(name: str) -> "ModelSpec":
+    if opt.is_remote(name):
+        reading = opt.read_remote(name, single=True)
+        return next(artifact.spec for artifact in reading.profile.artifacts if artifact.spec is not None)
+    from launcher.metadata.load import read_spec
+
+    return read_spec(Path(name))

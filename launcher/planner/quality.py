@@ -5,6 +5,7 @@ Llama 3 8B (llama.cpp ``tools/perplexity/README.md``, revision f364eb6f, with im
 It orders the quantizations of one model; between models it says nothing.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -14,6 +15,7 @@ DEFAULT_MAX_KL: Final = 0.15
 """Default floor: worse than this a smaller model at a better quantization is worth more (about 3 bits per weight)."""
 
 KL_DIVERGENCE: Final[Mapping[str, float]] = {
+    "f32": 0.0,
     "bf16": 0.0,
     "f16": 0.0006,
     "mxfp4": 0.0,  # the form that such models are released in
@@ -47,8 +49,17 @@ _UNKNOWN: Final = 1.0
 
 
 def kl_divergence(quantization: str) -> float:
-    """Return the loss of a quantization by its written name, in nats; a pessimistic figure where none is known."""
-    return KL_DIVERGENCE.get(quantization.lower(), _UNKNOWN)
+    """Return the loss of a quantization by its written name, in nats; a pessimistic figure where none is known.
+
+    A publisher's variant that spends more bits on some tensors (``ud-q4_k_xl``, ``q6_k_l``) counts as what it varies.
+    """
+    name = quantization.lower()
+    if name in KL_DIVERGENCE:
+        return KL_DIVERGENCE[name]
+    name = name.removeprefix("ud-")
+    stem = re.sub(r"_(?:l|xl|xxl)$", "", name)
+    varied = (name, f"{stem}_m", stem, f"{stem.removesuffix('_k')}_0")
+    return next((KL_DIVERGENCE[known] for known in varied if known in KL_DIVERGENCE), _UNKNOWN)
 
 
 def meets_floor(quantization: str, min_quantization: str | None) -> bool:

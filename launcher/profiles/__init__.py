@@ -4,7 +4,14 @@ A profile holds values only: it runs no command, passes no raw flag to an engine
 it is told of. This room must not know of machines, plans or engines' arguments, nor read weights.
 """
 
-from launcher.profiles.local import is_local, profile_for_weights
+from launcher.profiles.local import is_local, name_quantization, profile_for_artifacts, profile_for_weights
 from launcher.profiles.search import load_all, load_profile
 
-__all__ = ["is_local", "load_all", "load_profile", "profile_for_weights"]
+__all__ = [
+    "is_local",
+    "load_all",
+    "load_profile",
+    "name_quantization",
+    "profile_for_artifacts",
+    "profile_for_weights",
+]

@@ -33,21 +33,30 @@ def is_local(artifact: Artifact) -> bool:
 
 
 def profile_for_weights(path: Path, spec: ModelSpec) -> Profile:
-    """Return a profile made up for weights on this machine: a GGUF file, its first shard, or a Hugging Face folder.
-
-    It wishes for what any profile wishes for, but for no more context than the model was trained with.
-    """
+    """Return a profile made up for weights on this machine: a GGUF file, its first shard, or a Hugging Face folder."""
     path = path.absolute()
     stem = path.name if path.is_dir() else _SHARD.sub("", path.name).removesuffix(path.suffix)
     artifact = Artifact(
         format=spec.format,
-        quantization=_quantization(spec),
+        quantization=name_quantization(spec),
         files=tuple(_file(shard) for shard in _shards(path)),
         local_path=str(path),
         spec=spec,
     )
-    name = re.sub(r"[^a-z0-9._-]+", "-", stem.lower()).strip(".-_")[:64] or "model"
-    return Profile(name=name, title=stem, artifacts=(artifact,), wishes=_wishes(spec), source=str(path))
+    return profile_for_artifacts(stem, (artifact,), asked=str(path), source=str(path))
+
+
+def profile_for_artifacts(
+    title: str, artifacts: tuple[Artifact, ...], *, asked: str, source: str = "", urls: tuple[str, ...] = ()
+) -> Profile:
+    """Return a profile made up for artifacts that have a spec each; ``asked`` is what a command calls them.
+
+    It wishes for what any profile wishes for, but for no more context than the model was trained with.
+    """
+    name = re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip(".-_")[:64] or "model"
+    spec = next((artifact.spec for artifact in artifacts if artifact.spec is not None), None)
+    wishes = Wishes() if spec is None else _wishes(spec)
+    return Profile(name=name, title=title, artifacts=artifacts, wishes=wishes, source=source, urls=urls, asked=asked)
 
 
 def _wishes(spec: ModelSpec) -> Wishes:
@@ -72,7 +81,7 @@ def _file(path: Path) -> ArtifactFile:
         return ArtifactFile(name=path.name)
 
 
-def _quantization(spec: ModelSpec) -> str:
+def name_quantization(spec: ModelSpec) -> str:
     """Name the quantization by the file's own word, or by the type that most of the bytes have."""
     file_type = spec.metadata.get("general.file_type")
     if spec.format is WeightsFormat.GGUF and isinstance(file_type, int) and 0 <= file_type < len(_FILE_TYPES):
