@@ -76,7 +76,9 @@ def _attention(architecture: str, config: Mapping[str, Any], prefix: str, quanti
 
 def _feed_forward(config: Mapping[str, Any], prefix: str, idx: int, quantization: str) -> Iterator[TensorInfo]:
     n_embd = config["hidden_size"]
-    n_expert = next((config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config), 0)
+    n_expert = next(
+        (config[key] for key in ("num_experts", "num_local_experts", "n_routed_experts") if key in config), 0
+    )
     if not n_expert or idx < config.get("first_k_dense_replace", 0):
         yield from _gated(f"{prefix}.mlp", n_embd, config["intermediate_size"], quantization)
         return

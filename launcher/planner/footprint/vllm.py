@@ -217,7 +217,7 @@ def lay_out_kv(model: VllmModel, config: VllmConfig) -> KvLayout:
     block = config.block_size
     if states and tokens and max(tokens):
         block = max(block, ceil_div(max(states), max(tokens) * block) * block)
-    page = max(max(tokens, default=0) * block, *states, 0)
+    page = max(max(tokens, default=0) * block, max(states, default=0))
     # Batches may be in flight at once: two with asynchronous scheduling, one more per further stage.
     n_in_flight = (config.pipeline_parallel_size + 1) * config.max_num_batched_tokens
     kinds: dict[tuple[int | None, int | None, int], list[int]] = {}
