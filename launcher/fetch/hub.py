@@ -75,11 +75,11 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         UsageError: one of them cannot be meant; a token is never shown.
     """
     endpoint = environ.get("HF_ENDPOINT", "").strip().rstrip("/") or DEFAULT_ENDPOINT
-    if not endpoint.startswith("http://"):  # a mirror in the clear is the choice of whoever runs this machine
-        check_url(endpoint)
-    elif not origin(endpoint)[1] or "@" in endpoint:
-        msg = "HF_ENDPOINT is no address of a hub"
-        raise UsageError(msg, help=f"unset it to ask {DEFAULT_ENDPOINT}")
+    try:
+        check_url(endpoint, plain=True)  # a mirror in the clear is the choice of whoever runs this machine
+    except UsageError as error:
+        msg = f"HF_ENDPOINT is no address of a hub: {error.message}"
+        raise UsageError(msg, help=f"unset it to ask {DEFAULT_ENDPOINT}") from None
     secret = _read_secret(environ)
     protected = endpoint.startswith("https://") or is_loopback(origin(endpoint)[1])
     token = Token(secret=secret, origin=origin(endpoint)) if secret and protected else None

@@ -256,8 +256,8 @@ def show_url(url: str) -> str:
     return shown if shown.isprintable() else ascii(shown)[1:-1]
 
 
-def check_url(url: str) -> None:
-    """Refuse an address that is none, that carries a secret, or that would be read in the clear over a network.
+def check_url(url: str, *, plain: bool = False) -> None:
+    """Refuse an address that is none, that carries a secret, or, unless ``plain``, that is read in the clear over a network.
 
     Raises:
         UsageError: with the reason.
@@ -274,7 +274,7 @@ def check_url(url: str) -> None:
     if scheme not in {"https", "http"} or not host:
         msg = f"`{show_url(url)}` is no address to read from"
         raise UsageError(msg, help="give it as https://HOST/PATH.gguf")
-    if scheme == "http" and not is_loopback(host):
+    if scheme == "http" and not plain and not is_loopback(host):
         msg = f"{show_url(url)} would be read unprotected: http is for this machine only"
         raise UsageError(msg, help="use https")
 

@@ -28,6 +28,16 @@ Fault = Callable[["Handler"], bool]
 """Answers a request in the server's stead and returns True, or returns False to let it answer."""
 
 
+def always(answer: Callable[["Handler"], None]) -> Fault:
+    """Return the fault that answers every request so."""
+
+    def fault(handler: "Handler") -> bool:
+        answer(handler)
+        return True
+
+    return fault
+
+
 @dataclass
 class Hub:
     """Repositories by name, each with its files; everything else is how the server behaves."""
