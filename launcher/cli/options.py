@@ -8,11 +8,12 @@ import typer
 
 if TYPE_CHECKING:
     from launcher.domain import Address, Inventory, Profile, Settings
+    from launcher.fetch.remote import Reading
     from launcher.planner.advice import Alternatives
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
-Name = Annotated[str, typer.Argument(help="A profile, its alias, a GGUF file or a Hugging Face folder.")]
+Name = Annotated[str, typer.Argument(help="A profile, its alias, a GGUF file, a Hugging Face folder, hf:OWNER/NAME[:QUANT], or an address.")]
 Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.")]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens that one request can use.")]
 CtxSize = Annotated[int | None, typer.Option("--ctx-size", min=1, help="Tokens of all parallel requests together.")]
@@ -95,19 +96,56 @@ def _member(kind: type[_Choice], option: str, text: str | None) -> _Choice | Non
         raise UsageError(msg, help=f"one of: {allowed}") from None
 
 
-def resolve_profile(name: str) -> "Profile":
-    """Find what NAME means: a profile or alias, a TOML file, a GGUF file, or a Hugging Face folder.
+def is_remote(name: str) -> bool:
+    """Tell whether NAME is of something on the network."""
+    return name.startswith("hf:") or "://" in name
+
+
+def split_quant(name: str, quant: str | None) -> tuple[str, str | None]:
+    """Take the quantization from ``hf:OWNER/NAME:QUANT``, as if it were given by ``--quant``.
 
     Raises:
-        ProfileNotFoundError, ProfileError, MetadataError, WeightsMissingError: as the rooms that look say.
+        UsageError: the name is malformed, or ``--quant`` says another one.
     """
+    if not name.startswith("hf:") or name.count(":") == 1 or name.lower().endswith(".gguf"):
+        return name, quant
+    from launcher.errors import UsageError
+    from launcher.fetch.names import parse_name
+
+    remote = parse_name(name)
+    if quant is not None and quant.lower() != remote.selector.lower():
+        msg = f"`{name}` names a quantization, and --quant another one: {quant}"
+        raise UsageError(msg, help="leave one of them out")
+    return f"hf:{remote.repository}", remote.selector
+
+
+def read_remote(name: str, *, single: bool = False) -> "Reading":
+    """Describe a model by its headers on a server; say on stderr what was read."""
+    from launcher.fetch.remote import read_remote
+    from launcher.render.text import render_reading
+
+    reading = read_remote(name, single=single)
+    text = render_reading(
+        host=reading.host,
+        n_bytes=reading.n_bytes,
+        n_requests=reading.n_requests,
+        total_bytes=reading.total_bytes,
+        left_out=reading.left_out,
+    )
+    typer.echo(text, err=True, nl=False)
+    return reading
+
+
+def resolve_profile(name: str) -> "Profile":
+    """Find what NAME means: a profile or alias, a TOML file, a GGUF file, a Hugging Face folder, or a remote name.
+
+    Raises:
+        ProfileNotFoundError, ProfileError, MetadataError, WeightsMissingError, RemoteError: as the rooms that look say.
+    """
+    if is_remote(name):
+        return read_remote(name).profile
     from launcher.profiles import load_profile, profile_for_weights
 
-    if name.startswith("hf:"):
-        from launcher.errors import UsageError
-
-        msg = f"`{name}`: this release does not read from a hub"
-        raise UsageError(msg, help="download the file, then name its path")
     path = Path(name).expanduser()
     if name.endswith((".gguf", ".safetensors")) or path.is_dir():
         from launcher.metadata.load import read_spec
@@ -143,7 +181,7 @@ def keep_local(profile: "Profile", settings: "Settings") -> "Profile":
     if have:
         help_ = f"here is {', '.join(have)}; or download the file and serve its path: launch serve FILE.gguf"
     else:
-        help_ = f"`launch plan {profile.name}` says which fits; download it and serve its path: launch serve FILE.gguf"
+        help_ = f"`launch plan {profile.asked or profile.name}` says which fits; download it and serve its path: launch serve FILE.gguf"
     raise WeightsMissingError(msg, help=help_, details=details)
 
 

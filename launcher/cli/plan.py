@@ -46,6 +46,7 @@ def plan(
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import outcome_json, render_outcome
 
+    name, quant = opt.split_quant(name, quant)
     settings = opt.parse_settings(
         quant=quant,
         context=context,

@@ -59,6 +59,7 @@ def serve(
     from launcher.store import open_instance
     from launcher.supervisor.checks import check_exposure
 
+    name, quant = opt.split_quant(name, quant)
     settings = opt.parse_settings(
         quant=quant,
         context=context,
