@@ -1,4 +1,4 @@
-"""State on disk: which instances are served here, by whom, and how each of them fared.
+"""State on disk: which instances are served here, by whom, how each of them fared, and what was measured here.
 
 One folder per instance under the state directory, readable by its owner alone. Whoever holds an instance's lock is
 the only writer of its record; everybody may read at any moment, because a file is only ever replaced whole. It must
@@ -21,7 +21,7 @@ from typing import Final, NoReturn, TypeVar
 import msgspec
 import platformdirs
 
-from launcher.domain import SCHEMA_VERSION, InstanceRecord, InstanceView, Noun, ProcessId, State
+from launcher.domain import SCHEMA_VERSION, Calibration, InstanceRecord, InstanceView, Noun, ProcessId, State
 from launcher.errors import AlreadyServedError, NotServedError, StateError, UsageError
 
 T = TypeVar("T")
@@ -374,6 +374,76 @@ def supervisor_log_path(name: str) -> Path:
     os.close(_own_directory(path.parent))
     os.close(_own_directory(path))
     return path / _SUPERVISOR_LOG
+
+
+# --- Measurements -----------------------------------------------------------------------------------------------
+
+
+def read_calibration(machine: str) -> tuple[Calibration | None, str | None]:
+    """Return what was measured on a machine, and a warning where its file could not be understood and is set aside.
+
+    The state directory may be shared by several machines: each has its own file.
+    """
+    path = state_root() / "calibrations"
+    try:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None, None
+    try:
+        return _read_calibration(directory, machine, path)
+    except OSError as error:
+        return None, f"the calibration in {path} cannot be read: {(error.strerror or str(error)).lower()}"
+    finally:
+        os.close(directory)
+
+
+def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibration | None, str | None]:
+    name = f"{machine}.json"
+    data = _read_file(directory, name)
+    if data is None:
+        return None, None
+    try:
+        found = msgspec.json.decode(data, type=Calibration)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = None
+    if found is not None and (found.machine, found.schema_version) == (machine, SCHEMA_VERSION):
+        return found, None
+    os.replace(name, f"{name}.corrupt", src_dir_fd=directory, dst_dir_fd=directory)
+    return None, f"the calibration in {path} could not be understood and was set aside as {name}.corrupt"
+
+
+def write_calibration(calibration: Calibration) -> None:
+    """Replace what is known of a machine.
+
+    Raises:
+        StateError: the state directory cannot be used.
+    """
+    root = state_root()
+    os.close(_own_directory(root))
+    path = root / "calibrations"
+    directory = _own_directory(path)
+    try:
+        replace_file(directory, f"{calibration.machine}.json", msgspec.json.encode(calibration))
+    except OSError as error:
+        _refuse(error, path, "write in")
+    finally:
+        os.close(directory)
+
+
+def forget_calibration(machine: str) -> bool:
+    """Remove what is known of a machine; return whether there was anything.
+
+    Raises:
+        StateError: the file cannot be removed.
+    """
+    path = state_root() / "calibrations" / f"{machine}.json"
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        _refuse(error, path, "remove")
+    return True
 
 
 def free_bytes(path: Path) -> int:
