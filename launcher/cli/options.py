@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
-Name = Annotated[str, typer.Argument(help="A profile, its alias, a GGUF file, a Hugging Face folder, hf:OWNER/NAME[:QUANT], or an address.")]
+Name = Annotated[
+    str,
+    typer.Argument(
+        help="A profile, its alias, a GGUF file, a Hugging Face folder, hf:OWNER/NAME[:QUANT], or an address."
+    ),
+]
 Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.")]
 Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens that one request can use.")]
 CtxSize = Annotated[int | None, typer.Option("--ctx-size", min=1, help="Tokens of all parallel requests together.")]
