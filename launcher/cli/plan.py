@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launcher.cli import options as opt
+from launcher.cli.calibrate import read_known
 
 if TYPE_CHECKING:
-    from launcher.domain import Inventory, Request
+    from launcher.domain import Calibration, Inventory, Request
 
 All = Annotated[bool, typer.Option("--all", help="Show every plan that no other beats in both quality and speed.")]
 
@@ -66,10 +67,11 @@ def plan(
     argv = opt.echo_argv("plan", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
     request = Request(profile=profile, settings=settings, force=force)
     machine = opt.read_inventory(inventory)
+    known = read_known(machine, inventory)
     if show_all:
-        _show_all(request, machine, json=json)
+        _show_all(request, machine, known, json=json)
         return
-    outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives())
+    outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives(), calibration=known)
     refused = isinstance(outcome, Refusal)
     if json:
         sys.stdout.write(outcome_json(outcome))
@@ -79,12 +81,12 @@ def plan(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _show_all(request: "Request", machine: "Inventory", *, json: bool) -> None:
+def _show_all(request: "Request", machine: "Inventory", known: "Calibration | None", *, json: bool) -> None:
     from launcher.errors import EXIT_REFUSED
     from launcher.planner.fit import list_alternatives
     from launcher.render.plan import plans_json, render_plans
 
-    plans = list_alternatives(request, machine)
+    plans = list_alternatives(request, machine, known)
     sys.stdout.write(plans_json(plans) if json else render_plans(request.profile.name, plans))
     if not plans:
         raise typer.Exit(EXIT_REFUSED)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launcher.cli import options as opt
+from launcher.cli.calibrate import read_known
 
 if TYPE_CHECKING:
     from launcher.domain import Address, Plan
@@ -83,7 +84,9 @@ def serve(
     with open_instance(profile.name) as instance:
         argv = opt.echo_argv("serve", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
         request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
-        outcome = decide(request, opt.read_inventory(inventory), argv=argv, alternatives=opt.find_alternatives())
+        machine = opt.read_inventory(inventory)
+        known = read_known(machine, inventory)
+        outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives(), calibration=known)
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             raise typer.Exit(EXIT_REFUSED)

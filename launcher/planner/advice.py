@@ -11,7 +11,19 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from launcher.domain import Advice, Inventory, Outcome, Plan, Profile, Refusal, RefusalCode, Request, Settings, Verdict
+from launcher.domain import (
+    Advice,
+    Calibration,
+    Inventory,
+    Outcome,
+    Plan,
+    Profile,
+    Refusal,
+    RefusalCode,
+    Request,
+    Settings,
+    Verdict,
+)
 from launcher.planner.ask import merge_settings, resolve_ask
 from launcher.planner.fit import decide
 from launcher.planner.quality import kl_divergence
@@ -35,16 +47,19 @@ def plan(
     *,
     argv: tuple[str, ...] = (),
     alternatives: Alternatives = Alternatives(),  # noqa: B008 - an immutable value
+    calibration: Calibration | None = None,
 ) -> Outcome:
     """Plan or refuse; a refusal carries at most three pieces of checked advice.
 
     ``argv`` is the command of the request without its name and its settings (``launch plan --inventory rtx4090``
     gives ``("plan", "--inventory", "rtx4090")``): advice repeats it. ``alternatives`` are asked for only where
-    something does not fit as it is.
+    something does not fit as it is. ``calibration`` is what was measured on this very machine.
     """
     prepared = prepare(request.profile)
-    outcome = decide(request, inventory, prepared)
-    search = _Search(request=request, inventory=inventory, argv=argv or ("plan",), prepared=prepared)
+    outcome = decide(request, inventory, prepared, calibration)
+    search = _Search(
+        request=request, inventory=inventory, argv=argv or ("plan",), prepared=prepared, calibration=calibration
+    )
     if isinstance(outcome, Refusal):
         advice = tuple(islice(_ways_out(outcome, search, alternatives), MAX_ADVICE))
         return replace(outcome, advice=advice, verdicts=tuple(_verdicts_after_others_leave(outcome, search)))
@@ -89,13 +104,14 @@ class _Search(Struct, frozen=True, kw_only=True):
     inventory: Inventory
     argv: tuple[str, ...]
     prepared: tuple[Candidate, ...]
+    calibration: Calibration | None
 
     def relax(self, *, force: bool | None = None, **changes: object) -> tuple[Request, Plan | None]:
         """Plan the request with some settings changed."""
         relaxed = replace(self.request, settings=replace(self.request.settings, **changes))
         if force is not None:
             relaxed = replace(relaxed, force=force)
-        outcome = decide(relaxed, self.inventory, self.prepared)
+        outcome = decide(relaxed, self.inventory, self.prepared, self.calibration)
         return relaxed, outcome if isinstance(outcome, Plan) else None
 
     def command(self, request: Request, argv: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -197,7 +213,7 @@ def _smaller_model(search: _Search, profiles: tuple[Profile, ...]) -> Iterator[A
     )
     smaller = [(n, profile) for profile in profiles if 0 < (n := _n_parameters(profile)) < own]
     for _, profile in sorted(smaller, key=lambda pair: (-pair[0], pair[1].name)):
-        outcome = decide(Request(profile=profile, settings=kept), search.inventory)
+        outcome = decide(Request(profile=profile, settings=kept), search.inventory, calibration=search.calibration)
         if isinstance(outcome, Plan):
             tps = f", about {_written(outcome.speed.generation_tps)} tokens/s" if outcome.speed else ""
             text = f"`{profile.name}` at {outcome.quantization} fits{_placement(outcome) or tps}"
@@ -246,7 +262,7 @@ def _verdicts_after_others_leave(outcome: Outcome, search: _Search) -> Iterator[
     if not names:
         return
     freed = replace(search.inventory, devices=tuple(devices))
-    again = decide(search.request, freed, search.prepared)
+    again = decide(search.request, freed, search.prepared, search.calibration)
     if isinstance(again, Plan) and _is_better(again, outcome):
         text = f"once {', '.join(names)} leave: {again.quantization}{_placement(again) or ', all on the GPU'}"
         yield Verdict(condition="after-others-leave", text=text)
