@@ -121,7 +121,7 @@ class _Search(Struct, frozen=True, kw_only=True):
         return (
             "launch",
             verb,
-            request.profile.name,
+            request.profile.asked or request.profile.name,
             *settings_argv(request.settings),
             *rest,
             *force,

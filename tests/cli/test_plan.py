@@ -55,7 +55,6 @@ def test_each_advised_command_plans(launch: tuple[str, ...]) -> None:
         (("gemma2-27b", "--ctx-size", "1", "--context", "1"), 2, "cannot both be given"),
         (("gemma2-27b", "--flash-attn", "maybe"), 2, "on or off"),
         (("gemma2-27b", "--ctx-size", "0"), 2, "--ctx-size"),
-        (("hf:some/repository",), 2, "help:"),
         (("/nowhere/model.gguf",), 1, "help:"),
     ],
 )
