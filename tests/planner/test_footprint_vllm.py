@@ -571,6 +571,13 @@ def test_the_fewest_gpus_are_chosen() -> None:
     assert (two.config.tensor_parallel_size, two.config.pipeline_parallel_size) == (2, 1)
 
 
+def test_a_pipeline_serves_where_tensors_cannot_be_divided() -> None:
+    """28 heads do not divide by 3: three small cards are three stages."""
+    entry = _PUBLISHED["models"]["Qwen2.5-7B"]
+    found = _plan(make_spec(entry["architecture"], entry["config"]), _gpus(3, total_mib=8192, capability=(8, 6)))
+    assert (found.config.tensor_parallel_size, found.config.pipeline_parallel_size) == (1, 3)
+
+
 def test_the_freest_gpu_is_taken_first() -> None:
     """Another program's GPU is left alone."""
     gpus = (_gpu("gpu0", free_bytes=30 * GIB), _gpu("gpu1", free_bytes=78 * GIB))

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from launcher.domain import Device, Footprint, HostUse, MemoryUse, ModelSpec, Provenance
 from launcher.planner.footprint.vllm_model import FullKv, SlidingKv, StateKv, VllmModel, read_model
-from launcher.planner.footprint.vllm_support import activation_bytes, activation_note, check_support
+from launcher.planner.footprint.vllm_support import activation_bytes, activation_note, refuse_division, refuse_gpu
 from launcher.units import GIB, KIB, MIB, ceil_div, format_bytes
 
 DEFAULT_BLOCK_SIZE: Final = 16
@@ -213,11 +213,12 @@ def lay_out_kv(model: VllmModel, config: VllmConfig) -> KvLayout:
     element = 1 if config.kv_cache_dtype.startswith("fp8") else model.dtype_bytes
     states = [layer.state_bytes(tp, model.dtype_bytes) for layer in model.layers if isinstance(layer, StateKv)]
     tokens = [layer.bytes_per_token(tp, element) for layer in model.layers if isinstance(layer, FullKv | SlidingKv)]
+    largest = max(tokens, default=0)
     # A state has to fit in the page of an attention layer: tokens are added to the block until it does.
     block = config.block_size
-    if states and tokens and max(tokens):
-        block = max(block, ceil_div(max(states), max(tokens) * block) * block)
-    page = max(max(tokens, default=0) * block, max(states, default=0))
+    if states and largest:
+        block = max(block, ceil_div(max(states), largest * block) * block)
+    page = max(largest * block, max(states, default=0))
     # Batches may be in flight at once: two with asynchronous scheduling, one more per further stage.
     n_in_flight = (config.pipeline_parallel_size + 1) * config.max_num_batched_tokens
     kinds: dict[tuple[int | None, int | None, int], list[int]] = {}
@@ -534,64 +535,91 @@ def plan_vllm(
 ) -> VllmChoice | str:
     """Choose the configuration that serves ``n_parallel`` requests of ``n_ctx_per_request`` tokens at once, or say why none does.
 
-    The fewest GPUs, those with the most free memory first; among equally many the widest tensor parallelism. What is not
-    ``None`` is honoured. Without a fixed utilization the engine takes all that is free less a margin of 512 MiB per GPU, at
+    The fewest GPUs that hold it by tensor parallelism alone, those with the most free memory first; pipelines where the model
+    cannot be divided so. What is not ``None`` is honoured. Without a fixed utilization the engine takes all that is free less a margin of 512 MiB per GPU, at
     most its own default of 0.92; smaller batches, then eager mode, are tried before more GPUs. Pure and deterministic.
     """
     ordered = sorted(
         devices, key=lambda device: -(device.total_bytes if device.free_bytes is None else device.free_bytes)
     )
     reason = "no GPU" if not devices else "the fixed parallelism needs more GPUs than there are"
-    for n_rank in range(1, len(ordered) + 1):
-        for tp in range(n_rank, 0, -1):
-            pp = n_rank // tp
-            fixed = tensor_parallel_size in {None, tp} and pipeline_parallel_size in {None, pp}
-            if n_rank % tp or not fixed:
-                continue
-            used = tuple(ordered[:n_rank])
-            config = VllmConfig(
-                max_model_len=n_ctx_per_request,
-                max_num_seqs=n_parallel,
-                tensor_parallel_size=tp,
-                pipeline_parallel_size=pp,
-                kv_cache_dtype=kv_cache_dtype,
-            )
-            found = _try_devices(spec, config, used, gpu_memory_utilization)
-            if isinstance(found, VllmChoice):
-                return found
-            reason = found
+    models: dict[int, VllmModel] = {}
+    for tp, pp in _parallelisms(len(ordered)):
+        if tensor_parallel_size not in {None, tp} or pipeline_parallel_size not in {None, pp}:
+            continue
+        used = tuple(ordered[: tp * pp])
+        capabilities = [device.compute_capability for device in used if device.compute_capability is not None]
+        weakest = min(capabilities, default=None)
+        refused = refuse_gpu(spec, weakest, kv_cache_dtype)
+        if refused is not None:
+            reason = refused
+            continue
+        dtype_bytes = activation_bytes(spec, weakest)
+        if dtype_bytes not in models:
+            models[dtype_bytes] = read_model(spec, dtype_bytes=dtype_bytes)
+        config = VllmConfig(
+            max_model_len=n_ctx_per_request,
+            max_num_seqs=n_parallel,
+            tensor_parallel_size=tp,
+            pipeline_parallel_size=pp,
+            kv_cache_dtype=kv_cache_dtype,
+        )
+        found = _try_devices(models[dtype_bytes], config, used, gpu_memory_utilization)
+        if isinstance(found, VllmChoice):
+            note = activation_note(spec, weakest)
+            return replace(found, given_up=(*found.given_up, note)) if note else found
+        reason = found
     return reason
 
 
+def _parallelisms(n_device: int) -> Iterator[tuple[int, int]]:
+    """Yield sizes of tensor and pipeline parallelism: tensors alone over ever more GPUs, then pipelines too."""
+    for tp in range(1, n_device + 1):
+        yield tp, 1
+    for n_rank in range(2, n_device + 1):
+        for pp in range(2, n_rank + 1):
+            if n_rank % pp == 0:
+                yield n_rank // pp, pp
+
+
 def _try_devices(
-    spec: ModelSpec, config: VllmConfig, devices: tuple[Device, ...], utilization: float | None
+    model: VllmModel, config: VllmConfig, devices: tuple[Device, ...], utilization: float | None
 ) -> VllmChoice | str:
-    capabilities = [device.compute_capability for device in devices if device.compute_capability is not None]
-    weakest = min(capabilities, default=None)
-    reason = check_support(spec, weakest, config.tensor_parallel_size, kv_cache_dtype=config.kv_cache_dtype)
-    model = read_model(spec, dtype_bytes=activation_bytes(spec, weakest))
-    if reason is None and config.pipeline_parallel_size > model.n_layer:
-        reason = f"{model.n_layer} layers cannot be divided over {config.pipeline_parallel_size} stages"
-    if reason is not None:
+    if reason := refuse_division(model, config.tensor_parallel_size):
         return reason
+    if config.pipeline_parallel_size > model.n_layer:
+        return f"{model.n_layer} layers cannot be divided over {config.pipeline_parallel_size} stages"
     config = replace(
         config, gpu_memory_utilization=_free_utilization(config, devices) if utilization is None else utilization
     )
-    for n_batched, eager in _ATTEMPTS:
-        trial = replace(config, max_num_batched_tokens=max(n_batched, config.max_num_seqs), enforce_eager=eager)
-        found = estimate(model, trial, devices)
-        if found.refusal is None and found.max_concurrency >= config.max_num_seqs:
-            return VllmChoice(
-                config=trial,
-                devices=tuple(device.name for device in devices),
-                estimate=found,
-                given_up=tuple(_given_up(spec, trial, weakest)),
-            )
-        reason = found.refusal or (
+    trials = [
+        replace(config, max_num_batched_tokens=max(n_batched, config.max_num_seqs), enforce_eager=eager)
+        for n_batched, eager in _ATTEMPTS
+    ]
+    # The last needs the least: where it fails, so do the others.
+    smallest = estimate(model, trials[-1], devices)
+    if reason := _shortage(trials[-1], smallest):
+        return reason
+    sized = ((trial, estimate(model, trial, devices)) for trial in trials[:-1])
+    chosen, found = next(
+        ((trial, found) for trial, found in sized if _shortage(trial, found) is None), (trials[-1], smallest)
+    )
+    return VllmChoice(
+        config=chosen,
+        devices=tuple(device.name for device in devices),
+        estimate=found,
+        given_up=tuple(_given_up(chosen)),
+    )
+
+
+def _shortage(config: VllmConfig, found: VllmEstimate) -> str | None:
+    """Return why a start would not serve what was asked for."""
+    if found.refusal is None and found.max_concurrency < config.max_num_seqs:
+        return (
             f"the cache holds {found.max_concurrency:.2f} requests of {config.max_model_len} tokens at once, "
             f"not {config.max_num_seqs}"
         )
-    return reason or "no configuration was tried"
+    return found.refusal
 
 
 def _free_utilization(config: VllmConfig, devices: Sequence[Device]) -> float:
@@ -602,10 +630,8 @@ def _free_utilization(config: VllmConfig, devices: Sequence[Device]) -> float:
     return max(0.0, min(DEFAULT_UTILIZATION, math.floor(fraction * _UTILIZATION_STEPS) / _UTILIZATION_STEPS))
 
 
-def _given_up(spec: ModelSpec, config: VllmConfig, weakest: tuple[int, int] | None) -> Iterator[str]:
+def _given_up(config: VllmConfig) -> Iterator[str]:
     if config.enforce_eager:
         yield "CUDA graphs, for memory: slower generation"
     if config.max_num_batched_tokens < DEFAULT_MAX_NUM_BATCHED_TOKENS:
         yield f"batches of {config.max_num_batched_tokens} tokens instead of {DEFAULT_MAX_NUM_BATCHED_TOKENS}: slower prompts"
-    if note := activation_note(spec, weakest):
-        yield note

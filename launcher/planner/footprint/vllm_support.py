@@ -114,21 +114,34 @@ def check_support(
 
     A ``compute_capability`` of ``None`` (unknown) passes every gate.
     """
+    return refuse_gpu(spec, compute_capability, kv_cache_dtype) or refuse_division(read_model(spec), tp)
+
+
+def refuse_gpu(spec: ModelSpec, compute_capability: Capability | None, kv_cache_dtype: str) -> str | None:
+    """Return why the weights cannot be loaded on one such GPU, whatever its memory."""
     if spec.format is not WeightsFormat.SAFETENSORS:
         return f"vLLM loads safetensors; {spec.format} needs a plugin"
     kind = weights_kind(spec)
     if kind is None:
         return f"vLLM 0.32 knows no quantization method `{quantization_method(spec)}`"
-    model = read_model(spec)
+    if compute_capability is None:
+        return None
+    needed = max(ENGINE_MINIMUM, GATES[kind].minimum)
+    have = format_capability(compute_capability)
+    if compute_capability < needed:
+        what = "such" if kind == "none" else kind
+        return f"{what} weights need compute capability {format_capability(needed)} or more, this GPU has {have}"
+    if kv_cache_dtype.startswith("fp8") and compute_capability < FP8_CACHE_MINIMUM:
+        return (
+            f"an fp8 cache needs compute capability {format_capability(FP8_CACHE_MINIMUM)} or more, this GPU has {have}"
+        )
+    return None
+
+
+def refuse_division(model: VllmModel, tp: int) -> str | None:
+    """Return why a model cannot be divided over ``tp`` ranks, or at all."""
     if min(model.n_layer, model.n_embd, model.n_head, model.n_vocab) <= 0:
         return "config.json lacks layers, width, attention heads or vocabulary"
-    gate = GATES[kind]
-    if compute_capability is not None and compute_capability < max(ENGINE_MINIMUM, gate.minimum):
-        have, needed = format_capability(compute_capability), format_capability(max(ENGINE_MINIMUM, gate.minimum))
-        return f"{'such' if kind == 'none' else kind} weights need compute capability {needed} or more, this GPU has {have}"
-    if kv_cache_dtype.startswith("fp8") and compute_capability is not None and compute_capability < FP8_CACHE_MINIMUM:
-        have, needed = format_capability(compute_capability), format_capability(FP8_CACHE_MINIMUM)
-        return f"an fp8 cache needs compute capability {needed} or more, this GPU has {have}"
     return next(_indivisible(model, tp), None)
 
 
