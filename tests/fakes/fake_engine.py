@@ -49,7 +49,29 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--flood-lines", type=int, default=0)
     parser.add_argument("--raw", action="store_true", help="print bytes that are no UTF-8, and a partial line")
     parser.add_argument("--echo-env", help="print this variable's value")
+    parser.add_argument(
+        "--rates", help="JSON: threads to prompt and generated tokens/s; other options are then ignored"
+    )
+    parser.add_argument("--threads", default="1")
+    parser.add_argument("--threads-batch", default="1")
+    parser.add_argument("--flash-attn", default="on")
+    parser.add_argument("--journal", help="append the threads of each start to this file")
+    if "--rates" in sys.argv:
+        return parser.parse_known_args()[0]
     return parser.parse_args()
+
+
+def timings(args: argparse.Namespace, request: dict[str, object]) -> dict[str, float]:
+    """Say how long a request would have taken, by the table; without flash attention, twice as long."""
+    rates = json.loads(args.rates)
+    n_prompt, n_predicted = len(str(request["prompt"]).split()), int(str(request["n_predict"]))
+    factor = 1000 if args.flash_attn == "on" else 2000
+    return {
+        "prompt_n": n_prompt,
+        "prompt_ms": factor * n_prompt / rates[args.threads_batch][0],
+        "predicted_n": n_predicted,
+        "predicted_ms": factor * n_predicted / rates[args.threads][1],
+    }
 
 
 STUBBORN = """
@@ -105,11 +127,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Answer a completion."""
-        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         while self.args.canary_hangs:
             time.sleep(3600)
         if self.args.canary_status != 200:
             self.answer(self.args.canary_status, {"error": {"message": "compute error"}})
+        elif self.path == "/completion" and self.args.rates:
+            self.answer(200, {"content": "x", "timings": timings(self.args, json.loads(body))})
         elif self.path == "/completion":
             self.answer(200, {"content": "x", "tokens_predicted": 1})
         else:
@@ -171,6 +195,9 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if args.journal:
+        with Path(args.journal).open("a") as file:
+            file.write(f"{args.threads}\n")
     grow_tree(args)
     leak = bytearray(args.leak_mib << 20)
     if not args.no_bind:
