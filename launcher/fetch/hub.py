@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Struct
 
 from launcher.errors import RemoteAccessError, RemoteError, RemoteMissingError, UsageError
 from launcher.fetch.names import RemoteFile
-from launcher.fetch.web import DEFAULT_TIMEOUT_S, Token, Web, check_url, is_loopback, origin, show_url
+from launcher.fetch.web import DEFAULT_TIMEOUT_S, Token, Web, check_url, is_loopback, next_url, origin, show_url
 from launcher.metadata.files import label
 from launcher.units import MIB
 
@@ -155,7 +155,7 @@ def _list_tree(web: Web, settings: Settings, repository: str) -> Iterator[Remote
             if entry.type == "file":
                 yield _file(entry.path, entry.size, entry.lfs)
         following = _NEXT.search(answer.headers.get("link", ""))
-        url = urljoin(url, following[1]) if following else ""
+        url = next_url(url, following[1]) if following else ""
         if url in seen:
             raise _endless(repository)
 

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from msgspec import Struct
 
-from launcher.domain import Artifact, ArtifactFile, ModelSpec, Profile, WeightsFormat
+from launcher.domain import Artifact, ArtifactFile, Profile, WeightsFormat
 from launcher.errors import MetadataError, RemoteError, UsageError, WeightsMissingError
 from launcher.fetch.headers import Sample, read_model
 from launcher.fetch.hub import Settings, file_url, list_files, read_settings, told_of
@@ -101,7 +101,7 @@ def _describe_hub(web: Web, settings: Settings, asked: RemoteName, *, single: bo
     files = list_files(web, settings, repository)
     groups = group_files(files)
     by_file = asked.selector.lower().endswith(".gguf")
-    if asked.selector and (by_file or single):
+    if by_file or (single and asked.selector and groups):
         groups = _chosen(groups, asked)
     with told_of(settings, repository):
         if groups:
@@ -109,7 +109,7 @@ def _describe_hub(web: Web, settings: Settings, asked: RemoteName, *, single: bo
                 _require_one(groups, asked)
             artifacts, left_out = _read_groups(web, settings, repository, groups)
         else:
-            artifacts, left_out = (_read_safetensors(web, settings, repository, files),), ()
+            artifacts, left_out = (_read_safetensors(web, settings, asked, files, single=single),), ()
     title = repository.rpartition("/")[2]
     name = f"{HUB_PREFIX}{repository}" + (f":{asked.selector}" if by_file else "")
     page = f"{settings.endpoint}/{repository}"
@@ -299,16 +299,23 @@ class _HubFolder:
             raise
 
 
-def _read_safetensors(web: Web, settings: Settings, repository: str, files: Sequence[RemoteFile]) -> Artifact:
+def _read_safetensors(
+    web: Web, settings: Settings, asked: RemoteName, files: Sequence[RemoteFile], *, single: bool
+) -> Artifact:
+    repository = asked.repository
     folder = _HubFolder(web, settings, repository, files)
     names = folder.names()
     if CONFIG_NAME not in names and not any(name.endswith(".safetensors") for name in names):
         msg = f"`{repository}` has neither GGUF files nor {CONFIG_NAME} with *.safetensors"
         raise WeightsMissingError(msg, help="name a repository that holds a model")
-    spec: ModelSpec = read_files(folder)
+    spec = read_files(folder)
+    quantization = name_quantization(spec)
+    if single and asked.selector.lower() not in {"", quantization}:
+        msg = f"`{repository}` has no `{label(asked.selector)}`: its weights are {quantization}"
+        raise UsageError(msg, help=f"leave it out: {HUB_PREFIX}{repository}")
     return Artifact(
         format=WeightsFormat.SAFETENSORS,
-        quantization=name_quantization(spec),
+        quantization=quantization,
         repository=repository,
         files=tuple(_artifact_file(folder.files[name]) for name in names if name.endswith((".safetensors", ".json"))),
         spec=spec,

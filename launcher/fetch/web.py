@@ -156,7 +156,7 @@ class Web:
             answer = self._ask(url, headers, limit_bytes)
             if answer.status not in _REDIRECTS:
                 return answer
-            url = _next_url(url, answer.headers.get("location"))
+            url = next_url(url, answer.headers.get("location"))
         msg = f"{show_url(url)} is at the end of more than {MAX_REDIRECTS} redirects"
         raise RemoteError(msg, help="check the address")
 
@@ -279,8 +279,12 @@ def check_url(url: str, *, plain: bool = False) -> None:
         raise UsageError(msg, help="use https")
 
 
-def _next_url(url: str, location: str | None) -> str:
-    """Return where a redirect leads; it must not lead from a protected to an unprotected address, nor out of the web."""
+def next_url(url: str, location: str | None) -> str:
+    """Return where an answer from ``url`` leads on.
+
+    Raises:
+        RemoteError: from a protected to an unprotected address, out of the web, or nowhere.
+    """
     try:
         target = urljoin(url, location or "")
         scheme, host, _port = origin(target)
@@ -288,7 +292,7 @@ def _next_url(url: str, location: str | None) -> str:
         scheme, host, target = "", "", ""
     plain_too = scheme == "http" and urlsplit(url).scheme == "http"
     if location is None or not host or not (scheme == "https" or plain_too):
-        msg = f"{show_url(url)} redirects to where it must not be followed: {show_url(target) if host else 'nowhere'}"
+        msg = f"{show_url(url)} leads to where it must not be followed: {show_url(target) if host else 'nowhere'}"
         raise RemoteError(msg, help="check the address")
     return target
 

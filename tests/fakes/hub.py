@@ -94,8 +94,8 @@ class Handler(BaseHTTPRequestHandler):
         if not any(name.lower() == "content-length" for name in headers):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.asked.n_sent += len(body)  # before the client can have it, and look
         self.wfile.write(body)
-        self.asked.n_sent += len(body)
 
     def send_part(self, content: bytes, *, etag: str | None) -> None:
         """Send what ``Range`` and ``If-Range`` ask for of ``content``."""

@@ -44,6 +44,14 @@ def test_a_list_without_end_ends(hub: Hub, web: Web) -> None:
     assert len(hub.log) == 1
 
 
+@pytest.mark.parametrize("address", ["file:///etc/passwd", "http://[", "http://127.0.0.1:port/", "//"])
+def test_a_next_page_out_of_the_web_is_refused(hub: Hub, web: Web, address: str) -> None:
+    """The list cannot lead to a file of this machine, nor to a traceback."""
+    hub.fault = always(lambda handler: handler.send(200, b"[]", {"Link": f'<{address}>; rel="next"'}))
+    with pytest.raises(RemoteError):
+        list_files(web, _settings(hub), "o/r")
+
+
 def test_a_page_without_end_ends(hub: Hub, web: Web) -> None:
     """A page of gigabytes is refused by its announcement."""
     hub.fault = always(lambda handler: handler.send(200, b"[", {"Content-Length": str(1 << 34)}))

@@ -224,6 +224,9 @@ def test_a_safetensors_repository_is_described(hub: Hub, folder: dict[str, bytes
     assert (artifact.format, artifact.quantization) == (WeightsFormat.SAFETENSORS, "bf16")
     assert "README.md" not in {file.name for file in artifact.files}
     assert reading.n_bytes < 3 * BLOCK_BYTES
+    assert _read(hub, "hf:o/tiny:BF16", single=True).profile == reading.profile
+    with pytest.raises(UsageError, match="has no `fp8`: its weights are bf16"):
+        _read(hub, "hf:o/tiny:fp8", single=True)
 
 
 def test_an_index_cannot_lead_out_of_a_repository(hub: Hub, folder: dict[str, bytes]) -> None:
