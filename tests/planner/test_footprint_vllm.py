@@ -33,7 +33,7 @@ from launcher.planner.footprint.vllm import (
     plan_vllm,
     stage_layers,
 )
-from launcher.planner.footprint.vllm_model import VllmModel, read_model
+from launcher.planner.footprint.vllm_model import StateKv, VllmModel, read_model
 from launcher.planner.footprint.vllm_support import (
     GATES,
     activation_bytes,
@@ -327,6 +327,100 @@ def test_the_cache_of_70b_on_8_ranks_is_what_vllms_own_functions_computed() -> N
     assert layout.max_model_len(GIB // n_bytes, 131072) == 25984
 
 
+def test_a_state_is_divided_over_ranks() -> None:
+    """8 ranks, three drafted tokens beside the convolution's three: "attention block size to 544", padded by 2.64 %.
+
+    Logged for a model of 64 value and 16 key heads (github.com/Sandermage/genesis-vllm-patches, issue 24).
+    """
+    entry = _PUBLISHED["models"]["Qwen3.6-27B"]["config"]
+    heads = {
+        "linear_num_value_heads": 64,
+        "num_key_value_heads": 2,
+        "linear_conv_kernel_dim": 7,
+        "num_attention_heads": 32,
+    }
+    model = read_model(make_spec("Qwen3_5MoeForConditionalGeneration", {**entry, **heads}))
+    layout = lay_out_kv(model, VllmConfig(max_model_len=8192, max_num_seqs=1, tensor_parallel_size=8))
+    state = next(layer.state_bytes(8, 2) for layer in model.layers if isinstance(layer, StateKv))
+    assert {group.block_size for group in layout.groups} == {544, None}
+    assert layout.groups[0].page_bytes[0] / state == pytest.approx(1.0264, abs=0.0001)
+
+
+def test_latent_attention_keeps_a_row_per_token_and_a_copy_of_its_projections() -> None:
+    """DeepSeek: 576 elements a token on every rank; the absorbed projections are divided over the ranks."""
+    model = _model("DeepSeek-V2-Lite", "bf16")
+    assert model.latent_copy_elements == 16 * (128 + 128) * 512
+    for tp in (1, 4):
+        layout = lay_out_kv(model, VllmConfig(max_model_len=8192, max_num_seqs=1, tensor_parallel_size=tp))
+        assert layout.block_bytes(range(27)) == 27 * 16 * 576 * 2
+    bare = replace(model, latent_copy_elements=0)
+    with_copy, without = (m.weights_bytes(range(27), 4, first=True, last=True) for m in (model, bare))
+    assert with_copy - without == 27 * 16 * 256 * 512 * 2 // 4
+
+
+def test_layers_that_share_a_cache_have_none() -> None:
+    """``num_kv_shared_layers`` counts from the end."""
+    entry = _PUBLISHED["models"]["Llama-3.1-8B"]["config"]
+    layers = read_model(make_spec("LlamaForCausalLM", {**entry, "num_kv_shared_layers": 12})).layers
+    assert [layer is None for layer in layers] == [False] * 20 + [True] * 12
+
+
+def test_each_parameter_is_divided_as_its_layer_demands() -> None:
+    """Row-parallel scales and biases are per output, so every rank has them whole; group scales and columns are divided."""
+
+    def held(name: str, *shape: int, kind: TensorType = TensorType.BF16) -> int:
+        tensor = TensorInfo(name=f"model.layers.0.{name}", shape=shape, type=kind)
+        spec = ModelSpec(
+            architecture="LlamaForCausalLM",
+            format=WeightsFormat.SAFETENSORS,
+            metadata={"num_hidden_layers": 1, "num_attention_heads": 8, "num_key_value_heads": 2},
+            tensors=(tensor,),
+        )
+        return read_model(spec).weights_bytes(range(1), 4, first=True, last=True)
+
+    assert held("self_attn.o_proj.weight", 64, 64) == 64 * 64 * 2 // 4
+    assert held("self_attn.o_proj.bias", 64) == 64 * 2
+    assert held("self_attn.o_proj.weight_scale", 1, 64) == 64 * 2
+    assert held("self_attn.o_proj.scales", 64, 2) == 64 * 2 * 2 // 4
+    assert held("mlp.up_proj.weight_scale", 1, 64) == 64 * 2 // 4
+    assert held("mlp.up_proj.weight_scale", 1) == 2
+    assert held("mlp.down_proj.g_idx", 64, kind=TensorType.I32) == 64 * 4 // 4
+    assert held("mlp.up_proj.g_idx", 64, kind=TensorType.I32) == 64 * 4
+    assert held("self_attn.k_proj.weight", 64, 16) == 64 * 16 * 2 // 2
+    assert held("input_layernorm.weight", 64) == 64 * 2
+    assert held("mlp.experts.3.down_proj.weight", 64, 64) == 64 * 64 * 2 // 4
+
+
+def test_draft_layers_and_a_tied_head_are_not_loaded() -> None:
+    """A layer beyond the count, a draft of its own, and a head that repeats the embeddings take no memory."""
+    entry = _PUBLISHED["models"]["gemma-2-2b"]
+    spec = make_spec(entry["architecture"], entry["config"])
+    names = ("model.layers.26.self_attn.q_proj.weight", "mtp.layers.0.mlp.up_proj.weight", "lm_head.weight")
+    extra = tuple(TensorInfo(name=name, shape=(2304, 256000), type=TensorType.BF16) for name in names)
+    plain, more = (read_model(replace(spec, tensors=tensors)) for tensors in (spec.tensors, spec.tensors + extra))
+    assert plain.parameters == more.parameters
+
+
+def test_several_gpus_are_as_strong_as_the_weakest() -> None:
+    """Two ranks of one fraction: the GPU with less free memory decides it, and notes tell what communication takes."""
+    gpus = (_gpu("gpu0", free_bytes=78 * GIB), _gpu("gpu1", free_bytes=60 * GIB))
+    found = _plan(_shipped("llama3.1-70b", "fp8"), gpus, tensor_parallel_size=2)
+    asked = found.config.gpu_memory_utilization * cuda_total_bytes(gpus[1])
+    assert found.devices == ("gpu0", "gpu1")
+    assert asked <= free_at_start_bytes(gpus[1], found.config) - 512 * MIB
+    texts = [note.text for note in found.estimate.notes]
+    assert any("communication buffers of 2.2 GiB" in text for text in texts)
+    assert any("context and NCCL take 1.6 GiB" in text for text in texts)
+
+
+def test_the_logged_tokens_are_concurrency_times_length() -> None:
+    """The engine's own figure, which for a plain model is nearly the number of cached tokens."""
+    config = VllmConfig(max_model_len=8192, max_num_seqs=8)
+    found = estimate(_model("Llama-3.1-8B", "bf16"), config, _gpus(1))
+    assert found.kv_tokens == found.n_blocks * 16
+    assert found.largest_max_model_len == 131072
+
+
 def test_leftover_layers_go_to_the_stages_before_the_last() -> None:
     """``get_pp_indices``: the last stage has the norm and the head, so it gets no extra layer."""
     assert [len(layers) for layers in stage_layers(62, 4)] == [15, 16, 16, 15]
@@ -526,6 +620,7 @@ def test_other_formats_quantizations_and_caches_are_refused() -> None:
         replace(spec, metadata={**spec.metadata, "quantization_config.quant_method": "exl2"}), (9, 0), 1
     )
     fp8 = check_support(spec, (7, 5), 1, kv_cache_dtype="fp8")
+    assert check_support(spec, (8, 0), 1, kv_cache_dtype="fp8") is None
     empty = check_support(replace(spec, metadata={}), (9, 0), 1)
     assert gguf is not None
     assert "needs a plugin" in gguf
