@@ -50,12 +50,16 @@ class _Holding:
             orphan_grace_s=_ORPHAN_GRACE_S,
             on_report=self._on_report,
             on_line=lambda line: self.lines.append(redact(line, self._secrets)),
-            on_lost=lambda: self._end("its guard was killed"),
+            on_lost=self._on_lost,
         )
 
     def _end(self, how: str) -> None:
         if not self.ended.done():
             self.ended.set_result(how)
+
+    def _on_lost(self) -> None:
+        self._end("its guard was killed")
+        self._gone.set()  # nobody is left to report it: what remains is reclaimed by the record
 
     def _on_report(self, report: dict[str, int | str]) -> None:
         match report["event"]:
