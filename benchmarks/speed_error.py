@@ -64,7 +64,7 @@ def load(path: Path = DATA) -> list[Row]:
                 ideal_s=n_bytes / (gpu["bandwidth_gb_per_s"] * 1e9),
                 n_layer=model["n_layer"] * (MOE_LAYER_FACTOR if model["moe"] else 1.0),
                 generation_tps=generation_tps,
-                prompt_flops=prompt_tps * 2e9 * model["active_parameters_b"] / flops if measured else None,
+                prompt_flops=prompt_tps * 2e9 * model["prompt_parameters_b"] / flops if measured else None,
             )
         )
     return rows

@@ -30,18 +30,18 @@ class Rates(Struct, frozen=True, kw_only=True):
 
 
 GENERATIONS: Final[Mapping[str, Rates]] = {
-    "ada": Rates(efficiency=0.86, layer_s=26e-6, prompt_efficiency=0.36),
-    "ampere": Rates(efficiency=0.84, layer_s=62e-6, prompt_efficiency=0.46),
-    "ampere-hbm": Rates(efficiency=0.55, layer_s=88e-6, prompt_efficiency=0.34),
+    "ada": Rates(efficiency=0.86, layer_s=26e-6, prompt_efficiency=0.31),
+    "ampere": Rates(efficiency=0.84, layer_s=62e-6, prompt_efficiency=0.41),
+    "ampere-hbm": Rates(efficiency=0.55, layer_s=88e-6, prompt_efficiency=0.33),
     "apple-m1": Rates(efficiency=0.47, layer_s=67e-6),
     "apple-m2": Rates(efficiency=0.67, layer_s=81e-6),
     "apple-m3": Rates(efficiency=0.71, layer_s=104e-6),
     "apple-m4": Rates(efficiency=0.91, layer_s=84e-6),
     "blackwell": Rates(efficiency=0.84, layer_s=43e-6),
     "gb10": Rates(efficiency=0.81, layer_s=38e-6),
-    "hopper": Rates(efficiency=0.63, layer_s=94e-6, prompt_efficiency=0.19),
+    "hopper": Rates(efficiency=0.63, layer_s=94e-6, prompt_efficiency=0.18),
     "pascal": Rates(efficiency=0.39, layer_s=68e-6),
-    "rdna3": Rates(efficiency=0.84, layer_s=59e-6, prompt_efficiency=0.42),
+    "rdna3": Rates(efficiency=0.84, layer_s=59e-6, prompt_efficiency=0.36),
     "rdna4": Rates(efficiency=1.0, layer_s=55e-6),
     "turing": Rates(efficiency=0.84, layer_s=56e-6),
 }
@@ -132,12 +132,15 @@ def device_flops(device: Device) -> float | None:
     return F16_FLOPS[max(known, key=len)] if known else None
 
 
-def active_parameters(architecture: Architecture) -> float:
-    """Return about how many parameters one token is multiplied with, from the dimensions (gated feed-forward)."""
+def prompt_parameters(architecture: Architecture) -> float:
+    """Return about how many parameters each token of a prompt is multiplied with: gated feed-forward is assumed.
+
+    The output layer is left out: it is computed for a prompt's last token only.
+    """
     per_layer = 2.0 * architecture.n_embd**2 + 3.0 * architecture.n_embd * architecture.n_ff_active
     caches = (x for x in architecture.layers if isinstance(x, FullAttention | SlidingAttention))
     keys_and_values = sum(architecture.n_embd * (x.n_embd_k + x.n_embd_v) for x in caches)
-    return architecture.n_layer * per_layer + keys_and_values + architecture.n_vocab * architecture.n_embd
+    return architecture.n_layer * per_layer + keys_and_values
 
 
 def count_work(
@@ -242,7 +245,7 @@ def learn_efficiency(leg: Leg, generation_tps: float) -> float:
 
 def learn_prompt_flops(architecture: Architecture, prompt_tps: float) -> float:
     """Return the operations per second that a measured prompt rate comes to: two per parameter and token."""
-    return 2.0 * active_parameters(architecture) * prompt_tps
+    return 2.0 * prompt_parameters(architecture) * prompt_tps
 
 
 def _prompt_flops(device: Device, calibration: Calibration | None) -> float | None:
@@ -268,7 +271,7 @@ def _prompt_tps(
     With weights left on the host their operations run on the first device, which reads them over its link once per
     step of ``n_ubatch`` tokens; where the engine does not do that, the host's own arithmetic must have been measured.
     """
-    operations = 2.0 * active_parameters(architecture)
+    operations = 2.0 * prompt_parameters(architecture)
     on_devices = sum(work.device_layers)
     all_layers = on_devices + work.host_layers
     if not all_layers:
