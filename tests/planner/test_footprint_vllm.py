@@ -365,6 +365,15 @@ def test_layers_that_share_a_cache_have_none() -> None:
     assert [layer is None for layer in layers] == [False] * 20 + [True] * 12
 
 
+def test_kinds_that_are_nearly_equally_frequent_are_padded_not_split() -> None:
+    """13 full and 12 sliding layers make one group each (``_get_kv_cache_groups_uniform_page_size``); 5 and 20 make one and four."""
+    entry = _PUBLISHED["models"]["gemma-2-2b"]["config"]
+    for n_full, n_sliding, n_group in ((13, 12, 2), (5, 20, 5)):
+        kinds = ("full_attention",) * n_full + ("sliding_attention",) * n_sliding
+        spec = make_spec("Gemma2ForCausalLM", {**entry, "num_hidden_layers": n_full + n_sliding, "layer_types": kinds})
+        assert len(lay_out_kv(read_model(spec), VllmConfig(max_model_len=8192, max_num_seqs=1)).groups) == n_group
+
+
 def test_each_parameter_is_divided_as_its_layer_demands() -> None:
     """Row-parallel scales and biases are per output, so every rank has them whole; group scales and columns are divided."""
 
