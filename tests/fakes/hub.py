@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -69,6 +70,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers for the hub that its server carries."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = 1 << 16  # head and body in one packet: else each answer waits for an acknowledgement
     hub: Hub
     asked: Asked
 
@@ -147,7 +149,7 @@ class Handler(BaseHTTPRequestHandler):
                 "type": "file",
                 "path": path,
                 "size": len(content),
-                "lfs": {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134},
+                "lfs": {"oid": _digest(content), "size": len(content), "pointerSize": 134},
                 **self.hub.listed,
             }
             for path, content in files[start : start + self.hub.page_size]
@@ -157,6 +159,11 @@ class Handler(BaseHTTPRequestHandler):
             address = f"{self.hub.url}/api/models/{repository}/tree/main?recursive=true"
             headers["Link"] = f'<{address}&cursor={start + self.hub.page_size}>; rel="next"'
         self.send(200, json.dumps([{"type": "directory", "path": "folder"}, *page]).encode(), headers)
+
+
+@cache
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 @contextmanager

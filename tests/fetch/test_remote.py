@@ -1,7 +1,9 @@
 """A model on a hub becomes the profile that its files would become here, at a small part of their bytes."""
 
 import json
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -17,8 +19,10 @@ from launcher.errors import (
     UsageError,
     WeightsMissingError,
 )
+from launcher.fetch import remote
 from launcher.fetch.ranges import BLOCK_BYTES, MAX_REQUEST_BYTES
 from launcher.fetch.remote import Reading, read_remote
+from launcher.fetch.web import Web
 from launcher.metadata.load import read_spec
 from tests.fakes.hub import Handler, Hub, always, make_gguf, serve
 
@@ -38,9 +42,9 @@ def _read(hub: Hub, name: str = "hf:o/tiny-GGUF", *, single: bool = False) -> Re
 
 
 def _check_against_files(reading: Reading, files: dict[str, bytes], folder: Path) -> None:
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
     for artifact in reading.profile.artifacts:
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
         assert artifact.spec == read_spec(folder / artifact.files[0].name)
 
 
@@ -373,3 +377,64 @@ def test_a_hub_that_refuses_everything_is_a_fault(hub: Hub) -> None:
     with pytest.raises(RemoteError, match="answered 418") as caught:
         _read(hub)
     assert caught.value.help
+
+
+def _misbehave(draw: random.Random, content_bytes: int) -> Callable[[Handler], None]:
+    """Return one of the ways in which a server can be wrong."""
+    size = draw.choice([0, 1, content_bytes, content_bytes - 1, 2**63, 2**70])
+    first, last = draw.randrange(100_000), draw.randrange(100_000)
+    noise = draw.randbytes(draw.choice([0, 1, 1000, 70_000]))
+    status = draw.choice([200, 201, 204, 206, 206, 206, 300, 302, 307, 400, 401, 403, 404, 416, 429, 500, 503, 599])
+    names = ["Content-Range", "Content-Length", "Location", "ETag", "Link", "Retry-After", "X-Error-Code"]
+    values = [
+        *(f"bytes {first}-{last}/{size}", f"bytes */{size}", str(size), str(len(noise)), "-1", '"other"', "GatedRepo"),
+        *(
+            "http://127.0.0.1:9/x",
+            "/",
+            "http://[",
+            '</api/models/o/tiny-GGUF/tree/main>; rel="next"',
+            "\xff\xfe",
+            "9" * 99,
+        ),
+    ]
+    headers = {name: draw.choice(values) for name in draw.sample(names, draw.randrange(4))}
+
+    def answer(handler: Handler) -> None:
+        handler.send(status, noise, headers)
+        handler.close_connection = True
+
+    return answer
+
+
+def test_whatever_a_server_does_is_a_plan_or_a_named_fault(
+    hub: Hub, ladder: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many answers are wrong, each in its own way: what is described is right, or nothing is; both endings are reached."""
+    monkeypatch.setattr(remote, "Web", partial(Web, sleep=lambda _: None))
+    hub.files = {"o/tiny-GGUF": ladder}
+    for name, content in ladder.items():
+        (tmp_path / name).write_bytes(content)
+    expected = {name: read_spec(tmp_path / name) for name in ladder}
+    n_described = n_faults = 0
+    for seed in range(60):
+        draw = random.Random(seed)  # noqa: S311  no secret
+        behaves = 0.7 + 0.005 * seed
+
+        def fault(handler: Handler, draw: random.Random = draw, behaves: float = behaves) -> bool:
+            if draw.random() < behaves:
+                return False
+            _misbehave(draw, len(ladder["tiny-F16.gguf"]))(handler)
+            return True
+
+        hub.fault = fault
+        try:
+            reading = _read(hub)
+        except LauncherError as error:
+            assert error.help or error.details  # noqa: PT017  a fault is one of two right endings
+            assert error.message.isprintable()  # noqa: PT017
+            n_faults += 1
+        else:
+            assert all(artifact.spec == expected[artifact.files[0].name] for artifact in reading.profile.artifacts)
+            n_described += 1
+    assert n_described > 5
+    assert n_faults > 5
