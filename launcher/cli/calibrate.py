@@ -122,7 +122,7 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
     """Measure bandwidth, then engines, under the lock that keeps calibrations from disturbing each other."""
     import asyncio
 
-    from launcher.store import open_instance
+    from launcher.store import list_instances, open_instance
     from launcher.tune.bandwidth import measure_bandwidth
     from launcher.tune.calibrate import calibrate as search
     from launcher.units import format_rate
@@ -131,6 +131,9 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
         typer.echo(line, err=True)
 
     known = read_known(inventory, None)
+    for view in list_instances():
+        if view.supervisor_alive:
+            report(f"warning: `{view.name}` is being served, and takes part of what is measured")
     with open_instance("calibrate") as instance:
         bandwidth = measure_bandwidth(inventory.host.n_cpu)
         report(f"memory: {format_rate(bandwidth)} with {inventory.host.n_cpu} threads")

@@ -196,6 +196,11 @@ class _Planner:
         plan = replace(outcome, n_threads_batch=point.n_threads_batch)
         return plan if same_place and point_of(plan, point.build) == point else None
 
+    def is_all_on_devices(self, point: Point) -> bool:
+        """Whether the host computes nothing of the model: its threads then make no difference."""
+        base = self._bases[point.build]
+        return bool(base.engine_devices) and base.n_gpu_layers > base.n_layer and not base.n_cpu_moe
+
     def with_plans(self, points: Iterable[Point]) -> list[tuple[Point, Plan]]:
         """Pair the points that can be planned with their plans."""
         return [(point, plan) for point in dict.fromkeys(points) if (plan := self.at(point)) is not None]
@@ -296,12 +301,14 @@ async def _search(
 ) -> Point:
     """Vary threads, then flash attention, then the step, each from the best so far; end with a comparison."""
     reserve_s = _FINAL_SHARE * max_s
-    counts = thread_counts(inventory.host.n_cpu, inventory.host.n_cpu_physical)
-    points = [replace(default, n_threads=n, n_threads_batch=n) for n in counts]
-    report("threads")
-    await race.run(planner.with_plans([default, *points]), _N_ROUNDS, reserve_s)
-    n_threads, n_threads_batch = best_threads(race.rates([default, *points]))
-    best = replace(default, n_threads=n_threads, n_threads_batch=n_threads_batch)
+    best = default
+    if not planner.is_all_on_devices(default):
+        report("threads")
+        counts = thread_counts(inventory.host.n_cpu, inventory.host.n_cpu_physical)
+        points = [replace(default, n_threads=n, n_threads_batch=n) for n in counts]
+        await race.run(planner.with_plans([default, *points]), _N_ROUNDS, reserve_s)
+        n_threads, n_threads_batch = best_threads(race.rates([default, *points]))
+        best = replace(default, n_threads=n_threads, n_threads_batch=n_threads_batch)
     report("flash attention and steps")
     points = [best, replace(best, flash_attn=not best.flash_attn)]
     await race.run(planner.with_plans(points), _N_ROUNDS, reserve_s)

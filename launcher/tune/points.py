@@ -81,9 +81,12 @@ def thread_counts(n_cpu: int, n_cpu_physical: int | None) -> tuple[int, ...]:
 
 
 def other_steps(point: Point, n_ctx: int) -> tuple[Point, ...]:
-    """Return the point with other steps, the batch following where it must be larger."""
+    """Return the point with other steps, the batch following where it must be larger, and with the least batch."""
     steps = (n for n in _UBATCHES if n != point.n_ubatch and n <= n_ctx)
-    return tuple(replace(point, n_ubatch=n, n_batch=max(n, point.n_batch)) for n in steps)
+    points = [replace(point, n_ubatch=n, n_batch=max(n, point.n_batch)) for n in steps]
+    if point.n_batch > point.n_ubatch:
+        points.append(replace(point, n_batch=point.n_ubatch))
+    return tuple(points)
 
 
 def rate_of(samples: Sequence[Sample], n_prompt: int, n_generated: int) -> Rate:

@@ -37,10 +37,13 @@ def test_thread_counts_begin_with_the_cores_and_stay_within_the_cpus(n_cpu: int,
 
 @given(st.integers(256, 32768))
 def test_steps_fit_the_context_and_the_batch_holds_them(n_ctx: int) -> None:
-    """No step exceeds the context or its batch; the present one is not repeated."""
-    points = other_steps(replace(_POINT, n_batch=512), n_ctx)
-    assert all(point.n_ubatch <= min(n_ctx, point.n_batch) for point in points)
-    assert _POINT.n_ubatch not in {point.n_ubatch for point in points}
+    """No new step exceeds the context, none its batch; the present point is not repeated; the least batch is tried."""
+    for point in (_POINT, replace(_POINT, n_batch=512)):
+        points = other_steps(point, n_ctx)
+        assert all(other.n_ubatch <= other.n_batch for other in points)
+        assert all(other.n_ubatch <= n_ctx for other in points if other.n_ubatch != point.n_ubatch)
+        assert point not in points
+        assert (replace(point, n_batch=512) in points) is (point.n_batch > 512)
 
 
 _rates = st.dictionaries(
