@@ -6,6 +6,7 @@ It knows nothing of files, models or plans.
 """
 
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 
@@ -120,6 +121,7 @@ BY_GGML_ID: Final[dict[int, TensorType]] = {
 }
 
 
+@lru_cache(maxsize=4096)  # the tensors of a model's blocks repeat
 def tensor_bytes(tensor_type: TensorType, shape: tuple[int, ...]) -> int:
     """Return the bytes of a contiguous tensor (ggml's ``ggml_nbytes``).
 

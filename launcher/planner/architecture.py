@@ -7,6 +7,7 @@ It does not know devices, contexts or bytes per element.
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from msgspec import Struct
@@ -110,12 +111,14 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
         return self.n_expert > 0
 
 
+@lru_cache(maxsize=8192)  # the artifacts of a model share their names
 def layer_of(tensor_name: str) -> int | None:
     """Return the block that a tensor belongs to, or ``None`` for the embedding and output tensors."""
     match = _LAYER_NAME.match(tensor_name)
     return int(match[1]) if match else None
 
 
+@lru_cache(maxsize=8192)
 def is_expert(tensor_name: str) -> bool:
     """Tell whether a tensor holds routed experts: what llama-server's ``--n-cpu-moe`` keeps on the host."""
     return _EXPERT_NAME.match(tensor_name) is not None

@@ -9,6 +9,7 @@ It chooses nothing: every value comes in ``LlamaCppConfig``.
 import struct
 from bisect import bisect_right
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -35,6 +36,10 @@ CELL_PADDING: Final = 256
 DEFAULT_N_BATCH: Final = 2048
 DEFAULT_N_UBATCH: Final = 512
 _F32_BYTES: Final = 4
+
+
+X86_REPACKED: Final = frozenset({TensorType.Q4_0, TensorType.Q4_K, TensorType.IQ4_NL, TensorType.Q2_K})
+"""What a build for AVX-512 without AMX repacks (``ggml/src/ggml-cpu/repack.cpp``): the recorded breakdowns' build."""
 
 
 class Backend(StrEnum):
@@ -193,33 +198,45 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
         return blocks + self.input_bytes + self.output_bytes
 
 
-def _without_bytes(named: list[tuple[str, Weight]]) -> tuple[tuple[str, Weight], ...]:
-    return tuple((name, Weight(weight.ne, 0)) for name, weight in named)
+@lru_cache(maxsize=4096)  # the blocks of a model, and its artifacts, repeat
+def _weight(ne: tuple[int, ...], n_bytes: int) -> Weight:
+    return Weight(shape(*ne), n_bytes)
+
+
+@lru_cache(maxsize=8192)
+def _name_within(tensor_name: str) -> str:
+    """Return the name of a block's tensor within its block."""
+    return tensor_name.split(".", 2)[2]
 
 
 def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
     """Sort the tensors of a model into input, blocks and output, as ``llama_model::load_tensors`` assigns them."""
     sizes: list[list[tuple[str, Weight]]] = [[] for _ in range(n_layer)]
+    shapes: list[list[tuple[str, Weight]]] = [[] for _ in range(n_layer)]
     table: list[tuple[str, Weight]] = []
+    plain: list[tuple[str, Weight]] = []
     dense, experts = [0] * n_layer, [0] * n_layer
     input_bytes = output_bytes = largest_output = 0
     embedding: TensorInfo | None = None
     has_output = False
     for tensor in spec.tensors:
-        idx, n_bytes = layer_of(tensor.name), tensor.n_bytes
-        weight = Weight(shape(*tensor.shape), n_bytes)
+        name = tensor.name
+        idx, n_bytes = layer_of(name), tensor.n_bytes
         if idx is not None and idx < n_layer:
-            sizes[idx].append((tensor.name.split(".", 2)[2], weight))
-            (experts if is_expert(tensor.name) else dense)[idx] += n_bytes
+            within = _name_within(name)
+            sizes[idx].append((within, _weight(tensor.shape, n_bytes)))
+            shapes[idx].append((within, _weight(tensor.shape, 0)))
+            (experts if is_expert(name) else dense)[idx] += n_bytes
             continue
-        table.append((tensor.name, weight))
-        if idx is None and not tensor.name.startswith("output"):
+        table.append((name, _weight(tensor.shape, n_bytes)))
+        plain.append((name, _weight(tensor.shape, 0)))
+        if idx is None and not name.startswith("output"):
             input_bytes += n_bytes
-            embedding = tensor if tensor.name == "token_embd.weight" else embedding
+            embedding = tensor if name == "token_embd.weight" else embedding
         else:
             output_bytes += n_bytes
             largest_output = max(largest_output, n_bytes)
-            has_output = has_output or tensor.name == "output.weight"
+            has_output = has_output or name == "output.weight"
     return ModelWeights(
         blocks=tuple(
             BlockWeights(dense_bytes=n_dense, expert_bytes=n_expert)
@@ -229,8 +246,8 @@ def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
         tied_output_type=embedding.type if embedding and not has_output else None,
-        shapes=Shapes(tuple(_without_bytes(block) for block in sizes), _without_bytes(table)),
-        sizes=Shapes(tuple(tuple(block) for block in sizes), tuple(table)),
+        shapes=Shapes(tuple(map(tuple, shapes)), tuple(plain)),
+        sizes=Shapes(tuple(map(tuple, sizes)), tuple(table)),
     )
 
 
