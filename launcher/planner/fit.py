@@ -6,7 +6,7 @@ that fit. What the user fixed is honoured or refused, never changed. Advice on a
 
 from collections.abc import Iterable
 
-from launcher.domain import Calibration, Inventory, Objective, Outcome, Plan, Refusal, Request
+from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, Plan, Refusal, Request
 from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.quality import meets_floor
@@ -14,6 +14,7 @@ from launcher.planner.refusal import refuse_context, refuse_disk, refuse_no_arti
 from launcher.planner.sizing import Candidate, Trial, partial_trials, prepare, whole_trials
 from launcher.planner.target import Target, choose_target
 from launcher.planner.tuning import apply_tuning
+from launcher.planner.vllm_fit import decide_vllm
 from launcher.units import GIB
 
 _DISK_MARGIN_BYTES = 1 * GIB
@@ -30,6 +31,8 @@ def decide(
     ``prepared`` is what ``sizing.prepare`` returned for the request's profile, where the caller asks more than once;
     ``calibration`` is what was measured on this very machine.
     """
+    if (request.settings.engine or request.profile.pins.engine) is Engine.VLLM:
+        return decide_vllm(request, inventory)
     question = _pose(request, inventory, prepare(request.profile) if prepared is None else prepared, calibration)
     if isinstance(question, Refusal):
         return question
