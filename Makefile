@@ -93,8 +93,8 @@ kill-storm: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.kill_storm
 
 golden: $(VENV)/.checks
-	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios
-	git diff --stat tests/scenarios
+	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py
+	git diff --stat tests/scenarios docs
 
 clean:
 	rm -rf $(VENV) build dist

@@ -18,6 +18,26 @@ def outcome_json(outcome: Outcome) -> str:
     return msgspec.json.encode({"schema_version": SCHEMA_VERSION, kind: body}, order="deterministic").decode() + "\n"
 
 
+def outcome_schema() -> str:
+    """Return the JSON Schema of ``outcome_json``'s documents, as it is kept in ``docs/plan.schema.json``."""
+    (plan, refusal), components = msgspec.json.schema_components((Plan, Refusal), ref_template="#/$defs/{name}")
+    for definition in components.values():
+        definition.get("properties", {}).pop("outcome", None)
+        if "outcome" in definition.get("required", ()):
+            definition["required"].remove("outcome")
+    version = {"const": SCHEMA_VERSION}
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "launch plan --json",
+        "oneOf": [
+            {"type": "object", "required": ["schema_version", key], "properties": {"schema_version": version, key: ref}}
+            for key, ref in (("plan", plan), ("refusal", refusal))
+        ],
+        "$defs": components,
+    }
+    return msgspec.json.format(msgspec.json.encode(schema, order="deterministic"), indent=2).decode() + "\n"
+
+
 def render_outcome(outcome: Outcome) -> str:
     """Return the whole text of a plan or a refusal, newline at its end."""
     match outcome:
