@@ -123,7 +123,7 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
     import asyncio
 
     from launcher.store import list_instances, open_instance
-    from launcher.tune.bandwidth import measure_bandwidth
+    from launcher.tune.bandwidth import BLOCK_BYTES, measure_bandwidth
     from launcher.tune.calibrate import calibrate as search
     from launcher.units import format_rate
 
@@ -135,7 +135,8 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
         if view.supervisor_alive:
             report(f"warning: `{view.name}` is being served, and takes part of what is measured")
     with open_instance("calibrate") as instance:
-        bandwidth = measure_bandwidth(inventory.host.n_cpu)
+        n_bytes = min(BLOCK_BYTES, inventory.host.free_bytes // 4)
+        bandwidth = measure_bandwidth(inventory.host.n_cpu, n_bytes=n_bytes)
         report(f"memory: {format_rate(bandwidth)} with {inventory.host.n_cpu} threads")
         return asyncio.run(
             search(

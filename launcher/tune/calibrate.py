@@ -1,12 +1,13 @@
 """Find the fastest settings for one model on this machine, and what its memory delivers, within a bounded time.
 
-Engines are compared first, then threads, flash attention and steps on the best of them; at last the winner is measured
-against the plan's own settings. Points are measured in turns, so that a slow minute falls on all of them. One engine
+Threads are compared first, then engines with the best of them, then flash attention and steps on the best engine; at
+last the winner is measured against the plan's own settings. Points are measured in turns, so that a slow minute falls on all of them. One engine
 runs at a time. It must not know how engines are started (the caller hands that in) or where results are kept.
 """
 
+import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeAlias
 
@@ -53,9 +54,12 @@ Report: TypeAlias = Callable[[str], None]
 DEFAULT_MAX_S: Final = 240.0
 _N_PER_START: Final = 2
 """Requests measured at each start of an engine, after one to warm up."""
+_GIVE_UP: Final = 2.5
+"""A run that takes this many times the quickest so far is ended: no median could make up for it."""
 _N_ROUNDS: Final = 2
 _N_FINAL_ROUNDS: Final = 4
 _N_FINALISTS: Final = 3
+_N_BUILD: Final = 8  # characters of a build's digest that are shown
 _FINAL_SHARE: Final = 0.3
 """Of the time, kept for the last comparison."""
 
@@ -80,7 +84,7 @@ class _Race:
         self._workload = workload
         self._report = report
         self._end_s = end_s
-        self._longest_s = 0.0
+        self._quickest_s = float("inf")
         self._n_runs = 0
         self.complete = True
         self.samples: dict[Point, list[Sample]] = {}
@@ -100,14 +104,17 @@ class _Race:
         }
 
     def has_time(self, reserve_s: float = 0.0) -> bool:
-        """Whether another start is likely to end in time, judged by the longest so far."""
-        return time.monotonic() + self._longest_s <= self._end_s - reserve_s
+        """Whether another start can end in time, judged by the quickest so far."""
+        needed_s = self._quickest_s if self.samples else 0.0
+        return time.monotonic() + needed_s <= self._end_s - reserve_s
 
     async def run(self, plans: Sequence[tuple[Point, Plan]], n_rounds: int, reserve_s: float = 0.0) -> None:
         """Measure all points in turns, forwards and backwards; drop the hopeless after each round."""
         alive = [(point, plan) for point, plan in plans if point not in self.failed]
         for n_round in range(n_rounds):
             for point, plan in alive if n_round % 2 == 0 else reversed(alive):
+                if point in self.failed:
+                    continue
                 if not self.has_time(reserve_s) and (self.samples or reserve_s):
                     self.complete = False
                     return
@@ -120,38 +127,50 @@ class _Race:
             if len(alive) == 1:
                 return
 
+    def _limit_s(self) -> float | None:
+        """Return how long a run may take: never past the end, nor several times the quickest; no limit for the first."""
+        if not self.samples:
+            return None
+        return min(self._end_s - time.monotonic(), _GIVE_UP * self._quickest_s)
+
     async def _measure(self, point: Point, plan: Plan) -> None:
         begin_s = time.monotonic()
+        limit_s = self._limit_s()
         found = self.samples.setdefault(point, [])
         try:
-            async with self._open_engine(plan) as session:
+            async with asyncio.timeout(limit_s), self._open_engine(plan) as session:
                 await warm_up(session, plan.engine)
                 for _ in range(_N_PER_START):
                     self._n_runs += 1
                     found.append(await measure(session, plan.engine, self._workload, seed=self._n_runs))
-        except EngineFailedError as error:
-            self.failed[point] = error
-            self._report(f"  {describe(point)}: {error.message}")
+                self._quickest_s = min(self._quickest_s, time.monotonic() - begin_s)
+        except (EngineFailedError, TimeoutError) as error:
+            fault = error if isinstance(error, EngineFailedError) else _too_slow(limit_s)
+            self.failed[point] = fault
+            self._report(f"  {describe(point, plan)}: {fault.message}")
             return
         finally:
             if not found:
                 del self.samples[point]
-            self._longest_s = max(self._longest_s, time.monotonic() - begin_s)
         last = found[-1]
         left_s = max(0.0, self._end_s - time.monotonic())
         self._report(
-            f"  {describe(point)}: {last.prompt_tps:.0f} prompt, {last.generation_tps:.1f} generated tokens/s"
+            f"  {describe(point, plan)}: {last.prompt_tps:.0f} prompt, {last.generation_tps:.1f} generated tokens/s"
             f" ({left_s:.0f} s left)"
         )
 
 
-def describe(point: Point) -> str:
-    """Say in a few words which settings a point has."""
+def _too_slow(limit_s: float | None) -> EngineFailedError:
+    return EngineFailedError(f"given up after {limit_s or 0:.0f} s")
+
+
+def describe(point: Point, plan: Plan) -> str:
+    """Say in a few words which engine a point is of, and which settings it has."""
     threads = str(point.n_threads)
     if point.n_threads_batch != point.n_threads:
         threads += f"/{point.n_threads_batch}"
     flash = "on" if point.flash_attn else "off"
-    return f"threads {threads}, batch {point.n_batch}/{point.n_ubatch}, flash attention {flash}"
+    return f"{plan.engine} {point.build[:_N_BUILD]}, threads {threads}, batch {point.n_batch}/{point.n_ubatch}, flash attention {flash}"
 
 
 class _Planner:
@@ -240,14 +259,11 @@ async def calibrate(
         raise EngineMissingError(
             message, help="`launch hardware` lists the engines found; README.md says how to get one"
         )
-    await _compare_engines(race, bases, report)
-    measured = race.rates(point for point, _ in bases)
-    if not measured:
+    best = await _search(race, planner, [point for point, _ in bases], inventory=inventory, max_s=max_s, report=report)
+    if best is None:
         raise next(iter(race.failed.values()))
-    default = choose(measured, ())
-    best = await _search(race, planner, default, inventory=inventory, max_s=max_s, report=report)
-    winners = [best, *(point for point in measured if point.build != best.build)]
-    rates = race.rates(winners)
+    rates = race.rates(race.samples)
+    winners = [best, *_best_of_others(rates, best)]
     plans = {point: planner.at(point) or dict(bases)[point] for point in winners}
     tunings = [
         _tuning(
@@ -266,7 +282,7 @@ async def calibrate(
     return Outcome(
         calibration=_merge(known, machine_id(inventory), learned, tunings),
         tunings=tuple(tunings),
-        default=race.rates([default])[default],
+        default=next((rates[point] for point, _ in bases if point.build == best.build and point in rates), rates[best]),
         elapsed_s=time.monotonic() - begin_s,
         complete=race.complete,
     )
@@ -288,40 +304,62 @@ def _plan_all(planner: _Planner, inventory: Inventory) -> tuple[list[tuple[Point
     return bases, refusal
 
 
-async def _compare_engines(race: _Race, bases: Sequence[tuple[Point, Plan]], report: Report) -> None:
-    """Measure every engine at the plan's own settings."""
-    for _, plan in bases:
-        install = plan.install
-        report(f"engine {plan.engine}: {install.argv[0] if install else ''} ({install.version if install else ''})")
-    await race.run(bases, _N_ROUNDS)
-
-
 async def _search(
-    race: _Race, planner: _Planner, default: Point, *, inventory: Inventory, max_s: float, report: Report
-) -> Point:
-    """Vary threads, then flash attention, then the step, each from the best so far; end with a comparison."""
+    race: _Race, planner: _Planner, bases: Sequence[Point], *, inventory: Inventory, max_s: float, report: Report
+) -> Point | None:
+    """Return the best point; ``None`` where no engine could be measured.
+
+    Threads come first, on the first engine that works: where another program keeps a core busy, too many are so slow
+    that to compare engines with them would take all the time.
+    """
     reserve_s = _FINAL_SHARE * max_s
-    best = default
-    if not planner.is_all_on_devices(default):
+    first = await _first_that_works(race, planner, bases)
+    if first is None:
+        return None
+    threads = {"n_threads": first.n_threads, "n_threads_batch": first.n_threads_batch}
+    if not planner.is_all_on_devices(first):
         report("threads")
         counts = thread_counts(inventory.host.n_cpu, inventory.host.n_cpu_physical)
-        points = [replace(default, n_threads=n, n_threads_batch=n) for n in counts]
-        await race.run(planner.with_plans([default, *points]), _N_ROUNDS, reserve_s)
-        n_threads, n_threads_batch = best_threads(race.rates([default, *points]))
-        best = replace(default, n_threads=n_threads, n_threads_batch=n_threads_batch)
-    report("flash attention and steps")
-    points = [best, replace(best, flash_attn=not best.flash_attn)]
-    await race.run(planner.with_plans(points), _N_ROUNDS, reserve_s)
-    best = choose(race.rates([*points, default]), [best])
-    points = [best, *other_steps(best, planner.request.profile.wishes.n_ctx_per_request)]
-    await race.run(planner.with_plans(points), _N_ROUNDS, reserve_s)
+        points = [first, *(replace(first, n_threads=n, n_threads_batch=n) for n in counts)]
+        await race.run(planner.with_plans(points), _N_ROUNDS, reserve_s)
+        threads["n_threads"], threads["n_threads_batch"] = best_threads(race.rates(points))
+    if len(bases) > 1:
+        report("engines")
+        working = [replace(base, **threads) for base in bases if base not in race.failed]
+        await race.run(planner.with_plans(working), _N_ROUNDS, reserve_s)
+    best = choose(race.rates(race.samples), ())
+    report("flash attention")
+    await race.run(
+        planner.with_plans([replace(best, **threads), replace(best, flash_attn=not best.flash_attn, **threads)]),
+        _N_ROUNDS,
+        reserve_s,
+    )
+    best = choose(race.rates(race.samples), [best])
+    report("steps")
+    steps = other_steps(best, planner.request.profile.wishes.n_ctx_per_request)
+    await race.run(planner.with_plans([best, *steps]), _N_ROUNDS, reserve_s)
+    default = next(base for base in bases if base.build == best.build)
     report("the best again, beside the plan's own settings")
     # Of all that was measured: a point of an earlier step may have been the best, and only seemed to lose.
-    rates = race.rates([point for point in race.samples if point.build == default.build])
-    finalists = sorted(rates, key=lambda point: rates[point].request_s)[:_N_FINALISTS]
-    finalists = list(dict.fromkeys([default, *finalists]))
+    rates = {point: rate for point, rate in race.rates(race.samples).items() if point.build == best.build}
+    finalists = [default, *sorted(rates, key=lambda point: rates[point].request_s)[:_N_FINALISTS]]
     await race.run(planner.with_plans(finalists), _N_FINAL_ROUNDS)
-    return choose(race.rates(finalists), [default])
+    return choose(race.rates(race.samples), [default])
+
+
+async def _first_that_works(race: _Race, planner: _Planner, bases: Sequence[Point]) -> Point | None:
+    """Measure engines at the plan's own settings until one could be."""
+    for base in bases:
+        await race.run(planner.with_plans([base]), 1)
+        if base in race.samples:
+            return base
+    return None
+
+
+def _best_of_others(rates: Mapping[Point, Rate], best: Point) -> list[Point]:
+    """Return the fastest point of every other build that was measured."""
+    others = dict.fromkeys(point.build for point in rates if point.build != best.build)
+    return [min((p for p in rates if p.build == build), key=lambda p: rates[p].request_s) for build in others]
 
 
 def _tuning(point: Point, plan: Plan, candidate: Candidate, *, rate: Rate, n_prompt: int, n_generated: int) -> Tuning:

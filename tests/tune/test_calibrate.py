@@ -146,6 +146,16 @@ def test_the_time_is_bounded(state_dir: Path, request_for: Request, tmp_path: Pa
     assert journal.read_text().splitlines() == ["3"]
 
 
+def test_an_engine_that_hangs_is_given_up(state_dir: Path, request_for: Request) -> None:
+    """Once there is a yardstick, a run that takes several times as long ends, and the rest goes on."""
+    del state_dir
+    hanging = _fake("hanging", _RATES, "--canary-hangs")
+    lines: list[str] = []
+    outcome = _run(request_for, _machine(_fake("good", _RATES), hanging), lines.append)
+    assert {tuning.build for tuning in outcome.tunings} == {"good"}
+    assert sum("given up" in line for line in lines) == 1
+
+
 def test_what_the_user_fixed_is_not_varied(state_dir: Path, request_for: Request, tmp_path: Path) -> None:
     """With threads fixed, no other count is tried."""
     del state_dir
