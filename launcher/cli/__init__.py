@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from launcher.cli import calibrate, hardware, inspect, instances, plan, profiles, serve
+from launcher.cli import calibrate, footprint, hardware, inspect, instances, plan, profiles, serve
 
 app = typer.Typer(
     name="launch",
@@ -38,7 +38,7 @@ def _options(
     del version
 
 
-for module in (serve, plan, inspect, hardware, profiles, calibrate, instances):
+for module in (serve, plan, footprint, inspect, hardware, profiles, calibrate, instances):
     module.register(app)
 
 

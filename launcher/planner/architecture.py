@@ -14,19 +14,131 @@ from msgspec import Struct
 
 from launcher.domain import MetadataValue, ModelSpec
 
-_SWA_PERIOD: Final[Mapping[str, int]] = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2}
+_SWA_PERIOD: Final[Mapping[str, int]] = {
+    "afmoe": 4,
+    "cohere2": 4,
+    "cohere2moe": 4,
+    "exaone-moe": 4,
+    "exaone4": 4,
+    "gemma2": 2,
+    "gemma3": 6,
+    "gemma3n": 5,
+    "gpt-oss": 2,
+    "laguna": 4,
+    "llama4": 4,
+    "mellum": 4,
+    "olmo2": 4,
+    "plamo3": 8,
+    "smallthinker": 4,
+}
 """Layer ``i`` slides if ``i % period < period - 1``: what the engine assumes where a file names no pattern."""
 
-_DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096}
+_FULL_FIRST: Final = frozenset({"cohere2moe", "laguna", "smallthinker"})
+"""Here layer ``i`` slides if ``i % period > 0``."""
+
+_PATTERN_IN_FILE: Final = frozenset({"gemma4", "granite-swa", "lfm2", "maple", "mimo2", "spark2-5", "step35"})
+"""Architectures whose files must name the pattern. All others ignore a window."""
+
+_FIXED_N_SWA: Final[Mapping[str, int]] = {"llama4": 8192, "smallthinker": 4096}
+"""The window that the engine takes whatever the file says."""
+
+_EXAONE4_SLIDING_LAYERS: Final = 64
+"""Only EXAONE 4 of this depth (32B) slides."""
+
+_DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096, "exaone4": 4096, "exaone-moe": 128}
 """The window that the engine assumes where a file names none."""
+
+_BOTH: Final = frozenset({"falcon-h1"})
 
 _SECTIONED: Final = frozenset({"qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp"})
 """Always rotate by four positions per token (``llama_model_rope_type``); others where the file has sections."""
 _N_SECTIONS: Final = 4
 
+COVERED: Final = frozenset(
+    [
+        "afmoe",
+        "arcee",
+        "baichuan",
+        "bailingmoe2",
+        "bloom",
+        "cohere2",
+        "command-r",
+        "dbrx",
+        "deepseek",
+        "deepseek2",
+        "dots1",
+        "ernie4_5",
+        "ernie4_5-moe",
+        "exaone",
+        "exaone4",
+        "falcon",
+        "falcon-h1",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gemma3n",
+        "gemma4",
+        "glm4",
+        "glm4moe",
+        "gpt-oss",
+        "gpt2",
+        "gptneox",
+        "granite",
+        "granitehybrid",
+        "granitemoe",
+        "grok",
+        "hunyuan-dense",
+        "hunyuan-moe",
+        "internlm2",
+        "jamba",
+        "lfm2",
+        "lfm2moe",
+        "llama",
+        "llama4",
+        "mamba",
+        "mamba2",
+        "mimo2",
+        "minicpm",
+        "minicpm3",
+        "minimax-m2",
+        "mistral3",
+        "mpt",
+        "nemotron",
+        "nemotron_h",
+        "olmo",
+        "olmo2",
+        "olmoe",
+        "orion",
+        "phi2",
+        "phi3",
+        "phimoe",
+        "qwen2",
+        "qwen2moe",
+        "qwen2vl",
+        "qwen3",
+        "qwen35",
+        "qwen35moe",
+        "qwen3moe",
+        "qwen3next",
+        "qwen3vl",
+        "qwen3vlmoe",
+        "rwkv6",
+        "rwkv7",
+        "seed_oss",
+        "smallthinker",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+        "step35",
+        "xverse",
+    ]
+)
+"""Architectures whose figures were compared with the engine's. Others are built from their tensors, and err high."""
+
 MAX_LAYERS: Final = 512
 """The engine refuses more (``LLAMA_MAX_LAYERS``); it also bounds what a hostile file can make the planner do."""
 
+_STATE_NAME: Final = re.compile(r"\.(?:ssm_|shortconv|time_mix_)")
 _LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
 _EXPERT_NAME: Final = re.compile(r"blk\.\d+\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
 
@@ -58,11 +170,18 @@ class RecurrentState(Struct, frozen=True, kw_only=True):
         return self.n_conv + self.n_state
 
 
+class AttentionAndState(Struct, frozen=True, kw_only=True):
+    """A layer that attends and keeps a state side by side (Falcon-H1)."""
+
+    attention: FullAttention
+    state: RecurrentState
+
+
 class NoCache(Struct, frozen=True, kw_only=True):
     """A layer that keeps nothing: it reuses another layer's cache, or attends to nothing."""
 
 
-LayerCache: TypeAlias = FullAttention | SlidingAttention | RecurrentState | NoCache
+LayerCache: TypeAlias = FullAttention | SlidingAttention | RecurrentState | AttentionAndState | NoCache
 
 
 class Heads(Struct, frozen=True, kw_only=True):
@@ -158,33 +277,57 @@ class _Keys:
         return (self.number(key, default),) * n_layer
 
 
-def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...] | None:
-    """Return which layers slide; ``None`` when the file has a window and nothing says where it applies."""
+def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...]:
+    """Return which layers slide (``load_swa_pattern``)."""
+    name = spec.architecture
+    none = (False,) * n_layer
+    if name not in _SWA_PERIOD and name not in _PATTERN_IN_FILE:
+        return none
+    if name == "exaone4" and n_layer != _EXAONE4_SLIDING_LAYERS:
+        return none
     pattern = keys.get("attention.sliding_window_pattern")
     if isinstance(pattern, tuple) and pattern:
         flags = tuple(bool(item) for item in pattern)
         return (flags * (n_layer // len(flags) + 1))[:n_layer]
-    period = int(pattern) if isinstance(pattern, int) else _SWA_PERIOD.get(spec.architecture)
+    period = int(pattern) if isinstance(pattern, int) else _SWA_PERIOD.get(name)
     if period is None:
-        return None
+        return none
+    if name in _FULL_FIRST:
+        return tuple(period == 0 or idx % period > 0 for idx in range(n_layer))
     return tuple(period == 0 or idx % period < period - 1 for idx in range(n_layer))
 
 
-def _recurrent_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...]:
-    """Return which layers are recurrent: those whose block has a state-space tensor and no cache of its own."""
-    if keys.number("ssm.state_size") == 0:
-        return (False,) * n_layer
-    has_ssm = [False] * n_layer
+def _window(spec: ModelSpec, keys: _Keys) -> int:
+    """Return the tokens that a sliding layer sees; 0 where the file switches windows off."""
+    name = spec.architecture
+    in_file = keys.number("attention.sliding_window", _DEFAULT_N_SWA.get(name, -1))
+    if name in _FIXED_N_SWA:
+        fixed = _FIXED_N_SWA[name]
+        needs_key = name == "smallthinker"
+        return 0 if in_file == 0 or (needs_key and in_file < 0) else fixed
+    return max(0, in_file)
+
+
+def _recurrent_layers(spec: ModelSpec, n_layer: int) -> tuple[bool, ...]:
+    """Return which layers keep a state: those whose block has a state-space, convolution or time-mix tensor."""
+    recurrent = [False] * n_layer
     for tensor in spec.tensors:
         idx = layer_of(tensor.name)
-        if idx is not None and idx < n_layer and ".ssm_" in tensor.name:
-            has_ssm[idx] = True
-    return tuple(has_ssm)
+        if idx is not None and idx < n_layer and _STATE_NAME.search(tensor.name):
+            recurrent[idx] = True
+    return tuple(recurrent)
 
 
-def _recurrent_state(keys: _Keys) -> RecurrentState:
-    """Mamba and delta-net state per sequence (``llama_hparams::n_embd_r`` and ``n_embd_s``)."""
+def _recurrent_state(keys: _Keys, n_embd: int, n_head: int) -> RecurrentState:
+    """State per sequence of every kind (``llama_hparams::n_embd_r`` and ``n_embd_s``)."""
     d_conv, d_inner = keys.number("ssm.conv_kernel"), keys.number("ssm.inner_size")
+    if head := keys.number("wkv.head_size"):
+        return RecurrentState(n_conv=keys.number("token_shift_count", 2) * n_embd, n_state=n_embd * head)
+    if n_cache := keys.number("shortconv.l_cache"):
+        return RecurrentState(n_conv=n_embd * (n_cache - 1), n_state=0)
+    if head := keys.number("kda.head_dim"):
+        n_conv = 3 * (d_conv - 1 if d_conv else 3) * n_head * head
+        return RecurrentState(n_conv=n_conv, n_state=head * head * n_head)
     d_state, n_group = keys.number("ssm.state_size"), keys.number("ssm.group_count")
     n_conv = max(d_conv - 1, 0) * (d_inner + 2 * n_group * d_state)
     return RecurrentState(n_conv=n_conv, n_state=d_state * d_inner)
@@ -213,18 +356,22 @@ def _heads(keys: _Keys, n_layer: int, n_embd: int, sliding: tuple[bool, ...]) ->
 
 
 def _caches(
-    spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], n_swa: int
+    spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], *, n_swa: int, n_embd: int
 ) -> tuple[LayerCache, ...]:
     n_layer = len(heads)
-    recurrent = _recurrent_layers(spec, keys, n_layer)
+    recurrent = _recurrent_layers(spec, n_layer)
+    state = _recurrent_state(keys, n_embd, max((head.n_head for head in heads), default=0))
     n_shared = keys.number("attention.shared_kv_layers")
     # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
     latent = keys.number("attention.key_length_mla") > 0
     layers: list[LayerCache] = []
     for idx, head in enumerate(heads):
         n_embd_k, n_embd_v = head.head_k * head.n_head_kv, head.head_v * head.n_head_kv
-        if recurrent[idx]:
-            layers.append(_recurrent_state(keys))
+        full = FullAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v)
+        if recurrent[idx] and spec.architecture in _BOTH:
+            layers.append(AttentionAndState(attention=full, state=state))
+        elif recurrent[idx]:
+            layers.append(state)
         elif head.n_head_kv == 0 or (n_shared and idx >= n_layer - n_shared):
             layers.append(NoCache())
         elif latent:
@@ -232,7 +379,7 @@ def _caches(
         elif sliding[idx]:
             layers.append(SlidingAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v, n_swa=n_swa))
         else:
-            layers.append(FullAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v))
+            layers.append(full)
     return tuple(layers)
 
 
@@ -256,17 +403,15 @@ def read_architecture(spec: ModelSpec) -> Architecture:
     n_embd = keys.number("embedding_length", embedding[0])
     n_vocab = embedding[1] if len(embedding) > 1 else keys.number("vocab_size")
     n_expert, n_expert_used = keys.number("expert_count"), keys.number("expert_used_count")
-    n_swa = keys.number("attention.sliding_window", _DEFAULT_N_SWA.get(spec.architecture, 0))
+    n_swa = _window(spec, keys)
     sliding = _sliding_layers(spec, keys, n_layer) if n_swa else (False,) * n_layer
-    window_known = sliding is not None
-    sliding = sliding or (False,) * n_layer
     heads = _heads(keys, n_layer, n_embd, sliding)
     n_ff = keys.number("feed_forward_length")
     n_ff_expert = keys.number("expert_feed_forward_length", n_ff if n_expert else 0)
     n_ff_shared = keys.number("expert_shared_feed_forward_length", n_ff_expert * keys.number("expert_shared_count"))
     return Architecture(
         name=spec.architecture,
-        layers=_caches(spec, keys, heads, sliding, n_swa),
+        layers=_caches(spec, keys, heads, sliding, n_swa=n_swa, n_embd=n_embd),
         heads=heads,
         numbers=keys.numbers(),
         n_ctx_train=keys.number("context_length"),
@@ -278,5 +423,5 @@ def read_architecture(spec: ModelSpec) -> Architecture:
         n_expert=n_expert,
         n_expert_used=n_expert_used,
         n_position=_N_SECTIONS if _is_sectioned(spec, keys) else 1,
-        known=window_known and n_layer > 0 and n_embd > 0 and n_vocab > 0,
+        known=spec.architecture in COVERED and n_layer > 0 and n_embd > 0 and n_vocab > 0,
     )

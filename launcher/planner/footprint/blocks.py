@@ -123,6 +123,7 @@ class Blocks:
         self._inputs: dict[tuple[bool, int], _AttentionInput] = {}
         self._caches: dict[tuple[int, str], Tensor] = {}
         self.positions = new_input(I32, batch.n_tokens * batch.n_position)
+        self.query_scale = new_input(F32, 1, 1, batch.n_tokens)
         self.out_ids = new_input(I32, batch.n_outputs)
         self.state_ids = new_input(I32, batch.n_seq)
         self.rotates_k = self.rotates_v = True
@@ -539,7 +540,7 @@ def _rows(x: Tensor, axis: int) -> Shape:
 
 def _rotation(element: Element, head: int, *, grows: bool) -> Tensor | None:
     """A Hadamard matrix that spreads outliers before a cache is quantized (``llama_kv_cache``: ``n_rot_k``)."""
-    if element.block == 1 or head % 64:
+    if element.block == 1 or head == 0 or head % 64:
         return None
     n_rot = 64
     while grows and head % (2 * n_rot) == 0:

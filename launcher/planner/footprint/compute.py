@@ -12,12 +12,20 @@ from typing import Final
 
 from msgspec import Struct
 
-from launcher.planner.architecture import Architecture, RecurrentState, SlidingAttention
+from launcher.planner.architecture import (
+    Architecture,
+    AttentionAndState,
+    LayerCache,
+    RecurrentState,
+    SlidingAttention,
+)
 from launcher.planner.footprint.blocks import Batch, Heads, Layer, Weight
 from launcher.planner.footprint.families import Model, build_graph
 from launcher.planner.footprint.scheduler import measure
 
 _REPEATS: Final = 2
+_UNKNOWN_FACTOR: Final = 2
+"""Assumed: an unknown architecture's graph holds at most twice what its tensors suggest."""
 _CACHE_SIZE: Final = 4096
 
 
@@ -47,6 +55,12 @@ class Caches(Struct, frozen=True):
     n_cells_sliding: int
 
 
+def _state(cache: LayerCache) -> tuple[int, int]:
+    """Elements of a layer's two recurrent states, zero without."""
+    state = cache.state if isinstance(cache, AttentionAndState) else cache
+    return (state.n_conv, state.n_state) if isinstance(state, RecurrentState) else (0, 0)
+
+
 def _layers(
     architecture: Architecture, shapes: Shapes, places: Places, caches: Caches, *, every_layer: bool
 ) -> tuple[Layer, ...]:
@@ -70,7 +84,7 @@ def _layers(
                 home=home,
                 experts_home=experts_home,
                 heads=Heads(heads.n_head, heads.n_head_kv, heads.head_k, heads.head_v, n_cells, slides),
-                recurrent=(cache.n_conv, cache.n_state) if isinstance(cache, RecurrentState) else (0, 0),
+                recurrent=_state(cache),
                 n_expert_used=max(1, architecture.n_expert_used),
                 last=idx == last,
                 number=idx,
@@ -104,4 +118,7 @@ def compute_bytes(
         cpu=places.n_devices,
         batch=batch,
     )
-    return measure(build_graph(model), places.n_devices, op_offload=op_offload, pipeline=pipeline)
+    measured = measure(build_graph(model), places.n_devices, op_offload=op_offload, pipeline=pipeline)
+    if architecture.known:
+        return measured
+    return tuple(n_bytes * _UNKNOWN_FACTOR for n_bytes in measured)

@@ -8,7 +8,7 @@ bytes of weights or how memory is allocated.
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from launcher.planner.footprint.blocks import SOFTMAX, SOFTMAX_WEIGHT, Batch, Blocks, Layer, Routing, Weight
+from launcher.planner.footprint.blocks import SIGMOID, SOFTMAX, SOFTMAX_WEIGHT, Batch, Blocks, Layer, Routing, Weight
 from launcher.planner.footprint.graph import (
     Graph,
     Tensor,
@@ -62,16 +62,21 @@ class Style(NamedTuple):
     scales_logits: bool = False
     scales_residual: bool = False
     squared: bool = False
-    ropes: bool = True
-    norms_after_rope: bool = False
+    ropes_full: bool = True
+    """Layers that see everything rotate too, not only sliding ones."""
+    rests_every: int = 0
+    """Each such block scales its queries instead of rotating them; the others norm after the rotation (llama4)."""
     routing: Routing | None = None
 
 
 _PLAIN: Final = Style()
 STYLES: Final[Mapping[str, Style]] = {
+    "cohere2": Style(layer_norm=True, parallel=True, scales_logits=True, ropes_full=False),
+    "command-r": Style(layer_norm=True, parallel=True, scales_logits=True),
     "gemma": Style(scales_embedding=True, scales_q=True),
     "gemma2": Style(scales_embedding=True, scales_q=True, caps_scores=True, caps_logits=True),
     "gemma3": Style(scales_rows=True, scales_q=True),
+    "llama4": Style(rests_every=4, routing=Routing(SIGMOID, normalizes=False, weighs_first=True)),
     "gpt-oss": Style(picks_at_end=True, routing=Routing(SOFTMAX_WEIGHT, normalizes=False)),
 }
 
@@ -98,12 +103,16 @@ def _routing(model: Model, style: Style) -> Routing:
 def _project_heads(b: Blocks, x: Tensor, layer: Layer, style: Style) -> tuple[Tensor, Tensor, Tensor]:
     """Q, K and V with their norms and their rotation."""
     q, k, v = b.qkv(x, layer)
-    if style.norms_after_rope:
-        return _norm_heads(b, rope(q, b.positions), layer, "q"), _norm_heads(b, rope(k, b.positions), layer, "k"), v
+    if style.rests_every:
+        if (layer.number + 1) % style.rests_every == 0:
+            return in_place(q, b.query_scale), k, v
+        q, k = rope(q, b.positions), rope(k, b.positions)
+        return in_place(q), in_place(k), v
+    ropes = style.ropes_full or layer.heads.slides
     q = _norm_heads(b, q, layer, "q")
-    q = rope(q, b.positions) if style.ropes else q
+    q = rope(q, b.positions) if ropes else q
     k = _norm_heads(b, k, layer, "k")
-    k = rope(k, b.positions) if style.ropes else k
+    k = rope(k, b.positions) if ropes else k
     return (in_place(q) if style.scales_q else q), k, v
 
 
@@ -165,7 +174,7 @@ def _has_window(model: Model) -> bool:
 
 def _begin(model: Model, style: Style) -> tuple[Blocks, Tensor]:
     b = Blocks(model.batch, model.table, model.n_embd, model.cpu, model.output_home)
-    x = b.embed(scale_rows=style.scales_rows)
+    x = b.embed(scale_rows=style.scales_rows, n_extra=int(model.numbers.get("n_deepstack_layers", 0)))
     return b, in_place(x) if style.scales_embedding else x
 
 

@@ -17,6 +17,7 @@ from msgspec import Struct
 from launcher.domain import CacheType, Footprint, HostUse, MemoryUse, ModelSpec, TensorInfo
 from launcher.planner.architecture import (
     Architecture,
+    AttentionAndState,
     FullAttention,
     LayerCache,
     NoCache,
@@ -127,6 +128,9 @@ def layer_cache_bytes(layer: LayerCache, cells: Cells, type_k: CacheType, type_v
             return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.sliding(layer.n_swa))
         case RecurrentState():
             return layer.n_elements * _F32_BYTES * cells.n_seq
+        case AttentionAndState():
+            state_bytes = layer.state.n_elements * _F32_BYTES * cells.n_seq
+            return state_bytes + layer_cache_bytes(layer.attention, cells, type_k, type_v)
         case NoCache():
             return 0
 

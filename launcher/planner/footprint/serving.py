@@ -1,0 +1,42 @@
+"""Host memory beside the engine's own account: what llama-server's serving options may fill by default.
+
+Prompt cache and checkpoints grow while serving, up to the limits here (``common/common.h``, build 11434:
+``cache_ram_mib``, ``n_ctx_checkpoints``). It must not know a machine: a plan sets its own, smaller limits.
+"""
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from launcher.domain import Footprint
+from launcher.planner.architecture import Architecture, RecurrentState, SlidingAttention
+from launcher.planner.footprint.llama_cpp import LlamaCppConfig, ModelWeights, count_cells, layer_cache_bytes
+from launcher.units import GIB
+
+DEFAULT_CACHE_RAM_BYTES: Final = 8 * GIB
+DEFAULT_CHECKPOINTS: Final = 32
+"""Of each slot."""
+
+
+def add_serving_defaults(
+    footprint: Footprint, architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig
+) -> Footprint:
+    """Fill in the last three host figures: prompt cache, checkpoints of all slots, and mapped pages of the file.
+
+    A checkpoint holds what sliding and recurrent layers keep. The pages of weights that went to devices stay in the
+    page cache until something else wants the memory.
+    """
+    cells = count_cells(config)
+    checkpoint_bytes = sum(
+        layer_cache_bytes(layer, cells, config.cache_type_k, config.cache_type_v)
+        for layer in architecture.layers
+        if isinstance(layer, SlidingAttention | RecurrentState)
+    )
+    on_devices = sum(use.weights_bytes for use in footprint.devices)
+    host = replace(
+        footprint.host,
+        prompt_cache_bytes=DEFAULT_CACHE_RAM_BYTES,
+        checkpoints_bytes=DEFAULT_CHECKPOINTS * checkpoint_bytes,
+        resident_mmap_bytes=min(on_devices, weights.total_bytes),
+    )
+    return replace(footprint, host=host)
