@@ -17,16 +17,18 @@ from launcher.domain import (
     Artifact,
     Calibration,
     Engine,
+    EngineDevice,
     EngineInstall,
     Host,
     Inventory,
     Plan,
+    Provenance,
     Request,
     Settings,
     Tuning,
 )
 from launcher.errors import EngineFailedError, EngineMissingError
-from launcher.inventory import probe_inventory
+from launcher.inventory import load_inventory, probe_inventory
 from launcher.planner.calibration import machine_id
 from launcher.planner.fit import decide
 from launcher.profiles import load_profile
@@ -154,6 +156,30 @@ def test_an_engine_that_hangs_is_given_up(state_dir: Path, request_for: Request)
     outcome = _run(request_for, _machine(_fake("good", _RATES), hanging), lines.append)
     assert {tuning.build for tuning in outcome.tunings} == {"good"}
     assert sum("given up" in line for line in lines) == 1
+
+
+def test_on_a_gpu_threads_are_left_out_and_its_own_efficiency_is_learned(
+    state_dir: Path, request_for: Request, tmp_path: Path
+) -> None:
+    """With every layer on the device, one thread count is tried, and what is learned is the device's."""
+    del state_dir
+    journal = tmp_path / "starts"
+    seen = EngineDevice(name="CUDA0", description="NVIDIA GeForce RTX 4090", device="gpu0")
+    said = ("--say", "load_tensors: offloaded 19/19 layers to GPU")
+    engine = replace(_fake("gpu", _RATES, "--journal", str(journal), *said), devices=(seen,))
+    gpu = replace(load_inventory("rtx4090").devices[0], name="gpu0")
+    machine = replace(_machine(engine), devices=(gpu,))
+    outcome = _run(request_for, machine, lambda _: None)
+    assert set(journal.read_text().split()) == {"3"}
+    assert outcome.tunings[0].n_gpu_layers == 19
+    rates = outcome.calibration.rates_of("gpu0")
+    assert rates is not None
+    assert rates.bandwidth_bytes_per_s == gpu.bandwidth_bytes_per_s
+    assert outcome.calibration.rates_of("host") is None
+    plan = decide(request_for, machine, calibration=outcome.calibration)
+    assert isinstance(plan, Plan)
+    assert plan.speed is not None
+    assert plan.speed.basis is Provenance.MEASURED
 
 
 def test_what_the_user_fixed_is_not_varied(state_dir: Path, request_for: Request, tmp_path: Path) -> None:
