@@ -126,6 +126,8 @@ class Blocks:
         self.query_scale = new_input(F32, 1, 1, batch.n_tokens)
         self.out_ids = new_input(I32, batch.n_outputs)
         self.state_ids = new_input(I32, batch.n_seq)
+        self.own_state_ids = view(self.state_ids, shape(batch.n_seq), self.state_ids.nb)
+        self._other_state_ids = view(self.state_ids, shape(batch.n_seq - 1), self.state_ids.nb)
         self.rotates_k = self.rotates_v = True
 
     # --- Weights ------------------------------------------------------------------------------------------------
@@ -160,7 +162,7 @@ class Blocks:
 
     # --- Beginning and end --------------------------------------------------------------------------------------
 
-    def embed(self, *, scale_rows: bool = False, mixed: bool = True, n_extra: int = 0) -> Tensor:
+    def embed(self, *, scaled: bool = False, scale_rows: bool = False, mixed: bool = True, n_extra: int = 0) -> Tensor:
         """``build_inp_embd``: token embeddings, and the branches for embedding and mixed batches."""
         n_tokens = self.batch.n_tokens
         n_embd = self.n_embd * (1 + n_extra)
@@ -178,6 +180,8 @@ class Blocks:
             self.graph.expand(store(rows(ids), like(new_input(F32, n_embd, n_tokens)), slots))
         if n_extra:
             x = view(x, shape(self.n_embd, n_tokens), x.nb)
+        if scaled:
+            x = in_place(x)
         if scale_rows:
             x = in_place(cont(x) if n_extra else x, new_input(F32, 1, n_tokens))
         self.graph.expand(x)
@@ -514,8 +518,7 @@ class Blocks:
         """``build_rs`` with a getter that reads the cache itself (``ssm_scan``)."""
         rows = reshape(cache, cache.ne[0], self.batch.n_seq)
         self._clear_state(rows)
-        others = view(self.state_ids, shape(self.batch.n_seq - 1), (4, 4, 4, 4))
-        gathered = get_rows(rows, others)
+        gathered = get_rows(rows, self._other_state_ids)
         self.graph.expand(scanned)
         self._keep_others(cache, gathered)
 

@@ -174,7 +174,9 @@ def _has_window(model: Model) -> bool:
 
 def _begin(model: Model, style: Style) -> tuple[Blocks, Tensor]:
     b = Blocks(model.batch, model.table, model.n_embd, model.cpu, model.output_home)
-    x = b.embed(scale_rows=style.scales_rows, n_extra=int(model.numbers.get("n_deepstack_layers", 0)))
+    n_extra = int(model.numbers.get("n_deepstack_layers", 0))
+    scaled = model.numbers.get("embedding_scale", 0.0) != 0.0
+    x = b.embed(scaled=scaled and not n_extra, scale_rows=style.scales_rows, n_extra=n_extra)
     return b, in_place(x) if style.scales_embedding else x
 
 
@@ -298,8 +300,7 @@ def _scan(b: Blocks, layer: Layer, operands: tuple[Tensor, ...], d_inner: int, m
     cache = b.states(layer, "s", layer.recurrent[1])
     states = reshape(reshape(cache, cache.ne[0], batch.n_seq), *cache.ne)
     n_out = d_inner * batch.n_tokens
-    ids = view(b.state_ids, shape(batch.n_seq), b.state_ids.nb)
-    scanned = fresh(shape(n_out + cache.ne[0] * batch.n_seq), states, *operands, ids)
+    scanned = fresh(shape(n_out + cache.ne[0] * batch.n_seq), states, *operands, b.own_state_ids)
     b.scan_states(cache, scanned)
     b.save_states(view(scanned, shape(cache.ne[0] * batch.n_seq), scanned.nb), cache)
     return scanned
@@ -445,8 +446,85 @@ def delta_hybrid(model: Model) -> Graph:
     return _end(b, x, model, style)
 
 
+# --- Hybrids ----------------------------------------------------------------------------------------------------
+
+
+def _short_conv(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
+    """``build_shortconv_block`` of lfm2: a gated convolution over a few tokens."""
+    batch = model.batch
+    n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
+    d_conv = max(1, int(model.numbers.get("shortconv.l_cache", 2)) - 1)
+    bcx = b.project(layer, "shortconv.in_proj", reshape(x, x.ne[0], n_per_seq, n_seq))
+    third = shape(bcx.ne[0] // 3, n_per_seq, n_seq)
+    gate, out_gate, value = (view(bcx, third, bcx.nb) for _ in range(3))
+    gated = transpose(fresh(third, gate, value))
+    cache = b.states(layer, "r", layer.recurrent[0])
+    conv = reshape(b.load_states(cache), d_conv, model.n_embd, n_seq)
+    joined = concat(conv, gated, 0)
+    b.save_states(view(joined, shape(d_conv, model.n_embd, n_seq), joined.nb), cache)
+    mixed = fresh(third, joined, b.need(layer, "shortconv.conv.weight"))
+    out = b.project(layer, "shortconv.out_proj", in_place(out_gate, mixed))
+    return reshape(out, out.ne[0], batch.n_tokens)
+
+
+def _hybrid_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
+    q, k, v = b.qkv(x, layer)
+    rotates = model.name in {"falcon-h1", "lfm2", "lfm2moe"} or model.numbers.get("rope.scaling.finetuned", 0) > 0
+    q, k = _norm_heads(b, q, layer, "q"), _norm_heads(b, k, layer, "k")
+    if rotates:
+        q, k = rope(q, b.positions), rope(k, b.positions)
+    return b.attend(layer, q, k, v)
+
+
+def _hybrid_mixer(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
+    """Whatever stands where a transformer has attention."""
+    if layer.recurrent != (0, 0):
+        if "shortconv.in_proj.weight" in layer.weights:
+            return _short_conv(b, x, layer, model)
+        return (_mamba if "ssm_x.weight" in layer.weights else _mamba2)(b, x, layer, model)
+    if layer.heads.n_head_kv and "attn_output.weight" in layer.weights:
+        return _hybrid_attention(b, x, layer, model)
+    return _feed_forward(b, x, layer, model, style)
+
+
+def hybrid(model: Model) -> Graph:
+    """State-space or convolution blocks among attention blocks, each with its feed-forward part where it has one."""
+    single = model.name.startswith("nemotron")
+    style = Style(picks_at_end=single, picks_after_norm=single, squared=single, routing=_hybrid_routing(model))
+    residual_first = model.name in {"jamba", "lfm2", "lfm2moe"}
+    b, x = _begin(model, style)
+    for layer in model.layers:
+        residual = x
+        if model.name == "falcon-h1":
+            attended = _hybrid_attention(b, b.norm(x, layer, "attn_norm"), layer, model)
+            scanned = _mamba2(b, b.norm(x, layer, "attn_norm"), layer, model)
+            x = in_place(in_place(attended, scanned), residual)
+            x = b.pick_outputs(x) if layer.last else x
+        else:
+            cur = _hybrid_mixer(b, b.norm(x, layer, "attn_norm"), layer, model, style)
+            if layer.last and not single:
+                cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
+            x = in_place(residual, cur) if residual_first else in_place(cur, residual)
+        if "ffn_norm.weight" in layer.weights:
+            cur = _feed_forward(b, b.norm(x, layer, "ffn_norm"), layer, model, style)
+            x = in_place(x, cur) if residual_first else in_place(cur, x)
+    return _end(b, x, model, style)
+
+
+def _hybrid_routing(model: Model) -> Routing:
+    routing = _routing(model, _PLAIN)
+    return routing._replace(normalizes=False) if model.name == "jamba" else routing
+
+
 FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     "deepseek2": latent_transformer,
+    "falcon-h1": hybrid,
+    "granitehybrid": hybrid,
+    "jamba": hybrid,
+    "lfm2": hybrid,
+    "lfm2moe": hybrid,
+    "nemotron_h": hybrid,
+    "nemotron_h_moe": hybrid,
     "mamba": state_space,
     "mamba2": state_space,
     "qwen35": delta_hybrid,
