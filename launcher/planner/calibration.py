@@ -27,11 +27,16 @@ def build_of(install: EngineInstall) -> str:
 
 
 def prefer_fastest(installs: Sequence[EngineInstall], calibration: Calibration | None) -> list[EngineInstall]:
-    """Order engines by what was measured of them on one model, the most recently measured; the others stay behind."""
+    """Order engines by what was measured of them on one model, the most recently measured; the others stay behind.
+
+    Where the fastest of then is not among them (it was replaced by another build, say), nothing is known of the rank.
+    """
     if calibration is None or not calibration.tunings:
         return list(installs)
     newest = max(calibration.tunings, key=lambda tuning: tuning.measured_at)
     times = {t.build: t.request_s for t in calibration.tunings if _same_work(t, newest)}
+    if min(times, key=lambda build: times[build]) not in {build_of(install) for install in installs}:
+        return list(installs)
     return sorted(installs, key=lambda install: times.get(build_of(install), float("inf")))
 
 

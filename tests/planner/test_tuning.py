@@ -132,6 +132,13 @@ def test_engines_are_compared_on_the_same_work_only() -> None:
     assert prefer_fastest((_SLOW, _FAST), None) == [_SLOW, _FAST]
 
 
+def test_an_upgraded_engine_does_not_fall_behind_a_slower_one() -> None:
+    """When the fastest build was replaced, the measured rank is void: the usual order holds."""
+    upgraded = replace(_FAST, build="newer")
+    assert prefer_fastest((upgraded, _SLOW), _CALIBRATION) == [upgraded, _SLOW]
+    assert prefer_fastest((_SLOW, _FAST), _CALIBRATION) == [_FAST, _SLOW]
+
+
 def test_a_machine_is_recognised_by_what_it_is_not_by_what_is_free() -> None:
     """Free memory and engines may change; the processor and its share may not."""
     busier = replace(_MACHINE, host=replace(_MACHINE.host, available_bytes=GIB), engines=())
