@@ -196,6 +196,7 @@ class Heads(Struct, frozen=True, kw_only=True):
 class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     """The dimensions that memory and speed depend on. ``layers`` and ``heads`` have one entry per block, in order.
 
+    ``sliding`` tells which blocks slide, the last ``n_layer_shared`` read the cache of a block before them.
     ``numbers`` are the architecture's own scalar keys, without their prefix; ``n_position`` counts the positions that
     a token has (4 with multi-section rotation).
 
@@ -207,6 +208,8 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     name: str
     layers: tuple[LayerCache, ...]
     heads: tuple[Heads, ...]
+    sliding: tuple[bool, ...]
+    n_layer_shared: int
     numbers: tuple[tuple[str, float], ...]
     n_ctx_train: int
     n_embd: int
@@ -413,6 +416,8 @@ def read_architecture(spec: ModelSpec) -> Architecture:
         name=spec.architecture,
         layers=_caches(spec, keys, heads, sliding, n_swa=n_swa, n_embd=n_embd),
         heads=heads,
+        sliding=sliding,
+        n_layer_shared=min(n_layer, keys.number("attention.shared_kv_layers")),
         numbers=keys.numbers(),
         n_ctx_train=keys.number("context_length"),
         n_embd=n_embd,

@@ -68,6 +68,9 @@ class Layer(NamedTuple):
     n_expert_used: int
     last: bool
     number: int
+    owner: int
+    """The layer whose cache this one reads: itself, or one before it."""
+    owner_home: int
 
 
 class Batch(NamedTuple):
@@ -80,6 +83,8 @@ class Batch(NamedTuple):
     flash_attn: bool
     element_k: Element
     element_v: Element
+    n_embd_v_padded: int = 0
+    """Without flash attention all V caches have rows of the longest."""
     n_position: int = 1
     """Positions per token: 4 with multi-section rotation."""
 
@@ -252,10 +257,10 @@ class Blocks:
                 hidden = in_place(hidden)
         return self.project(layer, f"ffn_down{suffix}", hidden)
 
-    def moe(self, x: Tensor, layer: Layer, routing: Routing) -> Tensor:
+    def moe(self, x: Tensor, layer: Layer, routing: Routing, *, scores_from: Tensor | None = None) -> Tensor:
         """``build_moe_ffn``: route, compute the used experts side by side, then add them up."""
         n_embd, n_tokens, n_used = x.ne[0], x.ne[1], layer.n_expert_used
-        chosen, weights = self._route(x, layer, routing)
+        chosen, weights = self._route(x if scores_from is None else scores_from, layer, routing)
         x = reshape(x, n_embd, 1, n_tokens)
         if routing.weighs_first:
             x = in_place(fresh(shape(n_embd, n_used, n_tokens), x), weights)
@@ -355,7 +360,7 @@ class Blocks:
         if found is None:
             batch = self.batch
             n_per_stream = batch.n_tokens // batch.n_stream
-            n_v = 1 if batch.flash_attn else heads.head_v * heads.n_head_kv
+            n_v = 1 if batch.flash_attn else max(heads.head_v * heads.n_head_kv, batch.n_embd_v_padded)
             found = self._inputs[key] = _AttentionInput(
                 new_input(I64, batch.n_tokens),
                 new_input(I64, batch.n_tokens * n_v),
@@ -370,7 +375,7 @@ class Blocks:
         found = self._caches.get(key)
         if found is None:
             ne = shape(n_embd, layer.heads.n_cells, self.batch.n_stream)
-            found = self._caches[key] = new_external(element, ne, layer.home)
+            found = self._caches[key] = new_external(element, ne, layer.owner_home)
         return found
 
     def attend(
@@ -396,7 +401,7 @@ class Blocks:
         for tensor in (q, k, v) if iswa else (q, v, k):
             self.graph.expand(tensor)
         owner = layer.number if owner is None else owner
-        n_k, n_v = heads.head_k * heads.n_head_kv, heads.head_v * heads.n_head_kv
+        n_k, n_v = heads.head_k * heads.n_head_kv, max(heads.head_v * heads.n_head_kv, batch.n_embd_v_padded)
         cache_k = self._cache(layer, owner, "k", batch.element_k, n_k)
         cache_v = self._cache(layer, owner, "v", batch.element_v, n_v)
         if k is not None:
@@ -438,6 +443,9 @@ class Blocks:
             flat = reshape(value, n_row, value.ne[2])
         else:
             flat = fresh(shape(n_row, value.ne[2]), value)
+        if n_row < cache.ne[0]:
+            n_row = cache.ne[0]
+            flat = fresh(shape(n_row, value.ne[2]), flat)
         column = reshape(cache, 1, cache.ne[0] * cache.ne[1] * cache.ne[2])
         return store(reshape(flat, 1, n_row * value.ne[2]), column, ids)
 

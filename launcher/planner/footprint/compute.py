@@ -17,7 +17,6 @@ from launcher.planner.architecture import (
     AttentionAndState,
     LayerCache,
     RecurrentState,
-    SlidingAttention,
 )
 from launcher.planner.footprint.blocks import Batch, Heads, Layer, Weight
 from launcher.planner.footprint.families import Model, build_graph
@@ -55,6 +54,14 @@ class Caches(Struct, frozen=True):
     n_cells_sliding: int
 
 
+def _owner(architecture: Architecture, idx: int) -> int:
+    """Return the layer whose cache block ``idx`` reads (``layer_reuse_cb`` in ``llama_model::create_memory``)."""
+    n_own = architecture.n_layer - architecture.n_layer_shared
+    if idx < n_own:
+        return idx
+    return max(0, n_own - (2 if architecture.sliding[idx] else 1))
+
+
 def _state(cache: LayerCache) -> tuple[int, int]:
     """Elements of a layer's two recurrent states, zero without."""
     state = cache.state if isinstance(cache, AttentionAndState) else cache
@@ -76,7 +83,8 @@ def _layers(
         seen[around] += 1
         if not every_layer and seen[around] > _REPEATS and idx != last:
             continue
-        slides = isinstance(cache, SlidingAttention)
+        slides = architecture.sliding[idx]
+        owner = _owner(architecture, idx)
         n_cells = caches.n_cells_sliding if slides else caches.n_cells
         kept.append(
             Layer(
@@ -88,6 +96,8 @@ def _layers(
                 n_expert_used=max(1, architecture.n_expert_used),
                 last=idx == last,
                 number=idx,
+                owner=owner,
+                owner_home=places.blocks[owner],
             )
         )
     return tuple(kept)

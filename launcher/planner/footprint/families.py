@@ -10,14 +10,17 @@ from typing import Final, NamedTuple
 
 from launcher.planner.footprint.blocks import SIGMOID, SOFTMAX, SOFTMAX_WEIGHT, Batch, Blocks, Layer, Routing, Weight
 from launcher.planner.footprint.graph import (
+    I32,
     Graph,
     Tensor,
     concat,
     cont,
     fresh,
+    get_rows,
     in_place,
     like,
     mul_mat,
+    new_input,
     permute,
     reshape,
     rope,
@@ -516,9 +519,72 @@ def _hybrid_routing(model: Model) -> Routing:
     return routing._replace(normalizes=False) if model.name == "jamba" else routing
 
 
+# --- Per-layer embeddings ---------------------------------------------------------------------------------------
+
+
+def _per_layer_inputs(b: Blocks, x: Tensor, model: Model) -> Tensor | None:
+    """``build_inp_per_layer`` and ``project_per_layer_inputs`` of gemma4: a small embedding for every block."""
+    table = b.global_weight("per_layer_token_embd.weight", model.cpu)
+    if table is None:
+        return None
+    n_tokens, n_layer = model.batch.n_tokens, max(1, int(model.numbers.get("block_count", 1)))
+    n_small = table.ne[0] // n_layer
+    rows = in_place(reshape(get_rows(table, new_input(I32, n_tokens)), n_small, n_layer, n_tokens))
+    b.graph.expand(rows)
+    home = model.layers[0].home
+    projection = b.global_weight("per_layer_model_proj.weight", home)
+    if projection is None:
+        return rows
+    projected = reshape(in_place(mul_mat(projection, x)), n_small, n_layer, n_tokens)
+    projected = b.norm_by(projected, b.global_weight("per_layer_proj_norm.weight", home), None)
+    return cont(permute(in_place(in_place(projected, rows)), 0, 2, 1, 3))
+
+
+def _gemma4_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
+    heads, n_tokens = layer.heads, model.batch.n_tokens
+    q = _norm_heads(b, reshape(b.project(layer, "attn_q", x), heads.head_k, heads.n_head, n_tokens), layer, "q")
+    q = rope(q, b.positions)
+    if layer.owner != layer.number:
+        return b.attend(layer, q, None, None, owner=layer.owner, iswa=True)
+    flat_k = b.project(layer, "attn_k", x)
+    flat_v = b.project(layer, "attn_v", x) if "attn_v.weight" in layer.weights else flat_k
+    k = reshape(flat_k, heads.head_k, heads.n_head_kv, n_tokens)
+    v = in_place(reshape(flat_v, heads.head_v, heads.n_head_kv, n_tokens))
+    k = rope(_norm_heads(b, k, layer, "k"), b.positions)
+    return b.attend(layer, q, k, v, iswa=True)
+
+
+def _gemma4_feed_forward(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
+    out = b.ffn(b.norm(x, layer, "ffn_norm"), layer)
+    if "ffn_gate_inp.weight" not in layer.weights:
+        return out
+    out = b.norm(out, layer, "post_ffw_norm_1")
+    routed = b.moe(b.norm(x, layer, "pre_ffw_norm_2"), layer, _routing(model, _PLAIN), scores_from=in_place(x))
+    return in_place(out, b.norm(routed, layer, "post_ffw_norm_2"))
+
+
+def gemma4(model: Model) -> Graph:
+    """Sliding blocks among full ones with other heads, late blocks that reuse caches, per-layer embeddings."""
+    style = Style(scales_rows=True, picks_at_end=True, picks_after_norm=True)
+    b, x = _begin(model, style)
+    small = _per_layer_inputs(b, x, model)
+    for layer in model.layers:
+        cur = _gemma4_attention(b, b.norm(x, layer, "attn_norm"), layer, model)
+        residual = in_place(b.norm(cur, layer, "post_attention_norm"), x)
+        x = in_place(b.norm(_gemma4_feed_forward(b, residual, layer, model), layer, "post_ffw_norm"), residual)
+        if small is not None:
+            gate = in_place(b.project(layer, "inp_gate", x))
+            gate = in_place(gate, view(small, shape(small.ne[0], small.ne[1]), small.nb))
+            x = in_place(x, b.norm(b.project(layer, "proj", gate), layer, "post_norm"))
+        scale = b.weight(layer, "layer_output_scale.weight")
+        x = x if scale is None else in_place(x, scale)
+    return _end(b, x, model, style)
+
+
 FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     "deepseek2": latent_transformer,
     "falcon-h1": hybrid,
+    "gemma4": gemma4,
     "granitehybrid": hybrid,
     "jamba": hybrid,
     "lfm2": hybrid,

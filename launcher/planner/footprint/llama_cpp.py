@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from launcher.domain import CacheType, Footprint, HostUse, MemoryUse, ModelSpec, TensorInfo
 from launcher.planner.architecture import (
@@ -38,6 +39,12 @@ DEFAULT_N_BATCH: Final = 2048
 DEFAULT_N_UBATCH: Final = 512
 _F32_BYTES: Final = 4
 
+
+_OUTPUT_NAMES: Final = ("output", "altup_")
+_ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
+"""Their output layer is created before the input layer, which then cannot be shared."""
+_BESIDE_FIRST_BLOCK: Final = frozenset({"per_layer_model_proj.weight", "per_layer_proj_norm.weight"})
+"""Tensors of no block that the engine keeps where the first block is."""
 
 X86_REPACKED: Final = frozenset({TensorType.Q4_0, TensorType.Q4_K, TensorType.IQ4_NL, TensorType.Q2_K})
 """What a build for AVX-512 without AMX repacks (``ggml/src/ggml-cpu/repack.cpp``): the recorded breakdowns' build."""
@@ -90,6 +97,7 @@ class Cells(Struct, frozen=True, kw_only=True):
     n_ubatch: int
     window_factor: int
     swa_full: bool
+    n_embd_v_padded: int = 0
 
     def sliding(self, n_swa: int) -> int:
         """Return the cells of a sliding layer (``llama_kv_cache_iswa``)."""
@@ -119,7 +127,9 @@ def layer_cache_bytes(layer: LayerCache, cells: Cells, type_k: CacheType, type_v
     def attention_bytes(n_embd_k: int, n_embd_v: int, n_cells: int) -> int:
         n_rows = n_cells * cells.n_stream
         k_bytes = tensor_bytes(type_k.tensor_type, (n_embd_k, n_rows))
-        return k_bytes + tensor_bytes(type_v.tensor_type, (n_embd_v, n_rows))
+        # without flash attention all V caches have rows of the longest (TAG_V_CACHE_VARIABLE)
+        n_v = max(n_embd_v, cells.n_embd_v_padded) if n_embd_v else 0
+        return k_bytes + tensor_bytes(type_v.tensor_type, (n_v, n_rows))
 
     match layer:
         case FullAttention():
@@ -190,6 +200,7 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
     output_bytes: int
     largest_output_bytes: int
     tied_output_type: TensorType | None
+    always_twice: bool = False
     shapes: Shapes = Shapes()
     """Every tensor's dimensions, without bytes."""
     sizes: Shapes = Shapes()
@@ -234,7 +245,9 @@ def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
             continue
         table.append((name, _weight(tensor.shape, n_bytes)))
         plain.append((name, _weight(tensor.shape, 0)))
-        if idx is None and not name.startswith("output"):
+        if name in _BESIDE_FIRST_BLOCK and n_layer:
+            dense[0] += n_bytes
+        elif idx is None and not name.startswith(_OUTPUT_NAMES):
             input_bytes += n_bytes
             embedding = tensor if name == "token_embd.weight" else embedding
         else:
@@ -250,6 +263,7 @@ def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
         tied_output_type=embedding.type if embedding and not has_output else None,
+        always_twice=spec.architecture in _ALWAYS_TWICE,
         shapes=Shapes(tuple(map(tuple, shapes)), tuple(plain)),
         sizes=Shapes(tuple(map(tuple, sizes)), tuple(table)),
     )
@@ -282,7 +296,7 @@ def _add_weights(
     if weights.tied_output_type is None:
         return
     repacked = config.backend is not Backend.GPU and weights.tied_output_type in config.repacked
-    if placement.output is not None or repacked:
+    if placement.output is not None or repacked or weights.always_twice:
         output.weights_bytes += weights.largest_output_bytes
 
 
@@ -329,6 +343,7 @@ def _compute(
             flash_attn=config.flash_attn,
             element_k=_element(config.cache_type_k),
             element_v=_element(config.cache_type_v),
+            n_embd_v_padded=cells.n_embd_v_padded,
             n_position=architecture.n_position,
         ),
         op_offload=op_offload,
@@ -352,6 +367,9 @@ def estimate_footprint(
     weights on the host are copied to a device, and about ten times slower.
     """
     cells = count_cells(config)
+    if not config.flash_attn:
+        longest = max((head.head_v * head.n_head_kv for head in architecture.heads), default=0)
+        cells = replace(cells, n_embd_v_padded=longest)
     devices = [_Memory() for _ in config.shares]
     host = _Memory()
     shares = () if config.backend is Backend.CPU else config.shares
