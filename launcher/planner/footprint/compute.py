@@ -23,8 +23,15 @@ from launcher.planner.footprint.families import Model, build_graph
 from launcher.planner.footprint.scheduler import measure
 
 _REPEATS: Final = 2
-_UNKNOWN_FACTOR: Final = 2
-"""Assumed: an unknown architecture's graph holds at most twice what its tensors suggest."""
+_FIRST_LAYERS: Final = 3
+"""Always kept: vision models add embeddings to that many (deepstack)."""
+_UNKNOWN_PERCENT: Final = 125
+"""Assumed of architectures that were not compared with the engine: most are transformers like the others."""
+_EXOTIC: Final = frozenset(
+    ("arwkv7", "deepseek32", "deepseek4", "gemma3n", "kimi-linear", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7", "t5")
+)
+_EXOTIC_PERCENT: Final = 300
+"""Of those whose graph is known to hold more than their tensors tell: gemma3n and rwkv7 need up to 2.7 times it."""
 _CACHE_SIZE: Final = 4096
 
 
@@ -81,7 +88,7 @@ def _layers(
     for idx, (weights, home, experts_home, cache, heads) in enumerate(keys):
         around = tuple(kinds[max(0, idx - 1) : idx + 2])
         seen[around] += 1
-        if not every_layer and seen[around] > _REPEATS and idx != last:
+        if not every_layer and seen[around] > _REPEATS and idx != last and idx >= _FIRST_LAYERS:
             continue
         slides = architecture.sliding[idx]
         owner = _owner(architecture, idx)
@@ -131,4 +138,5 @@ def compute_bytes(
     measured = measure(build_graph(model), places.n_devices, op_offload=op_offload, pipeline=pipeline)
     if architecture.known:
         return measured
-    return tuple(n_bytes * _UNKNOWN_FACTOR for n_bytes in measured)
+    percent = _EXOTIC_PERCENT if architecture.name in _EXOTIC else _UNKNOWN_PERCENT
+    return tuple(n_bytes * percent // 100 for n_bytes in measured)

@@ -73,9 +73,16 @@ class Style(NamedTuple):
 
 
 _PLAIN: Final = Style()
+_RMS_WITH_BIAS: Final = frozenset({"phi3", "phimoe"})
+"""Elsewhere a bias on the norm means that it subtracts the mean."""
 STYLES: Final[Mapping[str, Style]] = {
     "cohere2": Style(layer_norm=True, parallel=True, scales_logits=True, ropes_full=False),
     "command-r": Style(layer_norm=True, parallel=True, scales_logits=True),
+    "dbrx": Style(layer_norm=True),
+    "mpt": Style(layer_norm=True, ropes_full=False),
+    "olmo": Style(layer_norm=True),
+    "bloom": Style(ropes_full=False),
+    "phimoe": Style(scales_q=True),
     "gemma": Style(scales_embedding=True, scales_q=True),
     "gemma2": Style(scales_embedding=True, scales_q=True, caps_scores=True, caps_logits=True),
     "gemma3": Style(scales_rows=True, scales_q=True),
@@ -194,9 +201,15 @@ def _end(b: Blocks, x: Tensor, model: Model, style: Style) -> Graph:
 def transformer(model: Model) -> Graph:
     """Attention, then feed-forward or experts, in every block."""
     style = STYLES.get(model.name, _PLAIN)
+    if model.name not in _RMS_WITH_BIAS and "attn_norm.bias" in model.layers[0].weights:
+        style = style._replace(layer_norm=True)
     b, x = _begin(model, style)
+    n_extra = int(model.numbers.get("n_deepstack_layers", 0))
+    embedded = x
     for layer in model.layers:
         x = _transformer_block(b, x, layer, model, style)
+        if layer.number < n_extra:
+            x = in_place(x, view(embedded, shape(model.n_embd, model.batch.n_tokens), embedded.nb))
     return _end(b, x, model, style)
 
 

@@ -40,6 +40,8 @@ DEFAULT_N_UBATCH: Final = 512
 _F32_BYTES: Final = 4
 
 
+_WITHOUT_FLASH_ATTENTION: Final = frozenset({"grok"})
+"""The engine switches it off for these (``llama_init_from_model``)."""
 _OUTPUT_NAMES: Final = ("output", "altup_")
 _ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
 """Their output layer is created before the input layer, which then cannot be shared."""
@@ -366,6 +368,8 @@ def estimate_footprint(
     options that the caller adds. ``every_layer`` simulates all blocks instead of representative ones: exact where
     weights on the host are copied to a device, and about ten times slower.
     """
+    if architecture.name in _WITHOUT_FLASH_ATTENTION:
+        config = replace(config, flash_attn=False)
     cells = count_cells(config)
     if not config.flash_attn:
         longest = max((head.head_v * head.n_head_kv for head in architecture.heads), default=0)
