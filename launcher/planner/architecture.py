@@ -55,12 +55,14 @@ _SECTIONED: Final = frozenset({"qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", 
 _N_SECTIONS: Final = 4
 
 COVERED: Final = frozenset(
-    [
+    (
         "afmoe",
         "arcee",
         "baichuan",
+        "bailingmoe",
         "bailingmoe2",
         "bloom",
+        "chatglm",
         "cohere2",
         "command-r",
         "dbrx",
@@ -69,9 +71,10 @@ COVERED: Final = frozenset(
         "dots1",
         "ernie4_5",
         "ernie4_5-moe",
+        "exaone",
+        "exaone-moe",
         "exaone4",
         "falcon",
-        "falcon-h1",
         "gemma",
         "gemma2",
         "gemma3",
@@ -90,6 +93,7 @@ COVERED: Final = frozenset(
         "internlm2",
         "jamba",
         "lfm2",
+        "lfm2moe",
         "llama",
         "llama4",
         "mamba",
@@ -102,6 +106,8 @@ COVERED: Final = frozenset(
         "mpt",
         "nemotron",
         "nemotron_h",
+        "nemotron_h_moe",
+        "olmo",
         "olmo2",
         "olmoe",
         "orion",
@@ -110,12 +116,14 @@ COVERED: Final = frozenset(
         "phimoe",
         "qwen2",
         "qwen2moe",
+        "qwen2vl",
         "qwen3",
         "qwen35",
         "qwen35moe",
         "qwen3moe",
         "qwen3next",
         "qwen3vl",
+        "qwen3vlmoe",
         "seed_oss",
         "smallthinker",
         "smollm3",
@@ -123,7 +131,7 @@ COVERED: Final = frozenset(
         "starcoder2",
         "step35",
         "xverse",
-    ]
+    )
 )
 """Architectures whose figures were compared with the engine's. Others are built from their tensors, and err high."""
 

@@ -107,6 +107,11 @@ def _routing(model: Model, style: Style) -> Routing:
     )
 
 
+def _size(model: Model, key: str) -> int:
+    """A dimension that the file must have; 1 where it has not."""
+    return max(1, int(model.numbers.get(key, 1)))
+
+
 # --- Transformers -----------------------------------------------------------------------------------------------
 
 
@@ -278,8 +283,8 @@ def _latent_routing(model: Model) -> Routing:
 def _mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     """``build_mamba_layer``."""
     numbers, batch = model.numbers, model.batch
-    d_conv, d_inner = int(numbers["ssm.conv_kernel"]), int(numbers["ssm.inner_size"])
-    d_state, dt_rank = int(numbers["ssm.state_size"]), int(numbers.get("ssm.time_step_rank", 0))
+    d_conv, d_inner = _size(model, "ssm.conv_kernel"), _size(model, "ssm.inner_size")
+    d_state, dt_rank = _size(model, "ssm.state_size"), int(numbers.get("ssm.time_step_rank", 0))
     n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
     conv_cache = b.states(layer, "r", layer.recurrent[0])
     conv = reshape(b.load_states(conv_cache), d_conv - 1, d_inner, n_seq)
@@ -325,8 +330,8 @@ def _scan(b: Blocks, layer: Layer, operands: tuple[Tensor, ...], d_inner: int, m
 def _mamba2(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     """``build_mamba2_layer``."""
     numbers, batch = model.numbers, model.batch
-    d_conv, d_inner = int(numbers["ssm.conv_kernel"]), int(numbers["ssm.inner_size"])
-    d_state, n_group = int(numbers["ssm.state_size"]), int(numbers.get("ssm.group_count", 1))
+    d_conv, d_inner = _size(model, "ssm.conv_kernel"), _size(model, "ssm.inner_size")
+    d_state, n_group = _size(model, "ssm.state_size"), int(numbers.get("ssm.group_count", 1))
     n_head = int(numbers.get("ssm.time_step_rank", 1)) or 1
     head, n_conv = d_inner // n_head, d_inner + 2 * n_group * d_state
     n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
@@ -375,9 +380,9 @@ def _delta_net(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     """``build_layer_attn_linear`` of qwen35 and qwen3next: a gated delta rule over a convolution."""
     numbers, batch = model.numbers, model.batch
     n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
-    d_inner, head_k = int(numbers["ssm.inner_size"]), int(numbers["ssm.state_size"])
+    d_inner, head_k = _size(model, "ssm.inner_size"), _size(model, "ssm.state_size")
     n_k, n_v = int(numbers.get("ssm.group_count", 1)), int(numbers.get("ssm.time_step_rank", 1)) or 1
-    head_v, d_conv = d_inner // n_v, int(numbers["ssm.conv_kernel"])
+    head_v, d_conv = d_inner // n_v, _size(model, "ssm.conv_kernel")
     n_channels = d_inner + 2 * n_k * head_k
     mixed, z = _delta_inputs(b, x, layer, n_channels, d_inner)
     mixed = reshape(mixed, n_channels, n_per_seq, n_seq)
