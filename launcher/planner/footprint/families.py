@@ -51,6 +51,8 @@ class Style(NamedTuple):
 
     layer_norm: bool = False
     """Norms subtract the mean: they need memory of their own."""
+    bare_norms: bool = False
+    """Norms have no weights."""
     scales_embedding: bool = False
     scales_rows: bool = False
     """Embeddings are scaled by a factor per row (``tok_scale``)."""
@@ -80,7 +82,10 @@ STYLES: Final[Mapping[str, Style]] = {
     "command-r": Style(layer_norm=True, parallel=True, scales_logits=True),
     "dbrx": Style(layer_norm=True),
     "mpt": Style(layer_norm=True, ropes_full=False),
-    "olmo": Style(layer_norm=True),
+    "falcon": Style(layer_norm=True, parallel=True),
+    "gptneox": Style(layer_norm=True, parallel=True),
+    "olmo": Style(layer_norm=True, bare_norms=True),
+    "phi2": Style(layer_norm=True, parallel=True, scales_q=True),
     "bloom": Style(ropes_full=False),
     "phimoe": Style(scales_q=True),
     "gemma": Style(scales_embedding=True, scales_q=True),
@@ -158,13 +163,18 @@ def _feed_forward(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style
 def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
     has = layer.weights.__contains__
     residual = x
-    normed = b.norm(x, layer, "attn_norm", layer_norm=style.layer_norm) if has("attn_norm.weight") else x
+    normed = x
+    if has("attn_norm.weight") or style.bare_norms:
+        normed = b.norm(x, layer, "attn_norm", layer_norm=style.layer_norm)
     q, k, v = _project_heads(b, normed, layer, style)
     cur = b.attend(layer, q, k, v, capped=style.caps_scores, iswa=_has_window(model))
     if layer.last and not style.picks_at_end:
         cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
     if style.parallel:
-        normed = b.pick_outputs(normed) if layer.last else normed
+        if has("ffn_norm.weight"):
+            normed = b.norm(residual, layer, "ffn_norm", layer_norm=style.layer_norm)
+        elif layer.last:
+            normed = b.pick_outputs(normed)
         out = _feed_forward(b, normed, layer, model, style)
         return in_place(in_place(out, residual), cur)
     norms_output = has("post_attention_norm.weight") and (has("ffn_norm.weight") or has("post_ffw_norm.weight"))
@@ -174,7 +184,7 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     ffn_input = in_place(cur, residual)
     name = "ffn_norm" if has("ffn_norm.weight") or norms_output else "post_attention_norm"
     cur = ffn_input
-    if has(f"{name}.weight"):
+    if has(f"{name}.weight") or style.bare_norms:
         cur = b.norm(cur, layer, name, layer_norm=style.layer_norm)
     cur = _feed_forward(b, cur, layer, model, style)
     if has("post_ffw_norm.weight"):
@@ -208,6 +218,8 @@ def transformer(model: Model) -> Graph:
     style = STYLES.get(model.name, _PLAIN)
     if model.name not in _RMS_WITH_BIAS and "attn_norm.bias" in model.layers[0].weights:
         style = style._replace(layer_norm=True)
+    if model.name == "gptneox" and not model.numbers.get("use_parallel_residual", 1):
+        style = style._replace(parallel=False)
     b, x = _begin(model, style)
     n_extra = int(model.numbers.get("n_deepstack_layers", 0))
     embedded = x
