@@ -8,9 +8,8 @@ from typing import Final
 from msgspec.structs import replace
 
 from launcher.domain import CacheType, Engine, Inventory, Plan, Provenance
-from launcher.planner.architecture import RecurrentState, SlidingAttention
 from launcher.planner.ask import Ask
-from launcher.planner.footprint.llama_cpp import count_cells, layer_cache_bytes
+from launcher.planner.footprint.serving import checkpoint_bytes
 from launcher.planner.quality import cache_kl
 from launcher.planner.sizing import Trial
 from launcher.planner.tuning import describe_tuning
@@ -20,17 +19,6 @@ MAX_CACHE_RAM_BYTES: Final = 8 * GIB
 """llama-server's own default for its prompt cache."""
 MAX_CHECKPOINTS: Final = 8
 """Of llama-server's 32 per slot: each only saves recomputing a prompt's end."""
-
-
-def _checkpoint_bytes(trial: Trial) -> int:
-    """Bytes of one context checkpoint: what sliding and recurrent layers hold for one sequence."""
-    config = trial.config
-    cells = count_cells(config)
-    n_bytes = 0
-    for layer in trial.candidate.architecture.layers:
-        if isinstance(layer, SlidingAttention | RecurrentState):
-            n_bytes += layer_cache_bytes(layer, cells, config.cache_type_k, config.cache_type_v)
-    return n_bytes // config.n_parallel
 
 
 def _serving_extras(trial: Trial) -> tuple[int, int, int]:
@@ -43,7 +31,7 @@ def _serving_extras(trial: Trial) -> tuple[int, int, int]:
     if target.engine is not Engine.LLAMA_SERVER:
         return 0, 0, 0
     spare = target.host_budget.budget_bytes - trial.footprint.host.total_bytes
-    per_checkpoint = _checkpoint_bytes(trial) * trial.config.n_parallel
+    per_checkpoint = checkpoint_bytes(trial.candidate.architecture, trial.config)
     n_checkpoints = min(MAX_CHECKPOINTS, spare // 4 // per_checkpoint) if per_checkpoint else 0
     cache_ram = min(MAX_CACHE_RAM_BYTES, spare // 4) // MIB * MIB
     return cache_ram, n_checkpoints, n_checkpoints * per_checkpoint

@@ -9,7 +9,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from launcher.domain import Footprint
-from launcher.planner.architecture import Architecture, RecurrentState, SlidingAttention
+from launcher.planner.architecture import Architecture, AttentionAndState, RecurrentState, SlidingAttention
 from launcher.planner.footprint.llama_cpp import LlamaCppConfig, ModelWeights, count_cells, layer_cache_bytes
 from launcher.units import GIB
 
@@ -18,25 +18,29 @@ DEFAULT_CHECKPOINTS: Final = 32
 """Of each slot."""
 
 
+def checkpoint_bytes(architecture: Architecture, config: LlamaCppConfig) -> int:
+    """Return the bytes of one checkpoint of every slot: what sliding and recurrent layers keep."""
+    cells = count_cells(config)
+    n_bytes = 0
+    for layer in architecture.layers:
+        kept = layer.state if isinstance(layer, AttentionAndState) else layer
+        if isinstance(kept, SlidingAttention | RecurrentState):
+            n_bytes += layer_cache_bytes(kept, cells, config.cache_type_k, config.cache_type_v)
+    return n_bytes
+
+
 def add_serving_defaults(
     footprint: Footprint, architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig
 ) -> Footprint:
     """Fill in the last three host figures: prompt cache, checkpoints of all slots, and mapped pages of the file.
 
-    A checkpoint holds what sliding and recurrent layers keep. The pages of weights that went to devices stay in the
-    page cache until something else wants the memory.
+    The pages of weights that went to devices stay in the page cache until something else wants the memory.
     """
-    cells = count_cells(config)
-    checkpoint_bytes = sum(
-        layer_cache_bytes(layer, cells, config.cache_type_k, config.cache_type_v)
-        for layer in architecture.layers
-        if isinstance(layer, SlidingAttention | RecurrentState)
-    )
     on_devices = sum(use.weights_bytes for use in footprint.devices)
     host = replace(
         footprint.host,
         prompt_cache_bytes=DEFAULT_CACHE_RAM_BYTES,
-        checkpoints_bytes=DEFAULT_CHECKPOINTS * checkpoint_bytes,
+        checkpoints_bytes=DEFAULT_CHECKPOINTS * checkpoint_bytes(architecture, config),
         resident_mmap_bytes=min(on_devices, weights.total_bytes),
     )
     return replace(footprint, host=host)
