@@ -42,6 +42,9 @@ def plan(
     json: opt.Json = False,
 ) -> None:
     """Show what would be served: quantization, context, placement and memory; exit code 3 if nothing fits."""
+    import gc
+
+    gc.disable()  # what a plan makes lives until it is printed, and looking for garbage in it takes a tenth of the time
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
     from launcher.planner.advice import plan as decide

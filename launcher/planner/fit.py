@@ -14,7 +14,6 @@ from launcher.planner.refusal import refuse_context, refuse_disk, refuse_no_arti
 from launcher.planner.sizing import Candidate, Trial, partial_trials, prepare, whole_trials
 from launcher.planner.target import Target, choose_target
 from launcher.planner.tuning import apply_tuning
-from launcher.planner.vllm_fit import decide_vllm
 from launcher.units import GIB
 
 _DISK_MARGIN_BYTES = 1 * GIB
@@ -32,6 +31,8 @@ def decide(
     ``calibration`` is what was measured on this very machine.
     """
     if (request.settings.engine or request.profile.pins.engine) is Engine.VLLM:
+        from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - a tenth of the start-up, seldom needed
+
         return decide_vllm(request, inventory)
     question = _pose(request, inventory, prepare(request.profile) if prepared is None else prepared, calibration)
     if isinstance(question, Refusal):

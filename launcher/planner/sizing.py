@@ -107,10 +107,13 @@ def prepare(profile: Profile) -> tuple[Candidate, ...]:
     This is the costly part of planning, and depends on the profile alone: do it once for many questions.
     """
     candidates = []
+    architectures: dict[int, Architecture] = {}
     for artifact in profile.artifacts:
         if artifact.format is not WeightsFormat.GGUF or artifact.spec is None:
             continue
-        architecture = read_architecture(artifact.spec)
+        # The quantizations of one description share its metadata, and differ in the tensors' types alone.
+        architecture = architectures.get(id(artifact.spec.metadata)) or read_architecture(artifact.spec)
+        architectures[id(artifact.spec.metadata)] = architecture
         weights = sum_weights(artifact.spec, architecture.n_layer)
         candidates.append(Candidate(artifact=artifact, architecture=architecture, weights=weights))
     return tuple(sorted(candidates, key=lambda c: (kl_divergence(c.artifact.quantization), -c.weights.total_bytes)))
