@@ -77,8 +77,11 @@ static: $(VENV)/.checks
 test: $(VENV)/.checks $(ENGINES) static
 	$(BIN)/python -m pytest
 
+# Real processes and long laws: not in the quick check.
+SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/planner/test_footprint_unseen.py
+
 check: static
-	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu'
+	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu' $(addprefix --ignore=,$(SLOW))
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python benchmarks/start_up.py
