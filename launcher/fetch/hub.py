@@ -3,7 +3,7 @@
 Where the hub is and who asks is read from huggingface_hub's own environment variables. It must not know what is in a file.
 
 The protocol: https://huggingface.co/docs/hub/api, and how huggingface_hub 1.x uses it. That library is not used here: it
-takes ten times the import of this module, and neither bounds what it reads nor reads GGUF.
+neither bounds what it reads nor reads GGUF.
 """
 
 import re
