@@ -33,10 +33,25 @@ from launcher.planner.target import DEVICE_MARGIN_BYTES, HOST_MARGIN_BYTES
 _EFFICIENCY = 0.6
 """Assumed share of a GPU's bandwidth that generating one request reaches."""
 
+_LLAMA_CPP_ONLY = (
+    "n_batch",
+    "n_ubatch",
+    "n_gpu_layers",
+    "n_cpu_moe",
+    "cache_type_k",
+    "cache_type_v",
+    "flash_attn",
+    "n_threads",
+)
+"""Settings that a plan for vLLM would not honour."""
+
 
 def decide_vllm(request: Request, inventory: Inventory) -> Outcome:
     """Plan or refuse for vLLM: the best quality whose weights, cache and graphs the GPUs hold."""
     ask = resolve_ask(request)
+    not_its_own = [name for name in _LLAMA_CPP_ONLY if getattr(ask.settings, name) is not None]
+    if not_its_own:
+        return _refuse_settings(ask, not_its_own)
     quantization = ask.settings.quantization
     artifacts = sorted(
         (a for a in request.profile.artifacts if a.format is WeightsFormat.SAFETENSORS and a.spec is not None),
@@ -59,14 +74,30 @@ def decide_vllm(request: Request, inventory: Inventory) -> Outcome:
             n_ctx_per_request=ask.n_ctx_per_request,
             n_parallel=ask.n_parallel,
         )
-        if isinstance(found, VllmChoice):
-            return _build_plan(artifact, found, ask, inventory, install)
-        reasons.append(f"{artifact.quantization}: {found}")
+        if isinstance(found, str):
+            reasons.append(f"{artifact.quantization}: {found}")
+            continue
+        plan = _build_plan(artifact, found, ask, inventory, install)
+        if plan.speed is None or plan.speed.generation_tps >= ask.min_tps:
+            return plan
+        reasons.append(
+            f"{artifact.quantization}: about {plan.speed.generation_tps:.1f} tokens/s; the floor is {ask.min_tps:g}"
+        )
     return Refusal(
         code=RefusalCode.EXCEEDS_DEVICE_MEMORY,
         model=ask.model,
         fact=f"`{ask.model}` cannot be served by vllm on this machine at {ask.n_ctx_per_request} tokens per request",
         derivation=tuple(reasons) or ("no artifact meets the quality floor",),
+    )
+
+
+def _refuse_settings(ask: Ask, names: list[str]) -> Refusal:
+    """Say that what the user fixed has no meaning for vLLM: it is never dropped in silence."""
+    return Refusal(
+        code=RefusalCode.UNSUPPORTED,
+        model=ask.model,
+        fact=f"`{ask.model}`: vllm has no {', '.join(names)}",
+        derivation=("leave them out, or ask for llama-server",),
     )
 
 

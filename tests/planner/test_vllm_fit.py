@@ -2,8 +2,9 @@
 
 from msgspec.structs import replace
 
-from launcher.domain import Engine, EngineInstall, Plan, Refusal, RefusalCode, Request, Settings, WeightsFormat
+from launcher.domain import Engine, EngineInstall, Limits, Plan, Refusal, RefusalCode, Request, Settings, WeightsFormat
 from launcher.inventory import load_inventory
+from launcher.planner.advice import plan
 from launcher.planner.fit import decide
 from launcher.profiles import load_profile
 
@@ -57,3 +58,21 @@ def test_a_machine_without_vllm_is_told_so() -> None:
     assert isinstance(outcome, Refusal)
     assert (outcome.code, outcome.model) == (RefusalCode.NO_ENGINE, "gemma2-27b")
     assert "llama-server" in outcome.derivation[0]
+
+
+def test_what_the_user_fixed_is_refused_rather_than_dropped() -> None:
+    """GPU layers mean nothing to vLLM: the refusal names them, and a plan without them is advised."""
+    request = Request(profile=load_profile("gemma2-27b"), settings=replace(_VLLM, n_gpu_layers=10))
+    outcome = plan(request, load_inventory("rtx4090"))
+    assert isinstance(outcome, Refusal)
+    assert outcome.code is RefusalCode.UNSUPPORTED
+    assert "n_gpu_layers" in outcome.fact
+    assert "--n-gpu-layers" not in outcome.advice[0].argv
+
+
+def test_the_speed_floor_holds_for_vllm_too() -> None:
+    """A floor that no form reaches refuses, and says how far each is from it."""
+    profile = replace(load_profile("gemma2-27b"), limits=Limits(min_generation_tps=1000.0))
+    outcome = decide(Request(profile=profile, settings=_VLLM), load_inventory("rtx4090"))
+    assert isinstance(outcome, Refusal)
+    assert any("the floor is 1000" in line for line in outcome.derivation)
