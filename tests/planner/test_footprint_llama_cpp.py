@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from launcher.domain import CacheType, HostUse, MemoryUse, ModelSpec
+from benchmarks.footprint_error import parse_config
+from launcher.domain import HostUse, MemoryUse, ModelSpec
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.footprint.llama_cpp import (
-    Backend,
     LlamaCppConfig,
     ModelWeights,
     count_cells,
@@ -25,14 +25,12 @@ from launcher.planner.footprint.llama_cpp import (
     sum_weights,
 )
 from launcher.profiles import load_profile
-from launcher.tensor_types import TensorType
 from launcher.units import MIB
 
 _ROWS: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent / "data" / "breakdowns_b11434.jsonl").read_text().splitlines()
 ]
 _GROUPS = sorted({(row["model"], row["quant"]) for row in _ROWS})
-_REPACKED = frozenset({TensorType.Q4_0, TensorType.Q4_K, TensorType.IQ4_NL, TensorType.Q2_K})
 
 
 @cache
@@ -55,25 +53,7 @@ def _weights(model: str, quantization: str) -> ModelWeights:
 
 def _config(row: dict[str, Any]) -> LlamaCppConfig:
     """Read llama-server's arguments as they were recorded."""
-    values: dict[str, Any] = {"n_gpu_layers": 0, "shares": (1.0,) * row["rpc"]}
-    words = iter(row["args"])
-    for word in words:
-        match word:
-            case "-kvu":
-                values["kv_unified"] = True
-            case "--swa-full":
-                values["swa_full"] = True
-            case "-ts":
-                values["shares"] = tuple(float(share) for share in next(words).split(","))
-            case "-fa":
-                values["flash_attn"] = next(words) == "on"
-            case "-ctk" | "-ctv":
-                values["cache_type_k" if word == "-ctk" else "cache_type_v"] = CacheType(next(words))
-            case _:
-                names = {"-c": "n_ctx", "-np": "n_parallel", "-ngl": "n_gpu_layers", "-b": "n_batch", "-ub": "n_ubatch"}
-                values[{**names, "-ncmoe": "n_cpu_moe"}[word]] = int(next(words))
-    backend = Backend(row["backend"])
-    return LlamaCppConfig(backend=backend, repacked=frozenset() if backend is Backend.GPU else _REPACKED, **values)
+    return parse_config(row["backend"], row["rpc"], " ".join(row["args"]))
 
 
 def _compare(
