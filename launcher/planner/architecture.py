@@ -36,7 +36,7 @@ _SWA_PERIOD: Final[Mapping[str, int]] = {
 _FULL_FIRST: Final = frozenset({"cohere2moe", "laguna", "smallthinker"})
 """Here layer ``i`` slides if ``i % period > 0``."""
 
-_PATTERN_IN_FILE: Final = frozenset({"gemma4", "granite-swa", "lfm2", "maple", "mimo2", "spark2-5", "step35"})
+_PATTERN_IN_FILE: Final = frozenset({"gemma4", "granite_swa", "lfm2", "maple", "mimo2", "spark2_5", "step35"})
 """Architectures whose files must name the pattern. All others ignore a window."""
 
 _FIXED_N_SWA: Final[Mapping[str, int]] = {"llama4": 8192, "smallthinker": 4096}
@@ -47,6 +47,9 @@ _EXAONE4_SLIDING_LAYERS: Final = 64
 
 _DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096, "exaone4": 4096, "exaone-moe": 128}
 """The window that the engine assumes where a file names none."""
+
+_OWN_CACHES: Final[Mapping[str, int]] = {"gemma3n": 20}
+"""The engine lets only that many blocks cache, whatever the file says (``n_layer_kv_from_start``)."""
 
 _BOTH: Final = frozenset({"falcon-h1"})
 
@@ -78,6 +81,7 @@ COVERED: Final = frozenset(
         "gemma",
         "gemma2",
         "gemma3",
+        "gemma3n",
         "gemma4",
         "glm4",
         "glm4moe",
@@ -114,6 +118,7 @@ COVERED: Final = frozenset(
         "phi2",
         "phi3",
         "phimoe",
+        "plamo2",
         "qwen2",
         "qwen2moe",
         "qwen2vl",
@@ -124,6 +129,7 @@ COVERED: Final = frozenset(
         "qwen3next",
         "qwen3vl",
         "qwen3vlmoe",
+        "rwkv7",
         "seed_oss",
         "smallthinker",
         "smollm3",
@@ -358,13 +364,20 @@ def _heads(keys: _Keys, n_layer: int, n_embd: int, sliding: tuple[bool, ...]) ->
     )
 
 
+def _count_shared(spec: ModelSpec, keys: _Keys, n_layer: int) -> int:
+    """Return how many of the last layers read another's cache."""
+    if spec.architecture in _OWN_CACHES:
+        return max(0, n_layer - _OWN_CACHES[spec.architecture])
+    return min(n_layer, keys.number("attention.shared_kv_layers"))
+
+
 def _caches(
     spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], *, n_swa: int, n_embd: int
 ) -> tuple[LayerCache, ...]:
     n_layer = len(heads)
     recurrent = _recurrent_layers(spec, n_layer)
     state = _recurrent_state(keys, n_embd, max((head.n_head for head in heads), default=0))
-    n_shared = keys.number("attention.shared_kv_layers")
+    n_shared = _count_shared(spec, keys, n_layer)
     # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
     latent = keys.number("attention.key_length_mla") > 0
     layers: list[LayerCache] = []
@@ -417,7 +430,7 @@ def read_architecture(spec: ModelSpec) -> Architecture:
         layers=_caches(spec, keys, heads, sliding, n_swa=n_swa, n_embd=n_embd),
         heads=heads,
         sliding=sliding,
-        n_layer_shared=min(n_layer, keys.number("attention.shared_kv_layers")),
+        n_layer_shared=_count_shared(spec, keys, n_layer),
         numbers=keys.numbers(),
         n_ctx_train=keys.number("context_length"),
         n_embd=n_embd,

@@ -543,6 +543,11 @@ class Blocks:
         """Write new states into the cache."""
         self.graph.expand(store(value, view(cache, shape(cache.ne[0], self.batch.n_seq), cache.nb)))
 
+    def save_part(self, value: Tensor, cache: Tensor, part: tuple[int, int]) -> None:
+        """Write new states of ``part[0] * part[1]`` elements per sequence among others of the same rows."""
+        nb = (4, 4 * part[0], cache.nb[1], cache.nb[1] * self.batch.n_seq)
+        self.graph.expand(store(value, view(cache, shape(*part, self.batch.n_seq), nb)))
+
 
 def _rows(x: Tensor, axis: int) -> Shape:
     """Strides of a matrix whose rows are ``axis`` of ``x``."""

@@ -19,7 +19,8 @@ from launcher.planner.architecture import (
     RecurrentState,
 )
 from launcher.planner.footprint.blocks import Batch, Heads, Layer, Weight
-from launcher.planner.footprint.families import Model, build_graph
+from launcher.planner.footprint.families import build_graph
+from launcher.planner.footprint.family import Model
 from launcher.planner.footprint.scheduler import measure
 
 _REPEATS: Final = 2

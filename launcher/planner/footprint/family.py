@@ -1,0 +1,146 @@
+"""What all families of architectures share: the model as they see it, its style, its beginning and its end.
+
+Restates the common parts of ``src/models/*.cpp`` (llama.cpp build 11434). What a block holds is read from its tensors;
+only what the tensors cannot tell is looked up by architecture name. It does not know devices, bytes of weights or how
+memory is allocated.
+"""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from launcher.planner.footprint.blocks import SIGMOID, SOFTMAX, SOFTMAX_WEIGHT, Batch, Blocks, Layer, Routing, Weight
+from launcher.planner.footprint.graph import Graph, Tensor, in_place, mul_mat, reshape
+
+Numbers = Mapping[str, float]
+"""An architecture's own numeric keys without their prefix; arrays are left out."""
+
+
+class Model(NamedTuple):
+    """What a graph is built for: representative layers in order, and where the output layer is."""
+
+    name: str
+    numbers: Numbers
+    n_embd: int
+    layers: tuple[Layer, ...]
+    table: Mapping[str, Weight]
+    output_home: int
+    cpu: int
+    batch: Batch
+
+
+class Style(NamedTuple):
+    """What a transformer's tensors do not tell."""
+
+    layer_norm: bool = False
+    """Norms subtract the mean: they need memory of their own."""
+    bare_norms: bool = False
+    """Norms have no weights."""
+    scales_embedding: bool = False
+    scales_rows: bool = False
+    """Embeddings are scaled by a factor per row (``tok_scale``)."""
+    parallel: bool = False
+    """Attention and feed-forward read the same normed input."""
+    picks_at_end: bool = False
+    """Output rows are picked after the last block, not inside it."""
+    picks_after_norm: bool = False
+    scales_q: bool = False
+    caps_scores: bool = False
+    caps_logits: bool = False
+    scales_logits: bool = False
+    scales_residual: bool = False
+    squared: bool = False
+    ropes_full: bool = True
+    """Layers that see everything rotate too, not only sliding ones."""
+    rests_every: int = 0
+    """Each such block scales its queries instead of rotating them; the others norm after the rotation (llama4)."""
+    routing: Routing | None = None
+
+
+PLAIN: Final = Style()
+"""Nothing but what the tensors tell."""
+STYLES: Final[Mapping[str, Style]] = {
+    "cohere2": Style(layer_norm=True, parallel=True, scales_logits=True, ropes_full=False),
+    "command-r": Style(layer_norm=True, parallel=True, scales_logits=True),
+    "dbrx": Style(layer_norm=True),
+    "mpt": Style(layer_norm=True, ropes_full=False),
+    "falcon": Style(layer_norm=True, parallel=True),
+    "gptneox": Style(layer_norm=True, parallel=True),
+    "olmo": Style(layer_norm=True, bare_norms=True),
+    "phi2": Style(layer_norm=True, parallel=True, scales_q=True),
+    "bloom": Style(ropes_full=False),
+    "phimoe": Style(scales_q=True),
+    "gemma": Style(scales_embedding=True, scales_q=True),
+    "gemma2": Style(scales_embedding=True, scales_q=True, caps_scores=True, caps_logits=True),
+    "gemma3": Style(scales_rows=True, scales_q=True),
+    "llama4": Style(rests_every=4, routing=Routing(SIGMOID, normalizes=False, weighs_first=True)),
+    "gpt-oss": Style(picks_at_end=True, routing=Routing(SOFTMAX_WEIGHT, normalizes=False)),
+}
+
+
+def read_routing(model: Model, style: Style) -> Routing:
+    """What the keys say of the router; the rest is the style's."""
+    if style.routing is not None:
+        return style.routing
+    numbers = model.numbers
+    scale = numbers.get("expert_weights_scale", 0.0)
+    gating = int(numbers.get("expert_gating_func", 0)) or SOFTMAX
+    return Routing(
+        gating=gating,
+        normalizes=bool(numbers.get("expert_weights_norm", 1)),
+        scales=scale not in {0.0, 1.0},
+        n_group=int(numbers.get("expert_group_count", 0)),
+        n_group_used=int(numbers.get("expert_group_used_count", 0)),
+    )
+
+
+def size_of(model: Model, key: str) -> int:
+    """A dimension that the file must have; 1 where it has not."""
+    return max(1, int(model.numbers.get(key, 1)))
+
+
+def norm_heads(b: Blocks, x: Tensor, layer: Layer, kind: str) -> Tensor:
+    """``attn_q_norm``/``attn_k_norm``: per head, or over all heads before they are cut apart (olmo2)."""
+    weight = b.weight(layer, f"attn_{kind}_norm.weight")
+    if weight is None:
+        return x
+    if weight.ne[0] != x.ne[0] and x.root is not None and weight.ne[1] == 1:
+        flat = b.norm_by(x.src[0], weight, b.weight(layer, f"attn_{kind}_norm.bias"))
+        return reshape(flat, *x.ne)
+    return b.norm_by(x, weight, b.weight(layer, f"attn_{kind}_norm.bias"))
+
+
+def feed_forward(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
+    """The dense feed-forward part, or the experts with their shared one."""
+    if "ffn_gate_inp.weight" not in layer.weights:
+        return b.ffn(x, layer, squared=style.squared)
+    out = b.moe(x, layer, read_routing(model, style))
+    if "ffn_up_shexp.weight" not in layer.weights:
+        return out
+    shared = b.ffn(x, layer, "_shexp")
+    gate = b.weight(layer, "ffn_gate_inp_shexp.weight")
+    if gate is not None:
+        shared = in_place(shared, in_place(mul_mat(gate, x)))
+    return in_place(out, shared)
+
+
+def has_window(model: Model) -> bool:
+    """Whether some layer slides: then the engine keeps two caches."""
+    return any(layer.heads.slides for layer in model.layers)
+
+
+def begin(model: Model, style: Style) -> tuple[Blocks, Tensor]:
+    """Open a graph with the embedded tokens."""
+    b = Blocks(model.batch, model.table, model.n_embd, model.cpu, model.output_home)
+    n_extra = int(model.numbers.get("n_deepstack_layers", 0))
+    scaled = model.numbers.get("embedding_scale", 0.0) != 0.0
+    x = b.embed(scaled=scaled and not n_extra, scale_rows=style.scales_rows, n_extra=n_extra)
+    return b, in_place(x) if style.scales_embedding else x
+
+
+def end(b: Blocks, x: Tensor, model: Model, style: Style) -> Graph:
+    """Close a graph with the logits."""
+    if style.picks_at_end and not style.picks_after_norm:
+        x = b.pick_outputs(x)
+    capped = style.caps_logits or model.numbers.get("final_logit_softcapping", 0.0) != 0.0
+    b.head(x, layer_norm=style.layer_norm, capped=capped, scaled=style.scales_logits, picks=style.picks_after_norm)
+    return b.graph
