@@ -332,6 +332,8 @@ class Inventory(Noun, frozen=True):
     engines: tuple[EngineInstall, ...] | None = None
     """``None`` where the machine's engines are unknown (a reference machine); empty where none was found."""
     provenance: Provenance = Provenance.MEASURED
+    is_cloud: bool = False
+    """Whether a machine like it is offered by the hour: what one who does not own it can still have."""
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
@@ -467,11 +469,29 @@ class Speed(Noun, frozen=True):
     prompt_tps: float | None = None
 
 
-class Verdict(Noun, frozen=True):
-    """How the answer would differ under another condition, where it would."""
+class Condition(StrEnum):
+    """Under what a verdict holds."""
 
-    condition: str
-    """``after-others-leave`` or ``with-another-device``."""
+    NOW = "now"
+    AFTER_OTHERS_LEAVE = "after-others-leave"
+    WITH_ANOTHER_DEVICE = "with-another-device"
+
+
+class Verdict(Noun, frozen=True):
+    """The answer under one condition. All are given where they differ: none where now is as good as it gets."""
+
+    condition: Condition
+    fits: bool
+    text: str
+    machine: str | None = None
+    """The reference machine that has the other device."""
+
+
+class Basis(Noun, frozen=True):
+    """What a figure of a plan rests on: ``figure`` is its name in the plan's text, ``text`` says whence it is."""
+
+    figure: str
+    provenance: Provenance
     text: str
 
 
@@ -515,6 +535,8 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     notes: tuple[str, ...] = ()
     """Assumptions and provenance that the reader of the plan needs."""
     verdicts: tuple[Verdict, ...] = ()
+    basis: tuple[Basis, ...] = ()
+    """What each figure rests on: measured, read, published, derived or assumed."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -530,6 +552,7 @@ class RefusalCode(StrEnum):
     BELOW_QUALITY_FLOOR = "below-quality-floor"
     NO_SUCH_QUANTIZATION = "no-such-quantization"
     NO_ENGINE = "no-engine"
+    ENGINE_TOO_OLD = "engine-too-old"
     UNSUPPORTED = "unsupported"
 
 

@@ -17,6 +17,8 @@ _HARMLESS_WITHOUT: Final = frozenset(
     {"--no-kv-unified", "--fit", "--op-offload", "--log-colors", "--offline", "--metrics"}
 )
 """Options whose absence means that the build already behaves as the plan wants: it predates the other behaviour."""
+_HARMLESS_AT_ZERO: Final = frozenset({"--cache-ram", "--ctx-checkpoints"})
+"""A build without them keeps neither; the planner sets 0 for it."""
 
 
 def _memory_options(plan: Plan) -> list[_Option]:
@@ -78,7 +80,7 @@ def build_command(plan: Plan, install: EngineInstall, weights_path: str, address
     for option in options:
         if not install.flags or option[0] in install.flags:
             argv += option
-        elif option[0] not in _HARMLESS_WITHOUT:
+        elif option[0] not in _HARMLESS_WITHOUT and not (option[0] in _HARMLESS_AT_ZERO and option[1] == "0"):
             msg = f"{install.argv[0]} ({install.version or 'unknown version'}) has no option {option[0]}"
             raise EngineTooOldError(msg, help="install a newer llama-server; `launch hardware` lists the ones found")
     return Command(

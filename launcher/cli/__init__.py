@@ -49,8 +49,10 @@ def main() -> NoReturn:
     try:
         app()
     except LauncherError as error:
-        from launcher.render.text import render_error
+        from launcher.render.text import error_json, render_error
 
+        if "--json" in sys.argv:
+            sys.stdout.write(error_json(error))
         sys.stderr.write(render_error(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:

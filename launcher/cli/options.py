@@ -220,17 +220,16 @@ def read_inventory(name: str | None) -> "Inventory":
     return probe_inventory() if name is None else load_inventory(name)
 
 
-def find_alternatives() -> "Alternatives":
-    """Return what advice may draw on; nothing is read until it is asked for."""
+def find_alternatives(*, min_quant: str | None, min_tps: float | None) -> "Alternatives":
+    """Return what advice may draw on, under the floors of the command line; nothing is read until it is asked for."""
     from launcher.planner.advice import Alternatives
 
-    return Alternatives(profiles=_all_profiles, machines=_all_machines)
+    def all_profiles() -> "tuple[Profile, ...]":
+        from launcher.profiles import load_all
 
+        return tuple(apply_limits(each, min_quant=min_quant, min_tps=min_tps) for each in load_all(lambda _: None))
 
-def _all_profiles() -> "tuple[Profile, ...]":
-    from launcher.profiles import load_all
-
-    return load_all(lambda _: None)
+    return Alternatives(profiles=all_profiles, machines=_all_machines)
 
 
 def _all_machines() -> "tuple[Inventory, ...]":

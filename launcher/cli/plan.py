@@ -74,7 +74,8 @@ def plan(
     if show_all:
         _show_all(request, machine, known, json=json)
         return
-    outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives(), calibration=known)
+    others = opt.find_alternatives(min_quant=min_quant, min_tps=min_tps)
+    outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
     refused = isinstance(outcome, Refusal)
     if json:
         sys.stdout.write(outcome_json(outcome))

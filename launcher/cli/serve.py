@@ -86,7 +86,8 @@ def serve(
         request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
         machine = opt.read_inventory(inventory)
         known = read_known(machine, inventory)
-        outcome = decide(request, machine, argv=argv, alternatives=opt.find_alternatives(), calibration=known)
+        others = opt.find_alternatives(min_quant=min_quant, min_tps=min_tps)
+        outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             raise typer.Exit(EXIT_REFUSED)

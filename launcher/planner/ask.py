@@ -25,9 +25,15 @@ class Ask(Struct, frozen=True, kw_only=True):
     n_ctx_per_request: int
     objective: Objective
     min_quantization: str | None
-    min_tps: float
+    floor_tps: float
+    """The slowest generation that is wanted."""
     force: bool
     address: Address
+
+    @property
+    def min_tps(self) -> float:
+        """The slowest generation that is accepted: any, where the floor is overridden."""
+        return 0.0 if self.force else self.floor_tps
 
 
 def merge_settings(pins: Settings, settings: Settings) -> Settings:
@@ -43,6 +49,7 @@ def resolve_ask(request: Request) -> Ask:
     profile = request.profile
     settings = merge_settings(profile.pins, request.settings)
     n_parallel = settings.n_parallel or profile.wishes.n_parallel
+    floor = profile.limits.min_generation_tps
     if settings.n_ctx is not None:
         n_ctx, n_ctx_per_request = settings.n_ctx, settings.n_ctx // n_parallel
     else:
@@ -56,7 +63,7 @@ def resolve_ask(request: Request) -> Ask:
         n_ctx_per_request=n_ctx_per_request,
         objective=profile.wishes.objective,
         min_quantization=profile.limits.min_quantization,
-        min_tps=0.0 if request.force else profile.limits.min_generation_tps or DEFAULT_MIN_TPS,
+        floor_tps=DEFAULT_MIN_TPS if floor is None else floor,
         force=request.force,
         address=profile.address,
     )

@@ -7,18 +7,22 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from launcher.domain import CacheType, Engine, Inventory, Plan, Provenance
+from launcher.domain import Engine, Inventory, Plan
+from launcher.planner.abilities import describe_lack, missing_options
 from launcher.planner.ask import Ask
+from launcher.planner.basis import bases_of
 from launcher.planner.footprint.serving import checkpoint_bytes
-from launcher.planner.quality import cache_kl
-from launcher.planner.sizing import Trial
+from launcher.planner.losses import list_losses
+from launcher.planner.sizing import Candidate, Trial
 from launcher.planner.tuning import describe_tuning
-from launcher.units import GIB, MIB, format_bytes
+from launcher.units import GIB, MIB
 
 MAX_CACHE_RAM_BYTES: Final = 8 * GIB
 """llama-server's own default for its prompt cache."""
 MAX_CHECKPOINTS: Final = 8
 """Of llama-server's 32 per slot: each only saves recomputing a prompt's end."""
+_PLANNED_AROUND: Final = ("--split-mode", "--tensor-split", "--n-cpu-moe", "--cache-ram", "--ctx-checkpoints")
+"""Options that older builds lack and that a plan can do without."""
 
 
 def _serving_extras(trial: Trial) -> tuple[int, int, int]:
@@ -34,41 +38,27 @@ def _serving_extras(trial: Trial) -> tuple[int, int, int]:
     per_checkpoint = checkpoint_bytes(trial.candidate.architecture, trial.config)
     n_checkpoints = min(MAX_CHECKPOINTS, spare // 4 // per_checkpoint) if per_checkpoint else 0
     cache_ram = min(MAX_CACHE_RAM_BYTES, spare // 4) // MIB * MIB
+    if not target.has_option("--ctx-checkpoints"):
+        n_checkpoints = 0
+    if not target.has_option("--cache-ram"):
+        cache_ram = 0
     return cache_ram, n_checkpoints, n_checkpoints * per_checkpoint
 
 
 def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
     notes = []
     target = trial.target
-    if not trial.candidate.architecture.known:
-        notes.append("the architecture is not fully understood: figures err high")
-    spec = trial.candidate.artifact.spec
-    if spec is not None and spec.provenance is Provenance.DERIVED:
-        notes.append("tensor types were derived from llama.cpp's quantization rules, not read from the file")
     if inventory.engines is None:
         notes.append(f"the machine's engines are unknown: {target.engine} is assumed to be there")
-    elif inventory.devices and not target.devices:
-        notes.append(f"the engine found ({target.engine}) reaches no GPU of this machine: everything runs on the CPU")
+    notes += [
+        f"{describe_lack(found)}: it is passed over" for found in inventory.engines or () if missing_options(found)
+    ]
+    lacking = [word for word in _PLANNED_AROUND if not target.has_option(word)]
+    if lacking:
+        notes.append(f"this build has no {', '.join(lacking)}: the plan does without")
     if trial.tuning is not None:
         notes.append(describe_tuning(trial.tuning))
-    if trial.speed.basis is Provenance.ASSUMED:
-        notes.append("speed is predicted from bandwidth with an assumed efficiency; it was not measured here")
     return tuple(notes)
-
-
-def _given_up(trial: Trial, lowered: tuple[str, ...]) -> tuple[str, ...]:
-    lost = list(lowered)
-    n_layer, config = trial.candidate.architecture.n_layer, trial.config
-    left = format_bytes(trial.offloaded_bytes)
-    if trial.target.devices and config.n_gpu_layers <= n_layer:
-        n_left = n_layer + 1 - config.n_gpu_layers
-        lost.append(f"{n_left} of {n_layer + 1} layers run on the CPU: {left} of weights do not fit on the GPU")
-    elif trial.target.devices and config.n_cpu_moe:
-        lost.append(f"the experts of {config.n_cpu_moe} of {n_layer} layers run on the CPU: {left} of weights")
-    if config.cache_type_k is not CacheType.F16 or config.cache_type_v is not CacheType.F16:
-        price = cache_kl(trial.candidate.architecture.name, config.cache_type_k, config.cache_type_v)
-        lost.append(f"the cache is {config.cache_type_k}/{config.cache_type_v} (KL divergence {price:g})")
-    return tuple(lost)
 
 
 def _threads(trial: Trial, ask: Ask) -> tuple[int, int]:
@@ -82,8 +72,10 @@ def _threads(trial: Trial, ask: Ask) -> tuple[int, int]:
     return n_cores, n_cores
 
 
-def build_plan(trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = ()) -> Plan:
-    """Return the plan of a trial, spare host memory shared out."""
+def build_plan(
+    trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = (), candidates: tuple[Candidate, ...] = ()
+) -> Plan:
+    """Return the plan of a trial, spare host memory shared out; ``candidates`` are what it was chosen from."""
     config, target = trial.config, trial.target
     cache_ram, n_checkpoints, checkpoints_bytes = _serving_extras(trial)
     footprint = replace(
@@ -124,6 +116,7 @@ def build_plan(trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str,
         cache_ram_bytes=cache_ram,
         n_ctx_checkpoints=n_checkpoints,
         speed=trial.speed,
-        given_up=_given_up(trial, lowered),
+        given_up=(*lowered, *list_losses(trial, ask, inventory, candidates)),
         notes=_notes(trial, inventory),
+        basis=bases_of(trial, inventory),
     )

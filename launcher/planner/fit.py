@@ -6,6 +6,8 @@ that fit. What the user fixed is honoured or refused, never changed. Advice on a
 
 from collections.abc import Iterable
 
+from msgspec.structs import replace
+
 from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, Plan, Refusal, Request
 from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
@@ -40,8 +42,14 @@ def decide(
     ask, target, candidates, allowed, lowered = question
     trial = _choose(allowed, ask, target)
     if trial is None:
+        ask, trial, lowered = _with_less_context(request, allowed, ask, target, lowered)
+    if trial is None and (roomier := _without_margins(allowed, ask, target)) is not None:
+        if not ask.force:
+            return refuse_no_fit(candidates, allowed, ask, target, certain=False)
+        trial = roomier
+    if trial is None:
         return refuse_no_fit(candidates, allowed, ask, target)
-    return build_plan(apply_tuning(trial, ask), ask, inventory, lowered)
+    return build_plan(apply_tuning(trial, ask), ask, inventory, lowered, candidates)
 
 
 def list_alternatives(
@@ -103,6 +111,29 @@ def _trained_context(ask: Ask, candidates: tuple[Candidate, ...]) -> tuple[Ask |
         fact = f"context lowered from {ask.n_ctx_per_request} to {n_train}: the model was trained for no more"
         return with_context(ask, n_train), (fact,)
     return (ask if ask.force else refuse_context(ask, n_train)), ()
+
+
+def _with_less_context(
+    request: Request, candidates: tuple[Candidate, ...], ask: Ask, target: Target, lowered: tuple[str, ...]
+) -> tuple[Ask, Trial | None, tuple[str, ...]]:
+    """Give less context than was wished for, in powers of two down to the profile's limit, where that makes it fit."""
+    least, fixed = request.profile.limits.min_n_ctx_per_request, ask.settings
+    if least is None or fixed.n_ctx is not None or fixed.n_ctx_per_request is not None:
+        return ask, None, lowered
+    n_ctx = ask.n_ctx_per_request
+    while n_ctx > least:
+        n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
+        shorter = with_context(ask, n_ctx)
+        trial = _choose(candidates, shorter, target)
+        if trial is not None:
+            fact = f"context lowered from {ask.n_ctx_per_request} to {n_ctx}: nothing fits with more"
+            return shorter, trial, (*lowered, fact)
+    return ask, None, lowered
+
+
+def _without_margins(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> Trial | None:
+    """Return what would fit if nothing were left free on purpose: then a refusal rests on an estimate."""
+    return _choose(candidates, replace(ask, force=True), target.without_margins())
 
 
 def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target) -> Ask:

@@ -46,9 +46,12 @@ def refuse_disk(ask: Ask, smallest: Candidate, free_bytes: int) -> Refusal:
 
 
 def refuse_no_fit(
-    candidates: tuple[Candidate, ...], allowed: tuple[Candidate, ...], ask: Ask, target: Target
+    candidates: tuple[Candidate, ...], allowed: tuple[Candidate, ...], ask: Ask, target: Target, *, certain: bool = True
 ) -> Refusal:
-    """Say why nothing fits, from the artifact that came closest: the smallest above the quality floor."""
+    """Say why nothing fits, from the artifact that came closest: the smallest above the quality floor.
+
+    It is not ``certain`` where something would fit if nothing were left free on purpose.
+    """
     headline = min(allowed or candidates, key=lambda c: c.weights.total_bytes)
     whole = try_shape(headline, ask, target, first_shape(headline, ask, target))
     slow = _slow_trial(headline, ask, target, whole)
@@ -62,6 +65,10 @@ def refuse_no_fit(
         derivation.append("the sum would fit, but not divided as the engine divides it: " + _shortfalls(whole))
     else:
         derivation += _no_smaller(candidates, headline, ask, target)
+    if not certain:
+        derivation.append(f"it would fit if nothing were left free on purpose ({_format_margins(target)})")
+    elif ask.force:
+        derivation.append("--force does not change this: it would not fit even if nothing were left free on purpose")
     return Refusal(
         code=code,
         model=ask.model,
@@ -72,6 +79,7 @@ def refuse_no_fit(
         available_bytes=available,
         footprint=whole.footprint,
         budgets=target.known_budgets,
+        certain=certain,
     )
 
 
@@ -130,6 +138,10 @@ def format_need(trial: Trial) -> str:
 
 def _format_budgets(target: Target) -> str:
     return " + ".join(f"{budget.name} {budget.budget_bytes / GIB:.1f}" for budget in target.known_budgets)
+
+
+def _format_margins(target: Target) -> str:
+    return " + ".join(f"{budget.name} {format_bytes(budget.margin_bytes)}" for budget in target.known_budgets)
 
 
 def _shortfalls(trial: Trial) -> str:

@@ -280,7 +280,7 @@ def partial_trials(candidate: Candidate, ask: Ask, target: Target) -> Iterator[T
     if candidate.weights.total_bytes > target.budget_bytes:
         return
     shape = first_shape(candidate, ask, target)
-    if candidate.architecture.is_moe and ask.settings.n_cpu_moe is None:
+    if candidate.architecture.is_moe and ask.settings.n_cpu_moe is None and target.has_option("--n-cpu-moe"):
         trial = _fewest_experts_on_host(candidate, ask, target, shape)
         if trial is not None:
             yield _with_larger_step(trial, ask)

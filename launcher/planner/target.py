@@ -21,6 +21,7 @@ from launcher.domain import (
     RefusalCode,
     Request,
 )
+from launcher.planner.abilities import describe_lack, has_option, missing_options
 from launcher.planner.ask import Ask
 from launcher.planner.calibration import prefer_fastest
 from launcher.planner.footprint.llama_cpp import Backend
@@ -63,6 +64,18 @@ class Target(Struct, frozen=True, kw_only=True):
         """Every memory's budget, devices first, the host last."""
         return (*self.budgets, self.host_budget)
 
+    def has_option(self, option: str) -> bool:
+        """Tell whether the engine's build has an option that only some plans need."""
+        return has_option(self.install, option)
+
+    def without_margins(self) -> "Target":
+        """Return the same target with nothing left free on purpose: what ``--force`` may use."""
+        return replace(
+            self,
+            budgets=tuple(replace(budget, margin_bytes=0) for budget in self.budgets),
+            host_budget=replace(self.host_budget, margin_bytes=0),
+        )
+
     def first(self, n_devices: int) -> "Target":
         """Return the same target with its first devices only."""
         return replace(
@@ -94,6 +107,8 @@ def build_target(
         by_name = {device.name: device for device in inventory.devices}
         reached = [(item.name, by_name[item.device]) for item in install.devices if item.device in by_name]
     reached.sort(key=lambda pair: (-(pair[1].bandwidth_bytes_per_s or 0.0), -pair[1].total_bytes))
+    if not all(has_option(install, word) for word in ("--split-mode", "--tensor-split")):
+        reached = reached[:1]  # the build cannot be told how to share a model out: the fastest device alone
     names = tuple(name for name, _ in reached if name)
     devices = tuple(device for _, device in reached)
     host = inventory.host
@@ -142,7 +157,8 @@ def choose_target(
             ),
         )
     if inventory.engines is None:
-        return build_target(engines[0], None, inventory, calibration)
+        target = build_target(engines[0], None, inventory, calibration)
+        return _refuse_settings(ask, target) or target
     found = [install for engine in engines for install in inventory.engines if install.engine is engine]
     if not found:
         have = ", ".join(sorted({install.engine for install in inventory.engines})) or "none"
@@ -152,7 +168,35 @@ def choose_target(
             fact=f"none of the engines that can serve `{ask.model}` is installed",
             derivation=(f"wanted {', '.join(engines)}; found {have}",),
         )
+    usable = [install for install in found if not missing_options(install)]
+    if not usable:
+        return Refusal(
+            code=RefusalCode.ENGINE_TOO_OLD,
+            model=ask.model,
+            fact=f"no engine found has the options that a plan for `{ask.model}` is made of",
+            derivation=tuple(describe_lack(install) for install in found),
+        )
+    found = usable
     with_gpu = [install for install in found if any(device.device for device in install.devices)]
     pool = (with_gpu or found) if inventory.devices else found
     install = prefer_fastest(pool, calibration)[0]
-    return build_target(install.engine, install, inventory, calibration)
+    target = build_target(install.engine, install, inventory, calibration)
+    return _refuse_settings(ask, target) or target
+
+
+def _refuse_settings(ask: Ask, target: Target) -> Refusal | None:
+    """Refuse what the user fixed and this engine cannot do here: it is never dropped in silence."""
+    install = " ".join(target.install.argv) if target.install else target.engine
+    facts = []
+    if ask.settings.n_gpu_layers and not target.devices:
+        facts.append(f"--n-gpu-layers {ask.settings.n_gpu_layers}: no GPU is reached by `{install}`")
+    if ask.settings.n_cpu_moe and not target.has_option("--n-cpu-moe"):
+        facts.append(f"--n-cpu-moe {ask.settings.n_cpu_moe}: `{install}` has no such option")
+    if not facts:
+        return None
+    return Refusal(
+        code=RefusalCode.UNSUPPORTED,
+        model=ask.model,
+        fact=f"`{ask.model}` cannot be served here as it was asked for",
+        derivation=tuple(facts),
+    )

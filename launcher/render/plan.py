@@ -1,14 +1,17 @@
 """A plan or a refusal as the lines that a person reads, and as JSON. Pure."""
 
 import shlex
+from collections.abc import Iterator
 from typing import Any, Final
 
 import msgspec
 
-from launcher.domain import SCHEMA_VERSION, Budget, Outcome, Plan, Refusal
+from launcher.domain import SCHEMA_VERSION, Budget, Condition, Outcome, Plan, Refusal, Speed, Verdict
+from launcher.render.text import wrapped
 from launcher.units import GIB
 
-_BAR_WIDTH: Final = 40
+_BAR_WIDTH: Final = 74
+_INDENT: Final = " " * 12
 
 
 def outcome_json(outcome: Outcome) -> str:
@@ -31,7 +34,7 @@ def outcome_schema() -> str:
         "title": "launch plan --json",
         "oneOf": [
             {"type": "object", "required": ["schema_version", key], "properties": {"schema_version": version, key: ref}}
-            for key, ref in (("plan", plan), ("refusal", refusal))
+            for key, ref in (("plan", plan), ("refusal", refusal), ("plans", {"type": "array", "items": plan}))
         ],
         "$defs": components,
     }
@@ -67,55 +70,103 @@ def _device_names(plan: Plan) -> str:
 
 def render_plan(plan: Plan) -> str:
     """Return what was chosen, what it takes of each memory, how fast it should be, and what was given up."""
-    lines = [
-        f"`{plan.model}` at {plan.quantization} with {plan.engine}: {describe_placement(plan)}",
-        (
-            f"  context   {plan.n_ctx_per_request} tokens per request x {plan.n_parallel} parallel "
-            f"= --ctx-size {plan.n_ctx}; kv cache {plan.cache_type_k}/{plan.cache_type_v}, "
-            f"flash attention {'on' if plan.flash_attn else 'off'}"
-        ),
-        f"  batch     {plan.n_batch}, in steps of {plan.n_ubatch}; {plan.n_threads} threads",
-    ]
-    if plan.speed is not None:
-        tps = _written(plan.speed.generation_tps)
-        lines.append(f"  speed     about {tps} tokens/s for one request ({plan.speed.basis})")
-    lines += ["", *_memory_table(plan)]
-    if plan.given_up:
-        lines += ["", *(f"  given up: {fact}" for fact in plan.given_up)]
-    if plan.verdicts:
-        lines += ["", *(f"  also: {verdict.text}" for verdict in plan.verdicts)]
-    if plan.notes:
-        lines += ["", *(f"  note: {fact}" for fact in plan.notes)]
+    lines = [f"`{plan.model}` at {plan.quantization} with {plan.engine}: {describe_placement(plan)}"]
+    lines += [f"  {name:<9} {value}" for name, value in _settings(plan)]
+    lines += ["", *_memory(plan)]
+    blocks = (
+        [line for fact in plan.given_up for line in wrapped(fact, first="  given up  ", rest=_INDENT)],
+        [line for verdict in plan.verdicts for line in _verdict(verdict)],
+        [line for note in plan.notes for line in wrapped(note, first="  note      ", rest=_INDENT)],
+        _bases(plan),
+    )
+    for block in blocks:
+        lines += ["", *block] if block else []
     return "\n".join(lines) + "\n"
 
 
-def _memory_table(plan: Plan) -> list[str]:
-    rows = [f"  {'GiB':<6}{'weights':>9}{'kv cache':>10}{'compute':>9}{'other':>8}{'margin':>8}{'of free':>9}"]
+def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
+    per_request = f"{plan.n_ctx_per_request} tokens per request x {plan.n_parallel} parallel"
+    yield "context", f"{per_request} = --ctx-size {plan.n_ctx}"
+    flash = "on" if plan.flash_attn else "off"
+    yield "kv cache", f"{plan.cache_type_k}/{plan.cache_type_v}, flash attention {flash}"
+    threads = f"{plan.n_threads} threads"
+    if plan.n_threads_batch != plan.n_threads:
+        threads += f", {plan.n_threads_batch} for prompts"
+    yield "batch", f"{plan.n_batch}, in steps of {plan.n_ubatch}; {threads}"
+    if plan.tensor_split:
+        shares = zip(plan.footprint.devices, plan.tensor_split, strict=True)
+        yield "split", ", ".join(f"{use.name} {share:.0%}" for use, share in shares)
+    if plan.speed is not None:
+        yield "speed", f"about {_written(plan.speed.generation_tps)} tokens/s for one request ({plan.speed.basis})"
+        yield "prompts", _prompts(plan, plan.speed)
+
+
+def _prompts(plan: Plan, speed: Speed) -> str:
+    if speed.prompt_tps is None:
+        return "unknown: nobody measured the arithmetic of a memory that takes part"
+    known = {basis.figure: basis.provenance for basis in plan.basis}
+    basis = known.get("prompts", speed.basis)
+    return f"about {_written(speed.prompt_tps)} tokens/s are read ({basis})"
+
+
+def _verdict(verdict: Verdict) -> list[str]:
+    heads = {Condition.NOW: "now", Condition.AFTER_OTHERS_LEAVE: "else", Condition.WITH_ANOTHER_DEVICE: "else"}
+    return wrapped(verdict.text, first=f"  {heads[verdict.condition]:<9} ", rest=_INDENT)
+
+
+def _bases(plan: Plan) -> list[str]:
+    """Return which figure is measured, read, published, derived or assumed."""
+    return [
+        line
+        for basis in plan.basis
+        for line in wrapped(f"{basis.provenance}: {basis.text}", first=f"  {basis.figure:<18} ", rest=" " * 21)
+    ]
+
+
+_COLUMNS: Final = (
+    ("weights", "w"),
+    ("kv cache", "k"),
+    ("compute", "c"),
+    ("other", "o"),
+    ("margin", "m"),
+    ("free", "."),
+    ("taken", "x"),
+)
+"""The parts of a memory, which add up to its total, and the letter of each in the bar."""
+
+
+def _memory(plan: Plan) -> list[str]:
+    """Return a row of figures and a bar for each memory; they fit 80 columns and need no colour."""
+    width = max(6, *(len(budget.name) for budget in plan.budgets)) + 1
+    heads = "".join(f"{name:>9}" for name, _ in _COLUMNS)
+    lines = [f"  {'GiB':<{width - 1}}{heads}{'total':>8}"]
     host = plan.footprint.host
     uses = [(use.weights_bytes, use.kv_cache_bytes, use.compute_bytes, 0) for use in plan.footprint.devices]
     extras = host.prompt_cache_bytes + host.checkpoints_bytes
     uses.append((host.weights_bytes, host.kv_cache_bytes, host.compute_bytes, extras))
-    for budget, parts in zip(plan.budgets, uses, strict=True):
-        kept = budget.margin_bytes + budget.residual_bytes
-        cells = [f"{n_bytes / GIB:.1f}" for n_bytes in (*parts, kept, budget.free_bytes)]
-        widths = (9, 10, 9, 8, 8, 9)
-        row = "".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
-        rows.append(f"  {budget.name:<6}{row}  {_bar(parts, budget)}")
-    rows.append("        w weights, k kv cache, c compute, o prompt cache and checkpoints, m margin, . free")
-    return rows
+    for budget, use in zip(plan.budgets, uses, strict=True):
+        parts = _parts(use, budget)
+        cells = "".join(f"{n_bytes / GIB:>9.1f}" for n_bytes in parts)
+        lines.append(f"  {budget.name:<{width - 1}}{cells}{budget.total_bytes / GIB:>8.1f}")
+        lines.append(f"  [{_bar(parts)}]")
+    lines.append("  w weights, k kv cache, c compute, o prompt cache and checkpoints, m margin,")
+    lines.append("  . free, x taken by others")
+    return lines
 
 
-def _bar(parts: tuple[int, int, int, int], budget: Budget) -> str:
-    """Draw a memory's free bytes as a bar: a letter per part, margin at the right end."""
-    free = max(1, budget.free_bytes)
-    letters, drawn, used = "", 0, 0
-    for letter, n_bytes in zip("wkco", parts, strict=True):
-        used += n_bytes
-        upto = min(_BAR_WIDTH, round(used / free * _BAR_WIDTH))
-        letters += letter * (upto - drawn)
-        drawn = max(drawn, upto)
-    margin = min(_BAR_WIDTH - drawn, round((budget.margin_bytes + budget.residual_bytes) / free * _BAR_WIDTH))
-    return "[" + letters + "." * (_BAR_WIDTH - drawn - margin) + "m" * margin + "]"
+def _parts(use: tuple[int, int, int, int], budget: Budget) -> tuple[int, ...]:
+    """Return the bytes of each column: what is used, what stays free on purpose and by itself, what others have."""
+    kept = budget.margin_bytes + budget.residual_bytes
+    free = max(0, budget.free_bytes - sum(use) - kept)
+    return (*use, kept, free, max(0, budget.total_bytes - budget.free_bytes))
+
+
+def _bar(parts: tuple[int, ...]) -> str:
+    """Draw a memory as a bar: at least one letter for each part that is there."""
+    total = max(1, sum(parts))
+    cells = [max(1, round(n_bytes / total * _BAR_WIDTH)) if n_bytes else 0 for n_bytes in parts]
+    cells[cells.index(max(cells))] += _BAR_WIDTH - sum(cells)
+    return "".join(letter * n for (_, letter), n in zip(_COLUMNS, cells, strict=True))
 
 
 def plans_json(plans: tuple[Plan, ...]) -> str:
@@ -132,16 +183,31 @@ def render_plans(model: str, plans: tuple[Plan, ...]) -> str:
     if not plans:
         return f"no form of `{model}` fits here; `launch plan {model}` says why\n"
     rows = [f"`{model}`: each line is better than the next and slower"]
-    rows.append(f"  {'quant':<10}{'cache':<12}{'placement':<44}{'tokens/s':>9}{'GPU GiB':>9}{'host GiB':>10}")
+    rows.append(
+        f"  {'quant':<10} {'cache':<10}{'layers':<19}{'tokens/s':>9}{'prompts':>9}{'GPU GiB':>9}{'host GiB':>10}"
+    )
     for plan in plans:
         on_devices = sum(use.total_bytes for use in plan.footprint.devices) / GIB
-        tps = _written(plan.speed.generation_tps) if plan.speed else "?"
+        tps, prompts = "?", "?"
+        if plan.speed is not None:
+            tps = _written(plan.speed.generation_tps)
+            prompts = "?" if plan.speed.prompt_tps is None else _written(plan.speed.prompt_tps)
         cache = f"{plan.cache_type_k}/{plan.cache_type_v}"
         host = plan.footprint.host.engine_bytes / GIB
         rows.append(
-            f"  {plan.quantization:<10}{cache:<12}{describe_placement(plan):<44}{tps:>9}{on_devices:>9.1f}{host:>10.1f}"
+            f"  {plan.quantization:<10} {cache:<10}{_layers(plan):<19}{tps:>9}{prompts:>9}{on_devices:>9.1f}{host:>10.1f}"
         )
     return "\n".join(rows) + "\n"
+
+
+def _layers(plan: Plan) -> str:
+    """Say in a column's width where the layers run."""
+    n_all = plan.n_layer + 1
+    if not plan.footprint.devices:
+        return "on the CPU"
+    if plan.n_gpu_layers < n_all:
+        return f"{plan.n_gpu_layers} of {n_all} on GPU"
+    return f"experts of {plan.n_cpu_moe} CPU" if plan.n_cpu_moe else "all on GPU"
 
 
 def _written(tps: float) -> str:
@@ -152,9 +218,16 @@ def render_refusal(refusal: Refusal) -> str:
     """Return the facts first and each piece of advice last, as a ``help:`` line with its command."""
     lines = [f"error[{refusal.code}]: {refusal.fact}"]
     lines += [f"  {line}" for line in refusal.derivation]
-    lines += [f"  but {verdict.text}" for verdict in refusal.verdicts]
+    lines += [
+        f"  but {verdict.text}" for verdict in refusal.verdicts if verdict.fits and not _is_advised(verdict, refusal)
+    ]
     for advice in refusal.advice:
         lines += [f"help: {advice.text}", f"    {shlex.join(advice.argv)}"]
     if not refusal.advice:
         lines.append("help: `launch list` shows the models known, `launch hardware` what this machine has")
     return "\n".join(lines) + "\n"
+
+
+def _is_advised(verdict: Verdict, refusal: Refusal) -> bool:
+    """Whether a verdict's machine is in a piece of advice anyway."""
+    return any(verdict.machine in advice.argv for advice in refusal.advice)

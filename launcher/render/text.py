@@ -1,7 +1,36 @@
 """Faults and notices as the lines that a person reads."""
 
+from typing import Final
+
+import msgspec
+
+from launcher.domain import SCHEMA_VERSION
 from launcher.errors import LauncherError
 from launcher.units import format_bytes
+
+WIDTH: Final = 80
+"""Columns that prose is wrapped to: what is printed does not depend on the terminal that shows it."""
+
+
+def wrapped(text: str, *, first: str, rest: str) -> list[str]:
+    """Return ``text`` in lines of at most ``WIDTH`` columns: ``first`` begins the first, ``rest`` each other."""
+    lines: list[str] = []
+    line = first
+    for word in text.split(" "):
+        begin = first if not lines else rest
+        if len(line) + len(word) > WIDTH and line != begin:
+            lines.append(line.rstrip())
+            line = rest
+        line += word + " "
+    return [*lines, line.rstrip()]
+
+
+def error_json(error: LauncherError) -> str:
+    """Return a fault as JSON, for whoever asked for JSON: ``{"schema_version", "error": {...}}``."""
+    fault = {"code": error.code, "message": error.message, "details": error.details, "help": error.help}
+    return (
+        msgspec.json.encode({"schema_version": SCHEMA_VERSION, "error": fault}, order="deterministic").decode() + "\n"
+    )
 
 
 def render_error(error: LauncherError) -> str:

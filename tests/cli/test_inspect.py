@@ -170,17 +170,20 @@ def test_a_folder_is_shown(tmp_path: Path, launch: Launch) -> None:
         ("model.safetensors", b"", ("bad-weights-file", "give the folder")),
     ],
 )
-def test_a_fault_goes_to_stderr(
+def test_a_fault_is_text_and_json(
     name: str,
     content: bytes | None,
     said: tuple[str, str],
     tmp_path: Path,
     launch: Launch,
 ) -> None:
-    """A file that is missing, cut, pickled or half a model ends with 1, one named fault and what to do, and no data."""
+    """A file that is missing, cut, pickled or half a model ends with 1, one named fault and what to do, in both forms."""
     if content is not None:
         (tmp_path / name).write_bytes(content)
     exit_code, out, err = launch("inspect", str(tmp_path / name), "--json")
-    assert (exit_code, out) == (1, "")
+    assert exit_code == 1
     assert err.startswith(f"error[{said[0]}]: ")
     assert f"help: {said[1]}" in err
+    fault = json.loads(out)["error"]
+    assert (fault["code"], fault["help"] in err) == (said[0], True)
+    assert launch("inspect", str(tmp_path / name))[1] == ""

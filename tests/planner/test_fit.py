@@ -221,7 +221,7 @@ def test_a_build_without_gpu_support_is_planned_for_as_such() -> None:
     outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, engines=(cpu_build,)), _PREPARED)
     assert isinstance(outcome, Plan)
     assert outcome.footprint.devices == ()
-    assert any("reaches no GPU" in note for note in outcome.notes)
+    assert "reaches no GPU" in outcome.given_up[0]
 
 
 def test_an_engine_that_reaches_the_gpu_is_preferred() -> None:
@@ -251,10 +251,9 @@ def test_a_program_that_holds_the_gpu_is_named_with_what_would_fit_without_it() 
     outcome = plan(Request(profile=load_profile("gemma2-27b")), replace(_RTX4090, devices=(gpu,)))
     assert isinstance(outcome, Plan)
     assert outcome.n_gpu_layers <= outcome.n_layer
-    (verdict,) = outcome.verdicts
-    assert verdict.condition == "after-others-leave"
-    assert "game (4321, 14.0 GiB of gpu0)" in verdict.text
-    assert "q5_k_m, all on the GPU" in verdict.text
+    now, verdict = outcome.verdicts
+    assert (now.condition, verdict.condition) == ("now", "after-others-leave")
+    assert verdict.text == "fits at q5_k_m, all on the GPU once game (pid 4321, 14.0 GiB of gpu0) leaves"
 
 
 def test_a_smaller_cache_is_taken_only_where_it_is_known_to_be_harmless() -> None:

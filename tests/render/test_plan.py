@@ -7,11 +7,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from launcher.domain import Request
+from launcher.domain import Refusal, Request
 from launcher.inventory import load_inventory
 from launcher.planner.advice import plan
 from launcher.profiles import load_profile
-from launcher.render.plan import outcome_json, outcome_schema
+from launcher.render.plan import outcome_json, outcome_schema, render_outcome
 
 _SCHEMA = Path(__file__).parents[2] / "docs" / "plan.schema.json"
 
@@ -31,3 +31,22 @@ def test_documents_keep_to_the_schema(model: str, kind: str) -> None:
     assert set(document) == {"schema_version", kind}
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"schema_version": 1, kind: {}}, json.loads(outcome_schema()))
+
+
+@pytest.mark.parametrize("model", ["gemma3-270m", "gemma2-27b", "gpt-oss-120b", "llama3.1-70b"])
+@pytest.mark.parametrize("machine", ["rtx4090", "cpu-64g", "8xh100", "t4"])
+def test_a_plan_fits_80_columns_without_colour(model: str, machine: str) -> None:
+    """Every line but the head; each bar is a whole line of letters, and has one of each part that is there."""
+    request = Request(profile=load_profile(model), force=True)
+    outcome = plan(request, load_inventory(machine))
+    text = render_outcome(outcome)
+    assert "\x1b" not in text
+    if isinstance(outcome, Refusal):
+        return
+    assert max(len(line) for line in text.splitlines()[1:]) <= 80
+    bars = [line.strip() for line in text.splitlines() if line.startswith("  [")]
+    assert {len(bar) for bar in bars} == {76}
+    uses = (*outcome.footprint.devices, outcome.footprint.host)
+    for bar, use in zip(bars, uses, strict=True):
+        parts = {"w": use.weights_bytes, "k": use.kv_cache_bytes, "c": use.compute_bytes}
+        assert {letter for letter, n_bytes in parts.items() if n_bytes} == set(bar) & set(parts)

@@ -1,0 +1,43 @@
+"""What an installed build of an engine lacks of the options that plans are made of.
+
+Builds differ by years. A build that lacks what every plan needs is passed over; what only some plans need is planned
+around (``Target``). It must not know models or machines.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from launcher.domain import Engine, EngineInstall
+
+NEEDED_OPTIONS: Final[Mapping[Engine, tuple[str, ...]]] = {
+    Engine.LLAMA_SERVER: (
+        "--ctx-size", "--parallel", "--batch-size", "--ubatch-size", "--n-gpu-layers", "--cache-type-k",
+        "--cache-type-v", "--flash-attn", "--device", "--threads", "--threads-batch", "--log-verbosity",
+    ),
+    Engine.LLAMA_CPP_PYTHON: (
+        "--n_ctx", "--n_batch", "--n_ubatch", "--n_gpu_layers", "--split_mode", "--type_k", "--type_v", "--flash_attn",
+        "--use_mmap", "--use_mlock", "--offload_kqv", "--logits_all", "--cache", "--n_threads", "--n_threads_batch",
+        "--verbose",
+    ),
+}  # fmt: skip
+"""Without these a plan's memory or placement would be left to the build's own defaults."""
+
+
+def missing_options(install: EngineInstall) -> tuple[str, ...]:
+    """Return what every plan needs and this build lacks; nothing where its options are unknown."""
+    if not install.flags:
+        return ()
+    return tuple(option for option in NEEDED_OPTIONS.get(install.engine, ()) if option not in install.flags)
+
+
+def has_option(install: EngineInstall | None, option: str) -> bool:
+    """Tell whether a build has an option of llama-server's; an unknown build is taken for a current one."""
+    if install is None or install.engine is not Engine.LLAMA_SERVER:
+        return True
+    return not install.flags or option in install.flags
+
+
+def describe_lack(install: EngineInstall) -> str:
+    """Say of a build that is passed over what it lacks."""
+    version = f" ({install.version})" if install.version else ""
+    return f"`{' '.join(install.argv)}`{version} has no {', '.join(missing_options(install))}"
