@@ -13,6 +13,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from launcher.domain import CacheType, ModelSpec, TensorInfo, WeightsFormat
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.footprint.llama_cpp import (
@@ -130,6 +132,13 @@ def unseen() -> Iterator[tuple[str, list[Figures]]]:
         )
 
 
+def shipped_spec(model: str, quantization: str) -> ModelSpec:
+    """Return a profile's shape as it was recorded: without the rotation factors of Llama 3.1, which cut graphs."""
+    artifacts = load_profile(model).artifacts
+    spec = next(spec for a in artifacts if (spec := a.spec) is not None and a.quantization == quantization)
+    return replace(spec, tensors=tuple(tensor for tensor in spec.tensors if tensor.name != "rope_freqs.weight"))
+
+
 def shipped() -> Iterator[tuple[str, list[Figures]]]:
     """Yield each shipped model and quantization with its figures."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -137,8 +146,7 @@ def shipped() -> Iterator[tuple[str, list[Figures]]]:
         row = json.loads(text)
         groups.setdefault((row["model"], row["quant"].lower().removesuffix("_moe")), []).append(row)
     for (model, quantization), rows in groups.items():
-        artifacts = load_profile(model).artifacts
-        spec = next(spec for a in artifacts if (spec := a.spec) is not None and a.quantization == quantization)
+        spec = shipped_spec(model, quantization)
         architecture = read_architecture(spec)
         weights = sum_weights(spec, architecture.n_layer)
         found = []

@@ -204,7 +204,7 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
 
     ``sliding`` tells which blocks slide, the last ``n_layer_shared`` read the cache of a block before them.
     ``numbers`` are the architecture's own scalar keys, without their prefix; ``n_position`` counts the positions that
-    a token has (4 with multi-section rotation).
+    a token has (4 with multi-section rotation); ``n_ctx_short`` is the context that the rotation was trained for.
 
     ``n_head``, ``n_ff`` are the largest of any layer; ``n_ff_active`` counts the columns of all experts that one
     token uses. ``known`` is false where a key that this release understands was missing or an unknown mechanism
@@ -218,6 +218,7 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     n_layer_shared: int
     numbers: tuple[tuple[str, float], ...]
     n_ctx_train: int
+    n_ctx_short: int
     n_embd: int
     n_vocab: int
     n_head: int
@@ -433,6 +434,7 @@ def read_architecture(spec: ModelSpec) -> Architecture:
         n_layer_shared=_count_shared(spec, keys, n_layer),
         numbers=keys.numbers(),
         n_ctx_train=keys.number("context_length"),
+        n_ctx_short=keys.number("rope.scaling.original_context_length", keys.number("context_length")),
         n_embd=n_embd,
         n_vocab=n_vocab,
         n_head=keys.number("attention.head_count"),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.footprint_error import parse_config
+from benchmarks.footprint_error import parse_config, shipped_spec
 from launcher.domain import HostUse, MemoryUse, ModelSpec
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.footprint.llama_cpp import (
@@ -24,7 +24,6 @@ from launcher.planner.footprint.llama_cpp import (
     place_layers,
     sum_weights,
 )
-from launcher.profiles import load_profile
 from launcher.units import MIB
 
 _ROWS: list[dict[str, Any]] = [
@@ -35,10 +34,7 @@ _GROUPS = sorted({(row["model"], row["quant"]) for row in _ROWS})
 
 @cache
 def _spec(model: str, quantization: str) -> ModelSpec:
-    name = quantization.lower().removesuffix("_moe")
-    spec = next(a.spec for a in load_profile(model).artifacts if a.quantization == name and a.spec is not None)
-    assert spec is not None
-    return spec
+    return shipped_spec(model, quantization.lower().removesuffix("_moe"))
 
 
 @cache

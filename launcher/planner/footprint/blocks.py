@@ -31,6 +31,7 @@ from launcher.planner.footprint.graph import (
     new_weight,
     permute,
     reshape,
+    rope,
     shape,
     store,
     sum_rows,
@@ -87,6 +88,10 @@ class Batch(NamedTuple):
     """Without flash attention all V caches have rows of the longest."""
     n_position: int = 1
     """Positions per token: 4 with multi-section rotation."""
+    n_ctx: int = 0
+    """Tokens that one sequence may hold."""
+    n_ctx_short: int = 0
+    """Up to so many, the short factors of a rotation apply."""
 
 
 SOFTMAX: Final = 1
@@ -159,7 +164,7 @@ class Blocks:
 
     def global_weight(self, name: str, home: int) -> Tensor | None:
         """Return a tensor outside the blocks."""
-        key = (-1, name)
+        key = (-1 - home, name)
         if key not in self._weights and name in self._table:
             entry = self._table[name]
             self._weights[key] = new_weight(entry.ne, entry.n_bytes, home)
@@ -257,10 +262,23 @@ class Blocks:
                 hidden = in_place(hidden)
         return self.project(layer, f"ffn_down{suffix}", hidden)
 
-    def moe(self, x: Tensor, layer: Layer, routing: Routing, *, scores_from: Tensor | None = None) -> Tensor:
-        """``build_moe_ffn``: route, compute the used experts side by side, then add them up."""
+    def moe(
+        self,
+        x: Tensor,
+        layer: Layer,
+        routing: Routing,
+        *,
+        scores_from: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> Tensor:
+        """``build_moe_ffn``: route, compute the used experts side by side, then add them up.
+
+        The router reads ``x`` or ``scores_from``, unless its ``scores`` are there already.
+        """
         n_embd, n_tokens, n_used = x.ne[0], x.ne[1], layer.n_expert_used
-        chosen, weights = self._route(x if scores_from is None else scores_from, layer, routing)
+        if scores is None:
+            scores = self.project(layer, "ffn_gate_inp", x if scores_from is None else scores_from)
+        chosen, weights = self._route(scores, layer, routing)
         x = reshape(x, n_embd, 1, n_tokens)
         if routing.weighs_first:
             x = in_place(fresh(shape(n_embd, n_used, n_tokens), x), weights)
@@ -277,11 +295,9 @@ class Blocks:
             self.graph.expand(total)
         return cont(total) if n_used == 1 else total
 
-    def _route(self, x: Tensor, layer: Layer, routing: Routing) -> tuple[Tensor, Tensor]:
+    def _route(self, scores: Tensor, layer: Layer, routing: Routing) -> tuple[Tensor, Tensor]:
         """Return the experts that each token uses, and what each of them counts."""
-        n_tokens, n_used = x.ne[1], layer.n_expert_used
-        scores = self.project(layer, "ffn_gate_inp", x)
-        n_expert = scores.ne[0]
+        n_expert, n_tokens, n_used = scores.ne[0], scores.ne[1], layer.n_expert_used
         probs = scores if routing.gating == SOFTMAX_WEIGHT else in_place(scores)
         selection = probs
         bias = self.weight(layer, "exp_probs_b.bias")
@@ -331,6 +347,14 @@ class Blocks:
         return out if bias is None else in_place(out, bias, chosen)
 
     # --- Attention ----------------------------------------------------------------------------------------------
+
+    def rope(self, x: Tensor, layer: Layer) -> Tensor:
+        """Rotate by position, with the factors that some files bring (``llama_model::get_rope_factors``)."""
+        factors = self.global_weight("rope_freqs.weight", layer.home)
+        if factors is None:
+            reach = "long" if self.batch.n_ctx > self.batch.n_ctx_short else "short"
+            factors = self.global_weight(f"rope_factors_{reach}.weight", layer.home)
+        return rope(x, self.positions) if factors is None else rope(x, self.positions, factors)
 
     def qkv(self, x: Tensor, layer: Layer, *, clamps: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """``build_qkv``: three products, or one that is then cut into views."""

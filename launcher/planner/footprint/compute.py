@@ -24,6 +24,7 @@ from launcher.planner.footprint.family import Model
 from launcher.planner.footprint.scheduler import measure
 
 _REPEATS: Final = 2
+_PER_LAYER: Final = "per_layer_token_embd.weight"
 _FIRST_LAYERS: Final = 3
 """Always kept: vision models add embeddings to that many (deepstack)."""
 _UNKNOWN_PERCENT: Final = 115
@@ -81,6 +82,8 @@ def _layers(
 ) -> tuple[Layer, ...]:
     """Return the layers needed to see every neighbourhood ``_REPEATS`` times, or all of them, in order."""
     last = architecture.n_layer - 1
+    # each block reads its own slice of what the first device holds
+    every_layer = every_layer or (places.n_devices > 1 and any(name == _PER_LAYER for name, _ in shapes.table))
     keys = list(zip(shapes.blocks, places.blocks, places.experts, architecture.layers, architecture.heads, strict=True))
     numbered: dict[object, int] = {}
     kinds = [numbered.setdefault(key, len(numbered)) for key in keys]

@@ -24,7 +24,6 @@ from launcher.planner.footprint.graph import (
     Graph,
     Tensor,
     in_place,
-    rope,
     shape,
     view,
 )
@@ -34,6 +33,8 @@ from launcher.planner.footprint.rwkv import rwkv
 
 _RMS_WITH_BIAS: Final = frozenset({"phi3", "phimoe"})
 """Elsewhere a bias on the norm means that it subtracts the mean."""
+_SECOND_NORM: Final[Mapping[str, str]] = {"dbrx": "attn_output_norm"}
+"""What the norm before the feed-forward part is called, where it is neither of the usual names."""
 
 
 # --- Transformers -----------------------------------------------------------------------------------------------
@@ -41,18 +42,41 @@ _RMS_WITH_BIAS: Final = frozenset({"phi3", "phimoe"})
 
 def _project_heads(b: Blocks, x: Tensor, layer: Layer, style: Style) -> tuple[Tensor, Tensor, Tensor]:
     """Q, K and V with their norms and their rotation."""
-    q, k, v = b.qkv(x, layer)
+    q, k, v = b.qkv(x, layer, clamps=style.clamps)
     if style.rests_every:
         if (layer.number + 1) % style.rests_every == 0:
             return in_place(q, b.query_scale), k, v
-        q, k = rope(q, b.positions), rope(k, b.positions)
+        q, k = b.rope(q, layer), b.rope(k, layer)
         return in_place(q), in_place(k), v
     ropes = style.ropes_full or layer.heads.slides
+    ropes = ropes and (style.ropes_not_every == 0 or (layer.number + 1) % style.ropes_not_every != 0)
     q = norm_heads(b, q, layer, "q")
-    q = rope(q, b.positions) if ropes else q
+    q = b.rope(q, layer) if ropes else q
     k = norm_heads(b, k, layer, "k")
-    k = rope(k, b.positions) if ropes else k
+    k = b.rope(k, layer) if ropes else k
     return (in_place(q) if style.scales_q else q), k, v
+
+
+def _parallel_part(
+    b: Blocks, streams: tuple[Tensor, Tensor, Tensor], layer: Layer, model: Model, style: Style
+) -> Tensor:
+    """What follows attention where the feed-forward part does not wait for it; ``streams``: it, residual, normed."""
+    attention, residual, normed = streams
+    if "ffn_norm.weight" in layer.weights:
+        normed = b.norm(residual, layer, "ffn_norm", layer_norm=style.layer_norm)
+    elif layer.last and not style.picks_at_end:
+        normed = b.pick_outputs(normed)
+    out = feed_forward(b, normed, layer, model, style)
+    parts = {"attention": attention, "feed-forward": out, "residual": residual}
+    first, second, third = (parts[name] for name in style.parallel)
+    return in_place(in_place(first, second), third)
+
+
+def _second_norm(model: Model, layer: Layer, *, norms_output: bool) -> str:
+    """What the norm before the feed-forward part is called."""
+    if "ffn_norm.weight" in layer.weights or norms_output:
+        return "ffn_norm"
+    return _SECOND_NORM.get(model.name, "post_attention_norm")
 
 
 def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
@@ -61,27 +85,29 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     normed = x
     if has("attn_norm.weight") or style.bare_norms:
         normed = b.norm(x, layer, "attn_norm", layer_norm=style.layer_norm)
-    q, k, v = _project_heads(b, normed, layer, style)
+    scores = b.project(layer, "ffn_gate_inp", x) if style.routes_early else None
+    attended = normed
+    if style.parallel and has("attn_norm_2.weight"):
+        attended = b.norm(x, layer, "attn_norm_2", layer_norm=style.layer_norm)
+    q, k, v = _project_heads(b, attended, layer, style)
     cur = b.attend(layer, q, k, v, capped=style.caps_scores, iswa=has_window(model))
     if layer.last and not style.picks_at_end:
         cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
+        scores = None if scores is None else b.pick_outputs(scores)
     if style.parallel:
-        if has("ffn_norm.weight"):
-            normed = b.norm(residual, layer, "ffn_norm", layer_norm=style.layer_norm)
-        elif layer.last:
-            normed = b.pick_outputs(normed)
-        out = feed_forward(b, normed, layer, model, style)
-        return in_place(in_place(out, residual), cur)
+        return _parallel_part(b, (cur, residual, normed), layer, model, style)
     norms_output = has("post_attention_norm.weight") and (has("ffn_norm.weight") or has("post_ffw_norm.weight"))
     if norms_output:
         cur = b.norm(cur, layer, "post_attention_norm", layer_norm=style.layer_norm)
     cur = in_place(cur) if style.scales_residual else cur
     ffn_input = in_place(cur, residual)
-    name = "ffn_norm" if has("ffn_norm.weight") or norms_output else "post_attention_norm"
+    name = _second_norm(model, layer, norms_output=norms_output)
     cur = ffn_input
     if has(f"{name}.weight") or style.bare_norms:
         cur = b.norm(cur, layer, name, layer_norm=style.layer_norm)
-    cur = feed_forward(b, cur, layer, model, style)
+    elif style.reuses_norm:
+        cur = b.pick_outputs(normed) if layer.last else normed
+    cur = feed_forward(b, cur, layer, model, style, scores=scores)
     if has("post_ffw_norm.weight"):
         cur = b.norm(cur, layer, "post_ffw_norm", layer_norm=style.layer_norm)
     cur = in_place(cur) if style.scales_residual else cur
@@ -90,11 +116,15 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
 
 def transformer(model: Model) -> Graph:
     """Attention, then feed-forward or experts, in every block."""
-    style = STYLES.get(model.name, PLAIN)
+    style = STYLES.get(model.name, PLAIN)._replace(clamps=model.numbers.get("attention.clamp_kqv", 0.0) > 0)
     if model.name not in _RMS_WITH_BIAS and "attn_norm.bias" in model.layers[0].weights:
         style = style._replace(layer_norm=True)
+    if model.name == "cohere2moe" and not model.numbers.get("attention.layer_norm_rms_epsilon", 0.0):
+        style = style._replace(layer_norm=True)
+    if model.name == "smallthinker" and not has_window(model):
+        style = style._replace(ropes_full=True)
     if model.name == "gptneox" and not model.numbers.get("use_parallel_residual", 1):
-        style = style._replace(parallel=False)
+        style = style._replace(parallel=())
     b, x = begin(model, style)
     n_extra = int(model.numbers.get("n_deepstack_layers", 0))
     embedded = x

@@ -38,8 +38,8 @@ class Style(NamedTuple):
     scales_embedding: bool = False
     scales_rows: bool = False
     """Embeddings are scaled by a factor per row (``tok_scale``)."""
-    parallel: bool = False
-    """Attention and feed-forward read the same normed input."""
+    parallel: tuple[str, ...] = ()
+    """Attention and feed-forward read the same residual; the three are added up in this order."""
     picks_at_end: bool = False
     """Output rows are picked after the last block, not inside it."""
     picks_after_norm: bool = False
@@ -51,6 +51,16 @@ class Style(NamedTuple):
     squared: bool = False
     ropes_full: bool = True
     """Layers that see everything rotate too, not only sliding ones."""
+    reuses_norm: bool = False
+    """Without a norm of its own the feed-forward part reads what attention reads."""
+    routes_early: bool = False
+    """Experts are chosen by the residual before attention."""
+    scales_experts: bool = False
+    """The sum of routed and shared experts is scaled."""
+    ropes_not_every: int = 0
+    """Each such block does not rotate."""
+    clamps: bool = False
+    """Queries, keys and values are limited."""
     rests_every: int = 0
     """Each such block scales its queries instead of rotating them; the others norm after the rotation (llama4)."""
     routing: Routing | None = None
@@ -58,15 +68,23 @@ class Style(NamedTuple):
 
 PLAIN: Final = Style()
 """Nothing but what the tensors tell."""
+_RESIDUAL_SECOND: Final = ("feed-forward", "residual", "attention")
 STYLES: Final[Mapping[str, Style]] = {
-    "cohere2": Style(layer_norm=True, parallel=True, scales_logits=True, ropes_full=False),
-    "command-r": Style(layer_norm=True, parallel=True, scales_logits=True),
+    "cohere2": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, scales_logits=True, ropes_full=False),
+    "cohere2moe": Style(
+        parallel=_RESIDUAL_SECOND, scales_logits=True, picks_at_end=True, picks_after_norm=True, scales_experts=True
+    ),
+    "hy_v3": Style(picks_at_end=True, picks_after_norm=True),
+    "command-r": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, scales_logits=True),
     "dbrx": Style(layer_norm=True),
     "mpt": Style(layer_norm=True, ropes_full=False),
-    "falcon": Style(layer_norm=True, parallel=True),
-    "gptneox": Style(layer_norm=True, parallel=True),
+    "falcon": Style(layer_norm=True, parallel=("feed-forward", "attention", "residual")),
+    "gptneox": Style(layer_norm=True, parallel=_RESIDUAL_SECOND),
     "olmo": Style(layer_norm=True, bare_norms=True),
-    "phi2": Style(layer_norm=True, parallel=True, scales_q=True),
+    "phi2": Style(layer_norm=True, parallel=("attention", "feed-forward", "residual"), scales_q=True),
+    "smollm3": Style(ropes_not_every=4),
+    "smallthinker": Style(ropes_full=False, routes_early=True),
+    "stablelm": Style(reuses_norm=True),
     "bloom": Style(ropes_full=False),
     "phimoe": Style(scales_q=True),
     "gemma": Style(scales_embedding=True, scales_q=True),
@@ -109,18 +127,21 @@ def norm_heads(b: Blocks, x: Tensor, layer: Layer, kind: str) -> Tensor:
     return b.norm_by(x, weight, b.weight(layer, f"attn_{kind}_norm.bias"))
 
 
-def feed_forward(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
+def feed_forward(
+    b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style, *, scores: Tensor | None = None
+) -> Tensor:
     """The dense feed-forward part, or the experts with their shared one."""
     if "ffn_gate_inp.weight" not in layer.weights:
         return b.ffn(x, layer, squared=style.squared)
-    out = b.moe(x, layer, read_routing(model, style))
+    out = b.moe(x, layer, read_routing(model, style), scores=scores)
     if "ffn_up_shexp.weight" not in layer.weights:
         return out
     shared = b.ffn(x, layer, "_shexp")
     gate = b.weight(layer, "ffn_gate_inp_shexp.weight")
     if gate is not None:
         shared = in_place(shared, in_place(mul_mat(gate, x)))
-    return in_place(out, shared)
+    out = in_place(out, shared)
+    return in_place(out) if style.scales_experts else out
 
 
 def has_window(model: Model) -> bool:

@@ -56,17 +56,22 @@ def _per_layer_inputs(b: Blocks, x: Tensor, model: Model) -> Tensor | None:
     return cont(permute(in_place(in_place(projected, rows)), 0, 2, 1, 3))
 
 
+def _rotate(b: Blocks, x: Tensor, layer: Layer) -> Tensor:
+    """Factors apply to the layers that see everything."""
+    return rope(x, b.positions) if layer.heads.slides else b.rope(x, layer)
+
+
 def _gemma4_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     heads, n_tokens = layer.heads, model.batch.n_tokens
     q = norm_heads(b, reshape(b.project(layer, "attn_q", x), heads.head_k, heads.n_head, n_tokens), layer, "q")
-    q = rope(q, b.positions)
+    q = _rotate(b, q, layer)
     if layer.owner != layer.number:
         return b.attend(layer, q, None, None, owner=layer.owner, iswa=True)
     flat_k = b.project(layer, "attn_k", x)
     flat_v = b.project(layer, "attn_v", x) if "attn_v.weight" in layer.weights else flat_k
     k = reshape(flat_k, heads.head_k, heads.n_head_kv, n_tokens)
     v = in_place(reshape(flat_v, heads.head_v, heads.n_head_kv, n_tokens))
-    k = rope(norm_heads(b, k, layer, "k"), b.positions)
+    k = _rotate(b, norm_heads(b, k, layer, "k"), layer)
     return b.attend(layer, q, k, v, iswa=True)
 
 

@@ -26,7 +26,6 @@ from launcher.planner.footprint.graph import (
     mul_mat,
     permute,
     reshape,
-    rope,
     shape,
     transpose,
     view,
@@ -51,13 +50,13 @@ def _latent_attention(b: Blocks, x: Tensor, layer: Layer, model: Model, *, ropes
     compressed = view(both, shape(n_lora, n_tokens), both.nb)
     row = both.nb[1]
     k_pe = view(both, shape(n_rope, 1, n_tokens), (4, row, row, row * n_tokens))
-    k_pe = rope(k_pe, b.positions) if ropes else k_pe
+    k_pe = b.rope(k_pe, layer) if ropes else k_pe
     compressed = b.norm(compressed, layer, "attn_kv_a_norm")
     n_nope = head_k - n_rope
     if b.weight(layer, "attn_k_b.weight") is not None:
         q_nope = view(q, shape(n_nope, n_head, n_tokens), q.nb)
         q_pe = view(q, shape(n_rope, n_head, n_tokens), q.nb)
-        q_pe = rope(q_pe, b.positions) if ropes else q_pe
+        q_pe = b.rope(q_pe, layer) if ropes else q_pe
         absorbed = mul_mat(b.need(layer, "attn_k_b.weight"), permute(q_nope, 0, 2, 1, 3))
         query = concat(permute(absorbed, 0, 2, 1, 3), q_pe, 0)
         key = concat(reshape(compressed, n_lora, 1, n_tokens), k_pe, 0)
@@ -67,7 +66,7 @@ def _latent_attention(b: Blocks, x: Tensor, layer: Layer, model: Model, *, ropes
     nb = (4, width, width * n_head, width * n_head * n_tokens)
     k_nope = view(kv, shape(n_nope, n_head, n_tokens), nb)
     v = cont(view(kv, shape(head_v, n_head, n_tokens), nb))
-    q = rope(q, b.positions)
+    q = b.rope(q, layer)
     key = concat(k_nope, fresh(shape(n_rope, n_head, n_tokens), k_pe), 0)
     return b.attend(layer, q, key, v)
 

@@ -222,8 +222,9 @@ def _weight(ne: tuple[int, ...], n_bytes: int) -> Weight:
 
 @lru_cache(maxsize=8192)
 def _name_within(tensor_name: str) -> str:
-    """Return the name of a block's tensor within its block."""
-    return tensor_name.split(".", 2)[2]
+    """Return the name of a block's tensor within its block; some norms lack the suffix that all others have."""
+    name = tensor_name.split(".", 2)[2]
+    return f"{name}.weight" if name.endswith("_norm") else name
 
 
 def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
@@ -347,6 +348,8 @@ def _compute(
             element_v=_element(config.cache_type_v),
             n_embd_v_padded=cells.n_embd_v_padded,
             n_position=architecture.n_position,
+            n_ctx=cells.n_cells,
+            n_ctx_short=architecture.n_ctx_short,
         ),
         op_offload=op_offload,
         every_layer=every_layer,

@@ -4,6 +4,8 @@ Restates ``src/models/mamba-base.cpp``, ``delta-net-base.cpp`` and the hybrids b
 far as they shape memory. It does not know devices, bytes of weights or how memory is allocated.
 """
 
+from typing import Final
+
 from launcher.planner.footprint.blocks import Blocks, Layer, Routing
 from launcher.planner.footprint.family import (
     PLAIN,
@@ -27,7 +29,6 @@ from launcher.planner.footprint.graph import (
     mul_mat,
     permute,
     reshape,
-    rope,
     shape,
     transpose,
     view,
@@ -200,6 +201,8 @@ def _delta_net(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
 
     q, k, v = part(head_k, n_k), part(head_k, n_k), part(head_v, n_v)
     q, k = in_place(in_place(q)), in_place(in_place(k))
+    if model.name == "qwen3next" and n_k != n_v:
+        q, k = (_spread_heads(part, n_v) for part in (q, k))
     result = fresh(shape(d_inner, batch.n_tokens + head_v * n_seq), q, k, v, gate, beta, state)
     out = view(result, (head_v, n_v, n_per_seq, n_seq), packed(head_v, n_v, n_per_seq, n_seq))
     new_state = view(result, (head_v, head_v, n_v, n_seq), packed(head_v, head_v, n_v, n_seq))
@@ -213,6 +216,13 @@ def _delta_net(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
 def packed(*ne: int) -> tuple[int, int, int, int]:
     """Strides of contiguous f32."""
     return 4, 4 * ne[0], 4 * ne[0] * ne[1], 4 * ne[0] * ne[1] * ne[2]
+
+
+def _spread_heads(x: Tensor, n_head: int) -> Tensor:
+    """Repeat each head until there are ``n_head``."""
+    head, n_own, n_per_seq, n_seq = x.ne
+    narrow = reshape(x, head, 1, n_own, n_per_seq * n_seq)
+    return reshape(fresh((head, n_head // n_own, n_own, n_per_seq * n_seq), narrow), head, n_head, n_per_seq, n_seq)
 
 
 def _delta_inputs(b: Blocks, x: Tensor, layer: Layer, n_channels: int, d_inner: int) -> tuple[Tensor, Tensor]:
@@ -239,23 +249,20 @@ def _gated_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor
     k = b.norm(reshape(k, d, heads.n_head_kv, n_tokens), layer, "attn_k_norm")
     gate = fresh(shape(d * n, n_tokens), view(full, shape(d, n, n_tokens), stride))
     v = reshape(v, heads.head_v, heads.n_head_kv, n_tokens)
-    q, k = rope(q, b.positions), rope(k, b.positions)
+    q, k = b.rope(q, layer), b.rope(k, layer)
     cur = b.attend(layer, q, k, v, output=None)
     return b.project(layer, "attn_output", in_place(cur, in_place(gate)))
 
 
 def delta_hybrid(model: Model) -> Graph:
     """Qwen 3.5 and Qwen3-Next: three delta-net blocks to one of attention."""
-    picks_at_end = model.name != "qwen3next"
-    style = Style(picks_at_end=picks_at_end, picks_after_norm=picks_at_end)
+    style = Style(picks_at_end=True, picks_after_norm=True)
     b, x = begin(model, style)
     for layer in model.layers:
         residual = x
         cur = b.norm(x, layer, "attn_norm")
         b.graph.expand(cur)
         cur = (_delta_net if layer.recurrent[1] else _gated_attention)(b, cur, layer, model)
-        if layer.last and not picks_at_end:
-            cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
         residual = in_place(cur, residual)
         cur = feed_forward(b, b.norm(residual, layer, "post_attention_norm"), layer, model, style)
         x = in_place(cur, residual)
@@ -283,14 +290,16 @@ def _short_conv(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     return reshape(out, out.ne[0], batch.n_tokens)
 
 
+_ROTATING: Final = frozenset({"falcon-h1", "granitehybrid", "lfm2", "lfm2moe", "plamo2"})
+"""Their attention rotates, unless the file says that it does not (Granite 4)."""
+
+
 def _hybrid_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     q, k, v = b.qkv(x, layer)
-    rotates = (
-        model.name in {"falcon-h1", "lfm2", "lfm2moe", "plamo2"} or model.numbers.get("rope.scaling.finetuned", 0) > 0
-    )
+    rotates = model.name in _ROTATING and bool(model.numbers.get("rope.scaling.finetuned", 1))
     q, k = norm_heads(b, q, layer, "q"), norm_heads(b, k, layer, "k")
     if rotates:
-        q, k = rope(q, b.positions), rope(k, b.positions)
+        q, k = b.rope(q, layer), b.rope(k, layer)
     return b.attend(layer, q, k, v)
 
 
