@@ -78,7 +78,8 @@ test: $(VENV)/.checks $(ENGINES) static
 	$(BIN)/python -m pytest
 
 # Real processes and long laws: not in the quick check.
-SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/planner/test_footprint_unseen.py
+SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/planner/test_footprint_unseen.py \
+	tests/gateway/test_losses.py tests/gateway/test_front.py
 
 check: static
 	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu' $(addprefix --ignore=,$(SLOW))

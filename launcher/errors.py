@@ -143,6 +143,12 @@ class NotServedError(LauncherError):
     code = "not-served"
 
 
+class ApiKeyError(LauncherError):
+    """An API key cannot be used: too short, unreadable, or readable by others."""
+
+    code = "bad-api-key"
+
+
 class StateError(LauncherError):
     """The state directory cannot be used: no permission, no space, or not ours."""
 

@@ -55,10 +55,10 @@ def serve(
 
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
+    from launcher.gateway.keys import Keys, check_exposure
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import render_outcome
     from launcher.store import open_instance
-    from launcher.supervisor.checks import check_exposure
 
     name, quant = opt.split_quant(name, quant)
     settings = opt.parse_settings(
@@ -78,7 +78,7 @@ def serve(
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     profile = replace(profile, address=opt.with_address(profile.address, host=host, port=port))
-    check_exposure(profile.address)
+    check_exposure(profile.address, Keys())
     if detach:
         raise typer.Exit(_detach(profile.name))
     with open_instance(profile.name) as instance:

@@ -3,14 +3,13 @@
 It must not start or change anything.
 """
 
-import ipaddress
 import shutil
 import socket
 from pathlib import Path
 from typing import Final
 
 from launcher.domain import Address, Command, Plan
-from launcher.errors import EngineMissingError, PortInUseError, StateError, UsageError, WeightsMissingError
+from launcher.errors import EngineMissingError, PortInUseError, StateError, WeightsMissingError
 from launcher.store import free_bytes
 from launcher.supervisor.processes import who_listens
 from launcher.units import format_bytes
@@ -40,23 +39,6 @@ def check_start(command: Command, plan: Plan | None, folder: Path) -> None:
         message = f"the disk of {folder} is full: {format_bytes(n_free)} free"
         raise StateError(message, help="free some disk space, or set LAUNCHER_STATE_DIR to a folder on another disk")
     check_port(command.address)
-
-
-def check_exposure(address: Address) -> None:
-    """Refuse an address that other machines can reach.
-
-    Beyond loopback an API key is required, and this release has none to give.
-
-    Raises:
-        UsageError: the address is not of the loopback interface.
-    """
-    try:
-        is_loopback = ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        is_loopback = address.host == "localhost"
-    if not is_loopback:
-        message = f"{address.host} can be reached from other machines, and the endpoint has no API key"
-        raise UsageError(message, help="serve on 127.0.0.1, and reach it through an SSH tunnel or a reverse proxy")
 
 
 def check_port(address: Address) -> None:

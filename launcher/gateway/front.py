@@ -1,0 +1,186 @@
+"""Listen for clients: bounded connections, bounded heads, and the paths that the gateway answers itself.
+
+It must not know how a request gets its answer from an engine (`exchange`).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from aiohttp import hdrs, web
+from aiohttp.http_exceptions import LineTooLong
+
+from launcher.gateway.client import Client, HttpError
+from launcher.gateway.meters import Meters, route_of
+from launcher.gateway.policy import Limits
+
+_LINGER_S: Final = 5.0  # for the rest of a body that was refused: closed at once, the client might lose the answer
+_N_SPARE: Final = 64  # connections beyond the bound that are still told so
+_N_BACKLOG: Final = 256
+_REFUSED_METHODS: Final = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
+_LOG: Final = logging.getLogger("launcher.gateway")
+_LOG_HTTP: Final = logging.getLogger("launcher.gateway.http")  # what clients send that is no HTTP
+_LOG_HTTP.disabled = True  # anybody can make it write; and what was asked of a model is nobody's business
+
+Answer = Callable[[Client, str], Awaitable[web.StreamResponse]]
+
+
+class _Connection(web.RequestHandler):
+    """A client's connection, whose faults are answered as the rest is."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is no HTTP; the connection ends with it."""
+        if request.writer.output_size > 0:
+            reason = "a part of the answer has been sent"
+            raise ConnectionError(reason)
+        if isinstance(exc, LineTooLong):
+            return HttpError(431, "head-too-large", "a line of the request's head is too long", last=True).to_response()
+        text = (message or "the request is not HTTP").strip().partition("\n")[0].rstrip(":.").lower()
+        return HttpError(status, "bad-request", text, last=True).to_response()
+
+
+class Front(web.Server):
+    """The HTTP server: every request is a ``Client``, handed to ``answer`` with its path."""
+
+    def __init__(self, answer: Answer, limits: Limits, meters: Meters) -> None:
+        """Hold the bounds; nothing is listened on yet."""
+        super().__init__(self._handle, handler_cancellation=True)
+        self._answer = answer
+        self._limits = limits
+        self._meters = meters
+        self._listener: asyncio.Server | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._n_connections = 0
+        self.clients: set[Client] = set()
+
+    async def listen(self, host: str, port: int) -> int:
+        """Listen, and return the port.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self, host, port, backlog=_N_BACKLOG, reuse_address=True)
+        self._sweep()
+        bound: int = self._listener.sockets[0].getsockname()[1]
+        return bound
+
+    @property
+    def n_connections(self) -> int:
+        """Connections that are open."""
+        return self._n_connections
+
+    async def close(self, grace_s: float) -> None:
+        """Stop listening; close idle connections at once, the others after ``grace_s`` at the latest."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        if self._listener is not None:
+            self._listener.close()
+        self.pre_shutdown()
+        await self.shutdown(grace_s)
+
+    # --- Connections ---
+
+    def __call__(self) -> web.RequestHandler:
+        """Make the protocol of a new connection."""
+        limits = self._limits
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            keepalive_timeout=limits.idle_timeout_s,
+            max_line_size=limits.line_bytes,
+            max_field_size=limits.line_bytes,
+            max_headers=limits.n_headers,
+            lingering_time=_LINGER_S,
+            auto_decompress=False,
+            access_log=_LOG_HTTP,
+            logger=_LOG_HTTP,
+        )
+
+    def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
+        """Count a connection; one far beyond the bound is not even listened to."""
+        super().connection_made(handler, transport)
+        self._n_connections += 1
+        if self._n_connections > self._limits.n_connections + _N_SPARE:
+            transport.abort()
+
+    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
+        """Count it out."""
+        super().connection_lost(handler, exc)
+        self._n_connections -= 1
+
+    def _sweep(self) -> None:
+        """Cut clients that have not taken their answer for too long; so look again and again."""
+        loop = asyncio.get_running_loop()
+        patience_s = self._limits.stall_timeout_s
+        for client in tuple(self.clients):
+            if client.sending_s is not None and loop.time() - client.sending_s > patience_s:
+                self._meters.n_stalled += 1
+                client.sending_s = None
+                client.cut()
+        self._sweeper = loop.call_later(patience_s / 4, self._sweep)
+
+    # --- Requests ---
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        client = Client(request)
+        path = request.rel_url.raw_path
+        self.clients.add(client)
+        status = 499  # as nginx counts it: the client left first
+        try:
+            response = await self._respond(client, path)
+            status = response.status
+        except (asyncio.CancelledError, ConnectionError):
+            self._meters.n_disconnects += 1
+            raise
+        finally:
+            self.clients.discard(client)
+            self._meters.answers[route_of(path), status] += 1
+            self._meters.lasted.observe(asyncio.get_running_loop().time() - client.began_s)
+        return response
+
+    async def _respond(self, client: Client, path: str) -> web.StreamResponse:
+        try:
+            self._check(client.request)
+            return await self._answer(client, path)
+        except HttpError as error:
+            self._meters.refusals[error.code] += 1
+            return await client.finish(error.to_response())
+        except ConnectionError:
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, the client gets an answer, and the log the traceback
+            self._meters.n_faults += 1
+            _LOG.exception("a request failed by the gateway's own fault")
+            if client.request.writer.output_size > 0:
+                client.cut()
+                raise ConnectionResetError from None
+            fault = HttpError(500, "gateway-fault", "the gateway failed; its log says more", last=True)
+            return await client.finish(fault.to_response())
+
+    def _check(self, request: web.BaseRequest) -> None:
+        if self._n_connections > self._limits.n_connections:
+            message = f"{self._limits.n_connections} connections are open, as many as may be"
+            raise HttpError(503, "too-many-connections", message, retry_after_s=1, last=True)
+        if request.method in _REFUSED_METHODS:
+            raise HttpError(405, "bad-method", f"{request.method} is not served here", last=True)
+
+
+def only(request: web.BaseRequest, *methods: str) -> None:
+    """Refuse other methods on a path that the gateway answers itself."""
+    if request.method not in methods:
+        raise HttpError(405, "bad-method", f"{request.path} is only for {', '.join(methods)}")
+
+
+def reply(body: bytes, *, status: int = 200, content_type: str = "application/json") -> web.Response:
+    """Return a whole answer of the gateway's own."""
+    kind: dict[str, Any] = {hdrs.CONTENT_TYPE: content_type}
+    return web.Response(status=status, body=body, headers=kind)

@@ -1,0 +1,144 @@
+"""What the gateway tells of the instance: health, models, metrics."""
+
+import json
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from launcher import domain
+from launcher.domain import Address, Artifact, CacheType, Footprint, HostUse, Plan, State, WeightsFormat
+from launcher.gateway.health import Health, MemoryFigure, Status, describe_health, health_of, summarise
+from launcher.gateway.meters import SECONDS, Histogram, route_of
+from launcher.gateway.policy import Door
+from launcher.units import GIB
+from tests.fakes.gateway import CHAT, Engine, serving
+
+_PLAN: Final = Plan(
+    model="tiny",
+    engine=domain.Engine.LLAMA_SERVER,
+    format=WeightsFormat.GGUF,
+    quantization="q4_k_m",
+    n_ctx=8192,
+    n_ctx_per_request=4096,
+    n_parallel=2,
+    kv_unified=False,
+    n_batch=512,
+    n_ubatch=128,
+    n_layer=18,
+    n_gpu_layers=9,
+    n_cpu_moe=0,
+    cache_type_k=CacheType.F16,
+    cache_type_v=CacheType.F16,
+    flash_attn=True,
+    n_threads=2,
+    n_threads_batch=2,
+    address=Address(),
+    footprint=Footprint(devices=(), host=HostUse()),
+    budgets=(),
+    artifact=Artifact(format=WeightsFormat.GGUF, quantization="q4_k_m", local_path="/home/me/secret.gguf"),
+)
+
+
+@pytest.mark.parametrize(
+    ("door", "status", "health", "code"),
+    [
+        (Door.SHUT, Status(), Health.LOADING, 503),
+        (Door.OPEN, Status(state=State.READY), Health.READY, 200),
+        (Door.OPEN, Status(state=State.READY, is_degraded=True), Health.DEGRADED, 200),
+        (Door.SHUT, Status(state=State.BACKOFF, is_degraded=True), Health.LOADING, 503),
+        (Door.SHUT, Status(state=State.FAILED), Health.FAILED, 503),
+        (Door.CLOSED, Status(state=State.READY), Health.STOPPING, 503),
+    ],
+)
+def test_health_says_whether_requests_get_through(door: Door, status: Status, health: Health, code: int) -> None:
+    """200 exactly while they do; degraded is a way to be ready."""
+    assert health_of(door, status) is health
+    answer = describe_health(door, "away", status, n_running=1, n_waiting=2, in_full=True)
+    assert answer[0] == code
+    told = json.loads(answer[1])
+    assert (told["status"], told["n_running"], told["n_waiting"]) == (health, 1, 2)
+    assert told["reason"] == (None if door is Door.OPEN else "away")
+
+
+async def test_a_degraded_instance_tells_plan_and_reason(engine: Engine) -> None:
+    """What it serves by, why it is less than was planned, and no path of this machine."""
+    async with serving(engine) as served:
+        plan = _PLAN
+        reason = "gpu0 ran out of memory (1.2 GiB); now at 4096 tokens instead of 8192"
+        served.gateway.publish(
+            Status(state=State.READY, is_degraded=True, reason=reason, plan=plan, n_restarts=2, n_ladder_steps=1)
+        )
+        status, text = await served.get("/health")
+        told = json.loads(text)
+        assert (status, told["status"], told["reason"]) == (200, "degraded", reason)
+        assert (told["n_restarts"], told["n_ladder_steps"]) == (2, 1)
+        assert told["plan"] == {name: getattr(plan, name) for name in summarise(plan).__struct_fields__}
+        assert "secret" not in text
+        models = json.loads((await served.get("/v1/models"))[1])["data"]
+        assert [(model["id"], model["meta"]["n_ctx"]) for model in models] == [("tiny", plan.n_ctx_per_request)]
+
+
+async def test_models_are_told_while_nothing_runs() -> None:
+    """A client's first question is answered at once, whatever the engine does."""
+    async with serving() as served:
+        assert json.loads((await served.get("/v1/models"))[1])["data"][0]["id"] == "tiny"
+        assert json.loads((await served.get("/v1/models/tiny"))[1])["object"] == "model"
+        assert (await served.get("/v1/health"))[0] == 503
+
+
+async def test_metrics_are_what_happened(engine: Engine) -> None:
+    """Requests by path and code, tokens as the engine counts them, the supervisor's figures; all of it well formed."""
+    async with serving(engine) as served:
+        memory = (MemoryFigure(memory="gpu0", kind="weights", planned_bytes=3 * GIB, measured_bytes=4 * GIB),)
+        served.gateway.publish(Status(state=State.READY, n_restarts=3, n_ladder_steps=2, memory=memory))
+        await served.ask({"stream": True, "max_tokens": 5})
+        await served.ask({"max_tokens": 7})
+        await served.ask({"fake": {"status": 400}})
+        await served.ask({}, path="/some/" + "x" * 50)
+        _, text = await served.get("/metrics")
+        families = {family.name: family for family in text_string_to_metric_families(text)}
+        figures = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in families.values()
+            for sample in family.samples
+        }
+        assert figures["launcher_requests_total", CHAT, "200"] == 2
+        assert figures["launcher_requests_total", CHAT, "400"] == 1
+        assert figures["launcher_requests_total", "200", "other"] == 1
+        assert figures["launcher_tokens_total", "generated"] == 5 + 7 + 8 + 8
+        assert figures["launcher_tokens_total", "prompt"] == 12
+        assert figures[("launcher_stream_events_total",)] == 7
+        assert (figures[("launcher_engine_restarts_total",)], figures[("launcher_ladder_steps_total",)]) == (3, 2)
+        assert figures["launcher_memory_bytes", "gpu0", "planned", "weights"] == 3 * GIB
+        assert figures["launcher_memory_bytes", "gpu0", "measured", "weights"] == 4 * GIB
+        assert figures["launcher_state", "ready"] == figures["launcher_health", "ready"] == 1
+        assert figures["launcher_state", "failed"] == 0
+        assert figures[("launcher_requests_running",)] == 0
+        assert figures[("launcher_first_byte_seconds_count",)] == 4
+        assert all(family.documentation for family in families.values())
+
+
+def test_a_histograms_buckets_hold_their_bounds() -> None:
+    """A time on a bound falls below it, as Prometheus' ``le`` says; beyond the last there is one more bucket."""
+    histogram = Histogram()
+    for seconds in (0.0, SECONDS[0], SECONDS[0] + 1e-9, SECONDS[-1] + 1):
+        histogram.observe(seconds)
+    assert histogram.counts[:2] == [2, 1]
+    assert histogram.counts[-1] == 1
+    assert sum(histogram.counts) == 4
+
+
+def test_paths_do_not_become_labels_without_end() -> None:
+    """Clients choose paths; only known ones are told apart."""
+    assert route_of("/v1/completions") == "/v1/completions"
+    assert {route_of(f"/x{n}") for n in range(100)} == {"other"}
+
+
+def test_a_gateway_without_a_scraper_does_not_pay_for_one() -> None:
+    """`prometheus_client` is imported when `/metrics` is first asked, and by nothing else."""
+    code = "import sys; import launcher.gateway.gateway; print('prometheus_client' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
