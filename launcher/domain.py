@@ -190,6 +190,27 @@ class Wishes(Noun, frozen=True):
     objective: Objective = Objective.QUALITY
 
 
+class Rung(StrEnum):
+    """What a step down the ladder gives up; ``launcher.planner.ladder`` says how."""
+
+    UBATCH = "ubatch"
+    CACHE_TYPE = "cache-type"
+    PARALLEL = "parallel"
+    CONTEXT = "context"
+    OFFLOAD = "offload"
+    QUANTIZATION = "quantization"
+
+
+class Fallback(Noun, frozen=True):
+    """What happens when memory ran out although the plan said otherwise: the rungs, cheapest loss first.
+
+    A rung that is left out is never taken. ``step_up`` lets the supervisor go back by itself once there is room again.
+    """
+
+    ladder: tuple[Rung, ...] = tuple(Rung)
+    step_up: bool = False
+
+
 class Address(Noun, frozen=True):
     """Where the endpoint listens. A ``port`` of ``None`` lets the launcher take a free one."""
 
@@ -213,6 +234,7 @@ class Profile(Noun, frozen=True):
     pins: Settings = Settings()
     engines: tuple[Engine, ...] = (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
     address: Address = Address()
+    fallback: Fallback = Fallback()
     license: str = ""
     urls: tuple[str, ...] = ()
     source: str = ""
@@ -384,12 +406,41 @@ class Tuning(Noun, frozen=True):
         return self.n_prompt / self.prompt_tps + self.n_generated / self.generation_tps
 
 
+class Lesson(StrEnum):
+    """How a correction was learnt."""
+
+    MEASURED = "measured"
+    """The engine ran, and this is what it held beyond the plan."""
+    OUT_OF_MEMORY = "out-of-memory"
+    """It ran out of memory: what it needed beyond the plan was at least this."""
+
+
+class Correction(Noun, frozen=True):
+    """What one engine's build took of one memory beyond what was planned for one model.
+
+    ``memory`` is a device's name (``gpu0``) or ``host``; ``model`` the shape of the model whatever its quantization;
+    ``configuration`` the class of settings that what is not
+    accounted for depends on (``launcher.planner.corrections``). ``unaccounted_bytes`` is measured minus planned and may
+    be negative.
+    """
+
+    memory: str
+    build: str
+    model: str
+    configuration: str
+    lesson: Lesson
+    planned_bytes: int
+    unaccounted_bytes: int
+    learnt_at: float
+
+
 class Calibration(Noun, frozen=True):
     """What was measured on one machine. ``machine`` identifies it: figures of another one are not used."""
 
     machine: str
     rates: tuple[MeasuredRates, ...] = ()
     tunings: tuple[Tuning, ...] = ()
+    corrections: tuple[Correction, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def rates_of(self, name: str) -> MeasuredRates | None:
@@ -454,6 +505,8 @@ class Budget(Noun, frozen=True):
     free_bytes: int
     margin_bytes: int
     residual_bytes: int = 0
+    residual_learnt: bool = False
+    """Whether the residual was learnt from runs on this machine; else it is assumed."""
 
     @property
     def budget_bytes(self) -> int:

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
@@ -413,7 +413,22 @@ def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibra
 
 
 def write_calibration(calibration: Calibration) -> None:
-    """Replace what is known of a machine.
+    """Replace what was measured on a machine; what was learnt there meanwhile by other processes is kept.
+
+    Raises:
+        StateError: the state directory cannot be used.
+    """
+
+    def lay_over(known: Calibration) -> Calibration:
+        return msgspec.structs.replace(calibration, corrections=known.corrections or calibration.corrections)
+
+    update_calibration(calibration.machine, lay_over)
+
+
+def update_calibration(machine: str, change: Callable[[Calibration], Calibration]) -> Calibration:
+    """Change what is known of a machine, while no other process does: what each of them learns is kept.
+
+    A file that cannot be understood is set aside, and learning begins anew.
 
     Raises:
         StateError: the state directory cannot be used.
@@ -423,11 +438,21 @@ def write_calibration(calibration: Calibration) -> None:
     path = root / "calibrations"
     directory = _own_directory(path)
     try:
-        replace_file(directory, f"{calibration.machine}.json", msgspec.json.encode(calibration))
+        lock = os.open(
+            f"{machine}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600, dir_fd=directory
+        )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held by any process for the time of a small write
+            known, _ = _read_calibration(directory, machine, path)
+            changed = change(known or Calibration(machine=machine))
+            replace_file(directory, f"{machine}.json", msgspec.json.encode(changed))
+        finally:
+            os.close(lock)
     except OSError as error:
         _refuse(error, path, "write in")
     finally:
         os.close(directory)
+    return changed
 
 
 def forget_calibration(machine: str) -> bool:

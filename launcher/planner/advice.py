@@ -90,6 +90,27 @@ def plan(
     return replace(outcome, verdicts=(_verdict_now(outcome), *others) if others else ())
 
 
+def advise(
+    refusal: Refusal,
+    request: Request,
+    inventory: Inventory,
+    *,
+    argv: tuple[str, ...],
+    alternatives: Alternatives,
+    calibration: Calibration | None,
+) -> Refusal:
+    """Return a refusal that was come by otherwise (at the foot of the ladder) with its checked ways out."""
+    search = _Search(
+        request=request,
+        inventory=inventory,
+        argv=argv,
+        prepared=prepare(request.profile),
+        calibration=calibration,
+        seen={},
+    )
+    return replace(refusal, advice=_ways_out(refusal, search, alternatives))
+
+
 _FLAGS: Final = (
     ("quantization", "--quant"),
     ("engine", "--engine"),

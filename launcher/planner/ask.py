@@ -27,6 +27,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     min_quantization: str | None
     floor_tps: float
     """The slowest generation that is wanted."""
+    min_n_ctx_per_request: int | None
     force: bool
     address: Address
 
@@ -64,6 +65,7 @@ def resolve_ask(request: Request) -> Ask:
         objective=profile.wishes.objective,
         min_quantization=profile.limits.min_quantization,
         floor_tps=DEFAULT_MIN_TPS if floor is None else floor,
+        min_n_ctx_per_request=profile.limits.min_n_ctx_per_request,
         force=request.force,
         address=profile.address,
     )

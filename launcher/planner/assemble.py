@@ -15,7 +15,7 @@ from launcher.planner.footprint.serving import checkpoint_bytes
 from launcher.planner.losses import list_losses
 from launcher.planner.sizing import Candidate, Trial
 from launcher.planner.tuning import describe_tuning
-from launcher.units import GIB, MIB
+from launcher.units import GIB, MIB, format_bytes
 
 MAX_CACHE_RAM_BYTES: Final = 8 * GIB
 """llama-server's own default for its prompt cache."""
@@ -56,6 +56,10 @@ def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
     lacking = [word for word in _PLANNED_AROUND if not target.has_option(word)]
     if lacking:
         notes.append(f"this build has no {', '.join(lacking)}: the plan does without")
+    for budget in target.known_budgets:
+        if budget.residual_learnt:
+            kept = format_bytes(budget.residual_bytes)
+            notes.append(f"{budget.name}: {kept} are kept free beside the margin, learnt from earlier runs here")
     if trial.tuning is not None:
         notes.append(describe_tuning(trial.tuning))
     return tuple(notes)

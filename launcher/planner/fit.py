@@ -41,8 +41,10 @@ def decide(
         return question
     ask, target, candidates, allowed, lowered = question
     trial = _choose(allowed, ask, target)
-    if trial is None:
-        ask, trial, lowered = _with_less_context(request, allowed, ask, target, lowered)
+    if (shorter := _with_less_context(allowed, ask, target, trial)) is not None:
+        why = "nothing fits with more" if trial is None else "more needs offload"
+        wished, (ask, trial) = ask.n_ctx_per_request, shorter
+        lowered = (*lowered, f"context lowered from {wished} to {ask.n_ctx_per_request}: {why}")
     if trial is None and (roomier := _without_margins(allowed, ask, target)) is not None:
         if not ask.force:
             return refuse_no_fit(candidates, allowed, ask, target, certain=False)
@@ -107,28 +109,34 @@ def _trained_context(ask: Ask, candidates: tuple[Candidate, ...]) -> tuple[Ask |
     n_train = max(candidate.architecture.n_ctx_train for candidate in candidates)
     if not n_train or ask.n_ctx_per_request <= n_train:
         return ask, ()
-    if ask.settings.n_ctx is None and ask.settings.n_ctx_per_request is None:
+    is_wish = ask.settings.n_ctx is None and ask.settings.n_ctx_per_request is None
+    if is_wish and n_train >= (ask.min_n_ctx_per_request or 0):
         fact = f"context lowered from {ask.n_ctx_per_request} to {n_train}: the model was trained for no more"
         return with_context(ask, n_train), (fact,)
     return (ask if ask.force else refuse_context(ask, n_train)), ()
 
 
 def _with_less_context(
-    request: Request, candidates: tuple[Candidate, ...], ask: Ask, target: Target, lowered: tuple[str, ...]
-) -> tuple[Ask, Trial | None, tuple[str, ...]]:
-    """Give less context than was wished for, in powers of two down to the profile's limit, where that makes it fit."""
-    least, fixed = request.profile.limits.min_n_ctx_per_request, ask.settings
-    if least is None or fixed.n_ctx is not None or fixed.n_ctx_per_request is not None:
-        return ask, None, lowered
+    candidates: tuple[Candidate, ...], ask: Ask, target: Target, found: Trial | None
+) -> tuple[Ask, Trial] | None:
+    """Give less context than was wished for, in powers of two down to the profile's limit, where that helps.
+
+    It helps where nothing need be offloaded then, or where nothing was ``found`` to fit before.
+    """
+    least, fixed = ask.min_n_ctx_per_request, ask.settings
+    if (found is not None and found.is_whole) or least is None or fixed.n_ctx or fixed.n_ctx_per_request:
+        return None
+    first = None
     n_ctx = ask.n_ctx_per_request
     while n_ctx > least:
         n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
         shorter = with_context(ask, n_ctx)
         trial = _choose(candidates, shorter, target)
-        if trial is not None:
-            fact = f"context lowered from {ask.n_ctx_per_request} to {n_ctx}: nothing fits with more"
-            return shorter, trial, (*lowered, fact)
-    return ask, None, lowered
+        if trial is not None and trial.is_whole:
+            return shorter, trial
+        if trial is not None and found is None:
+            first = first or (shorter, trial)
+    return first
 
 
 def _without_margins(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> Trial | None:

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from launcher.domain import Artifact, CacheType, Engine, Footprint, Host, Profile, Speed, Tuning, WeightsFormat
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.ask import Ask
+from launcher.planner.corrections import configuration_class, correct_budgets
 from launcher.planner.footprint.llama_cpp import (
     DEFAULT_N_BATCH,
     DEFAULT_N_UBATCH,
@@ -173,6 +174,7 @@ def build_config(ask: Ask, target: Target, shape: Shape) -> LlamaCppConfig:
 def try_shape(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> Trial:
     """Size and time one candidate under one configuration."""
     config = build_config(ask, target, shape)
+    target = _corrected(target, candidate, config)
     names = tuple(device.name for device in target.devices)
     footprint = estimate_footprint(candidate.architecture, candidate.weights, config, names)
     resident = max(0, candidate.weights.total_bytes - footprint.host.weights_bytes)
@@ -200,6 +202,21 @@ def try_shape(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> T
         speed=speed,
         fits=fits,
     )
+
+
+def _corrected(target: Target, candidate: Candidate, config: LlamaCppConfig) -> Target:
+    """Return the target with what was learnt of this model's use of its memories."""
+    corrections = target.calibration.corrections if target.calibration else ()
+    if not corrections:
+        return target
+    *budgets, host_budget = correct_budgets(
+        target.known_budgets,
+        corrections,
+        install=target.install,
+        architecture=candidate.architecture,
+        configuration=configuration_class(n_devices=len(target.devices), flash_attn=config.flash_attn),
+    )
+    return replace(target, budgets=tuple(budgets), host_budget=host_budget)
 
 
 # --- Searches ---------------------------------------------------------------------------------------------------

@@ -15,10 +15,12 @@ from launcher.domain import (
     ArtifactFile,
     CacheType,
     Engine,
+    Fallback,
     Limits,
     ModelSpec,
     Objective,
     Profile,
+    Rung,
     Settings,
     WeightsFormat,
     Wishes,
@@ -114,6 +116,7 @@ _PROFILE: Final = table(
             synonyms=_LONG_OPTIONS,
         ),
         "serve": table({"host": text("a host name or an address", r"[A-Za-z0-9.:_-]{1,253}"), "port": whole(0, 65535)}),
+        "fallback": table({"ladder": many(one_of(Rung)), "step_up": flag}),
         "model": table({"spec": _relative, "license": _line, "urls": many(_url)}),
         "artifact": many(
             table(
@@ -169,6 +172,7 @@ def read_profile(path: Path, *, fallback_specs: Path) -> Profile:
         limits=_limits(checked.get("limits", {})),
         pins=Settings(**checked.get("pin", {})),
         address=_address(checked.get("serve", {})),
+        fallback=Fallback(**checked.get("fallback", {})),
         source=str(path),
     )
 

@@ -426,8 +426,8 @@ def _merge(
     weights = {(tuning.architecture, tuning.weights_bytes) for tuning in tunings}
     kept = [t for t in old.tunings if (t.architecture, t.weights_bytes) not in weights]
     kept_rates = [r for r in old.rates if rates is None or r.name != rates.name]
-    return Calibration(
-        machine=machine,
+    return replace(
+        old,
         rates=(*kept_rates, *((rates,) if rates is not None else ())),
         tunings=(*kept, *tunings),
     )

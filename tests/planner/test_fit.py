@@ -215,6 +215,24 @@ def test_a_context_beyond_training_is_refused_unless_forced() -> None:
     assert "16384" in wished.given_up[0]
 
 
+def test_a_context_floor_allows_less_context_instead_of_offload() -> None:
+    """Where the profile names a floor, the longest context without offload is taken, and said; an order stays."""
+    wished = replace(_GEMMA, wishes=Wishes(n_ctx_per_request=8192), pins=Settings(quantization="q8_0"))
+    machine = _machine(12 * GIB, 64 * GIB)
+    offloaded = decide(Request(profile=wished), machine)
+    assert isinstance(offloaded, Plan)
+    assert offloaded.n_gpu_layers <= offloaded.n_layer
+    floored = replace(wished, limits=Limits(min_n_ctx_per_request=1024))
+    shorter = decide(Request(profile=floored), machine)
+    assert isinstance(shorter, Plan)
+    assert shorter.n_gpu_layers > shorter.n_layer
+    assert 1024 <= shorter.n_ctx_per_request < 8192
+    assert any(f"from 8192 to {shorter.n_ctx_per_request}: more needs offload" in fact for fact in shorter.given_up)
+    ordered = decide(Request(profile=floored, settings=Settings(n_ctx_per_request=8192)), machine)
+    assert isinstance(ordered, Plan)
+    assert ordered.n_ctx_per_request == 8192
+
+
 def test_a_build_without_gpu_support_is_planned_for_as_such() -> None:
     """An engine that reaches no device plans for the CPU and says so."""
     cpu_build = EngineInstall(engine=Engine.LLAMA_SERVER, argv=("llama-server",))

@@ -11,9 +11,11 @@ from launcher.domain import (
     Address,
     CacheType,
     Engine,
+    Fallback,
     Limits,
     Objective,
     Profile,
+    Rung,
     Settings,
     WeightsFormat,
     Wishes,
@@ -128,6 +130,18 @@ def test_what_is_left_out_has_the_nouns_defaults(tmp_path: Path) -> None:
     assert profile.artifacts[0].format is WeightsFormat.GGUF
 
 
+def test_what_may_be_given_up_is_the_profiles_to_say(tmp_path: Path) -> None:
+    """The ladder keeps its order, may be shortened or emptied, and holds a rung once."""
+    head = 'name = "x"\n' + ARTIFACT
+    assert read(tmp_path, head).fallback == Fallback(ladder=tuple(Rung), step_up=False)
+    said = read(tmp_path, head + '[fallback]\nladder = ["context", "ubatch"]\nstep_up = true')
+    assert said.fallback == Fallback(ladder=(Rung.CONTEXT, Rung.UBATCH), step_up=True)
+    assert read(tmp_path, head + "[fallback]\nladder = []").fallback.ladder == ()
+    assert faults(tmp_path, head + '[fallback]\nladder = ["context", "context"]') == (
+        'fallback.ladder[2]: "context" stands there twice',
+    )
+
+
 def test_port_zero_means_a_free_port(tmp_path: Path) -> None:
     """Port 0 leaves the choice to the launcher."""
     assert read(tmp_path, f'name = "a"\n[serve]\nport = 0\n{ARTIFACT}').address.port is None
@@ -178,7 +192,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
     """
     assert faults(tmp_path, text) == (
         'name: "Bad Name" is not a name of lower-case letters, digits, `.`, `_` and `-`',
-        "colour: unknown key; known are name, title, aliases, engines, want, limits, pin, serve, model, artifact",
+        "colour: unknown key; known are name, title, aliases, engines, want, limits, pin, serve, fallback, model, artifact",
         'engines[1]: "llama-sever" is none of llama-server, llama-cpp-python, vllm; did you mean `llama-server`?',
         "engines[2]: 7 is an integer, not one of llama-server, llama-cpp-python, vllm",
         "want.contxt: unknown key; did you mean `context`?",

@@ -11,9 +11,19 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from launcher import store
-from launcher.domain import Address, InstanceRecord, ProcessId, State
+from launcher.domain import (
+    Address,
+    Calibration,
+    Correction,
+    InstanceRecord,
+    Lesson,
+    MeasuredRates,
+    ProcessId,
+    State,
+)
 from launcher.errors import AlreadyServedError, NotServedError, StateError, UsageError
 
 
@@ -234,3 +244,52 @@ def test_where_the_state_is(variable: str, value: str, tmp_path: Path, monkeypat
     monkeypatch.setenv(variable, value.format(tmp_path / "else"))
     expected = tmp_path / "else" if variable == "STATE_DIRECTORY" else tmp_path / "else" / "launcher"
     assert store.state_root() == expected
+
+
+def test_what_many_processes_learn_at_once_is_all_kept() -> None:
+    """Each change is made to what the others have written, none is lost."""
+    code = """
+import sys
+from msgspec.structs import replace
+from launcher.domain import MeasuredRates
+from launcher.store import update_calibration
+for n in range(20):
+    rate = MeasuredRates(name=f"{sys.argv[1]}-{n}", bandwidth_bytes_per_s=1.0, efficiency=0.5)
+    update_calibration("m", lambda known: replace(known, rates=(*known.rates, rate)))
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(idx)]) for idx in range(3)]
+    assert [writer.wait(timeout=60) for writer in writers] == [0, 0, 0]
+    known, warning = store.read_calibration("m")
+    assert warning is None
+    assert known is not None
+    assert {rates.name for rates in known.rates} == {f"{idx}-{n}" for idx in range(3) for n in range(20)}
+
+
+def test_a_new_calibration_keeps_what_was_learnt_meanwhile() -> None:
+    """``launch calibrate`` reads, measures for minutes, and writes: corrections of that time survive."""
+    lesson = Correction(
+        memory="gpu0",
+        build="b",
+        model="llama-32x4096",
+        configuration="1 device",
+        lesson=Lesson.OUT_OF_MEMORY,
+        planned_bytes=2,
+        unaccounted_bytes=1,
+        learnt_at=0.0,
+    )
+    store.update_calibration("m", lambda known: replace(known, corrections=(lesson,)))
+    rates = MeasuredRates(name="host", bandwidth_bytes_per_s=1.0, efficiency=0.5)
+    store.write_calibration(Calibration(machine="m", rates=(rates,)))
+    known, _ = store.read_calibration("m")
+    assert known == Calibration(machine="m", rates=(rates,), corrections=(lesson,))
+
+
+def test_learning_goes_on_after_a_corrupt_file(state_dir: Path) -> None:
+    """It is set aside, and what is learnt next stands in a new one."""
+    store.write_calibration(Calibration(machine="m"))
+    path = state_dir / "calibrations" / "m.json"
+    path.write_text("{")
+    changed = store.update_calibration("m", lambda known: known)
+    assert changed == Calibration(machine="m")
+    assert path.with_name("m.json.corrupt").exists()
+    assert store.read_calibration("m") == (changed, None)

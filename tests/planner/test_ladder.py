@@ -1,0 +1,257 @@
+"""Laws of stepping down, and the rungs one by one."""
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from launcher.domain import (
+    CacheType,
+    Device,
+    DeviceKind,
+    Fallback,
+    Host,
+    Inventory,
+    Limits,
+    Outcome,
+    Plan,
+    Profile,
+    Refusal,
+    RefusalCode,
+    Request,
+    Rung,
+    Settings,
+    Wishes,
+)
+from launcher.planner.advice import Alternatives, advise
+from launcher.planner.corrections import planned_bytes
+from launcher.planner.fit import decide
+from launcher.planner.ladder import DEFAULT_MIN_CTX, SMALLEST_UBATCH, least_relief, step_down, tightest
+from launcher.planner.sizing import prepare
+from launcher.profiles import load_profile
+from launcher.units import GIB, MIB
+
+_LLAMA = load_profile("llama3.1-8b")
+_PREPARED = prepare(_LLAMA)
+_QWEN = load_profile("qwen3-30b-a3b")
+_MOST_STEPS = 200
+
+
+def _machine(free_bytes: int, host_bytes: int, n_devices: int) -> Inventory:
+    devices = tuple(
+        Device(
+            name=f"gpu{idx}",
+            kind=DeviceKind.CUDA,
+            description="drawn",
+            total_bytes=free_bytes + 512 * MIB,
+            free_bytes=free_bytes,
+            bandwidth_bytes_per_s=600e9,
+        )
+        for idx in range(n_devices)
+    )
+    host = Host(total_bytes=host_bytes, available_bytes=host_bytes, n_cpu=8, bandwidth_bytes_per_s=60e9)
+    return Inventory(name="drawn", host=host, devices=devices)
+
+
+_machines = st.builds(
+    _machine,
+    st.integers(6 * 1024, 24 * 1024).map(lambda mib: mib * MIB),
+    st.integers(16 * 1024, 32 * 1024).map(lambda mib: mib * MIB),
+    st.integers(0, 1),
+)
+_settings = st.builds(
+    Settings,
+    quantization=st.sampled_from([None, None, "q8_0", "q4_k_m"]),
+    n_ctx_per_request=st.sampled_from([None, None, 4096]),
+    n_parallel=st.sampled_from([None, None, 3]),
+    n_gpu_layers=st.sampled_from([None, None, None, 7]),
+    n_ubatch=st.sampled_from([None, 256]),
+    cache_type_k=st.sampled_from([None, None, CacheType.Q8_0]),
+)
+_wishes = st.builds(
+    Wishes, n_ctx_per_request=st.sampled_from([2048, 8192, 32768]), n_parallel=st.sampled_from([1, 2, 4])
+)
+
+
+def _step(plan: Plan, request: Request, machine: Inventory, memory: str, failed_bytes: int | None) -> Outcome:
+    return step_down(
+        plan, memory=memory, failed_bytes=failed_bytes, request=request, inventory=machine, prepared=_PREPARED
+    )
+
+
+def _start(machine: Inventory, fixed: Settings, wishes: Wishes) -> tuple[Request, Plan]:
+    request = Request(profile=replace(_LLAMA, wishes=wishes), settings=fixed)
+    outcome = decide(request, machine, _PREPARED)
+    assume(isinstance(outcome, Plan))
+    assert isinstance(outcome, Plan)
+    return request, outcome
+
+
+@given(_machines, _settings, _wishes, st.sampled_from([None, 1, 64 * MIB, 3 * GIB]), st.data())
+@settings(max_examples=15, deadline=None)
+def test_a_step_is_strictly_smaller_where_memory_ran_out_and_fits(
+    machine: Inventory, fixed: Settings, wishes: Wishes, failed_bytes: int | None, data: st.DataObject
+) -> None:
+    """The exhausted memory's planned bytes fall by what failed, as far as sensible, and no memory is overdrawn."""
+    request, plan = _start(machine, fixed, wishes)
+    memory = data.draw(st.sampled_from([budget.name for budget in plan.budgets]))
+    smaller = _step(plan, request, machine, memory, failed_bytes)
+    if isinstance(smaller, Refusal):
+        return
+    before = planned_bytes(plan, memory)
+    assert planned_bytes(smaller, memory) <= before - least_relief(before, failed_bytes)
+    uses = [*(use.total_bytes for use in smaller.footprint.devices), smaller.footprint.host.total_bytes]
+    assert all(use <= budget.budget_bytes for use, budget in zip(uses, smaller.budgets, strict=True))
+
+
+@given(_machines, _settings, _wishes, st.data())
+@settings(max_examples=15, deadline=None)
+def test_what_the_user_fixed_is_not_moved(
+    machine: Inventory, fixed: Settings, wishes: Wishes, data: st.DataObject
+) -> None:
+    """Quantization, context, parallelism, layers, step and cache stay as they were ordered, however far down."""
+    request, plan = _start(machine, fixed, wishes)
+    memory = data.draw(st.sampled_from([budget.name for budget in plan.budgets]))
+    smaller = _step(plan, request, machine, memory, None)
+    if isinstance(smaller, Refusal):
+        return
+    for name in ("quantization", "n_ctx_per_request", "n_parallel", "cache_type_k"):
+        assert getattr(fixed, name) in {None, getattr(smaller, name)}
+    if fixed.n_gpu_layers is not None:
+        assert smaller.n_gpu_layers == plan.n_gpu_layers
+    if fixed.n_ubatch is not None:
+        assert smaller.n_ubatch == plan.n_ubatch
+
+
+@given(_machines, _wishes)
+@settings(max_examples=4, deadline=None)
+def test_the_ladder_ends_in_a_refusal_above_the_floors(machine: Inventory, wishes: Wishes) -> None:
+    """Stepping again and again ends, and no plan on the way is below a floor."""
+    request, plan = _start(machine, Settings(), wishes)
+    memory = tightest(plan)
+    outcome: Outcome = plan
+    for _ in range(_MOST_STEPS):
+        outcome = _step(plan, request, machine, memory, GIB)
+        if isinstance(outcome, Refusal):
+            break
+        plan = outcome
+        assert plan.n_ctx_per_request >= min(DEFAULT_MIN_CTX, wishes.n_ctx_per_request)
+        assert plan.n_ubatch >= SMALLEST_UBATCH
+        assert plan.n_parallel >= 1
+    assert isinstance(outcome, Refusal)
+    assert outcome.code in {RefusalCode.EXCEEDS_DEVICE_MEMORY, RefusalCode.EXCEEDS_HOST_MEMORY}
+
+
+def _first_step(profile: Profile, machine: Inventory, *, failed_bytes: int | None = None) -> tuple[Plan, Outcome]:
+    request = Request(profile=profile)
+    plan = decide(request, machine)
+    assert isinstance(plan, Plan)
+    outcome = step_down(plan, memory="gpu0", failed_bytes=failed_bytes, request=request, inventory=machine)
+    return plan, outcome
+
+
+_TWO = replace(_LLAMA, wishes=Wishes(n_ctx_per_request=16384, n_parallel=2))
+_CARD = _machine(24 * GIB, 64 * GIB, 1)
+
+
+def _only(*rungs: Rung) -> Profile:
+    return replace(_TWO, fallback=Fallback(ladder=rungs))
+
+
+def test_the_first_rung_is_a_smaller_step() -> None:
+    """Nothing but the compute buffer shrinks where nobody said how much was missing."""
+    plan, smaller = _first_step(_TWO, _CARD)
+    assert isinstance(smaller, Plan)
+    assert (smaller.n_ubatch, smaller.n_ctx, smaller.quantization) == (256, plan.n_ctx, plan.quantization)
+    assert smaller.footprint.devices[0].compute_bytes < plan.footprint.devices[0].compute_bytes
+
+
+@pytest.mark.parametrize(
+    ("rung", "changed"),
+    [
+        (Rung.CACHE_TYPE, {"cache_type_k": CacheType.Q8_0, "cache_type_v": CacheType.Q8_0}),
+        (Rung.PARALLEL, {"n_parallel": 1}),
+        (Rung.CONTEXT, {"n_ctx_per_request": 8192}),
+    ],
+)
+def test_each_rung_moves_its_own_value(rung: Rung, changed: dict[str, object]) -> None:
+    """One rung alone changes one thing."""
+    plan, smaller = _first_step(_only(rung), _CARD)
+    assert isinstance(smaller, Plan)
+    kept = {"n_ubatch", "n_parallel", "n_ctx_per_request", "cache_type_k", "n_gpu_layers", "quantization"}
+    assert {name: getattr(smaller, name) for name in changed} == changed
+    assert all(getattr(smaller, name) == getattr(plan, name) for name in kept - set(changed))
+
+
+def test_offload_is_sized_by_the_bytes_that_failed() -> None:
+    """A larger allocation that failed moves more layers to the host."""
+    plan, little = _first_step(_only(Rung.OFFLOAD), _CARD, failed_bytes=64 * MIB)
+    _, much = _first_step(_only(Rung.OFFLOAD), _CARD, failed_bytes=2 * GIB)
+    assert isinstance(little, Plan)
+    assert isinstance(much, Plan)
+    assert plan.n_gpu_layers > little.n_gpu_layers > much.n_gpu_layers
+
+
+def test_a_mixture_gives_up_experts_before_layers() -> None:
+    """All layers stay on the device; the experts of one of them go to the host."""
+    profile = replace(_QWEN, fallback=Fallback(ladder=(Rung.OFFLOAD,)))
+    plan, smaller = _first_step(profile, _machine(30 * GIB, 64 * GIB, 1))
+    assert isinstance(smaller, Plan)
+    assert (smaller.n_gpu_layers, smaller.n_cpu_moe) == (plan.n_gpu_layers, plan.n_cpu_moe + 1)
+
+
+def test_a_smaller_quantization_is_the_next_smaller() -> None:
+    """Only weights that the profile offers and its floor allows are taken, the best first."""
+    plan, smaller = _first_step(_only(Rung.QUANTIZATION), _CARD)
+    assert isinstance(smaller, Plan)
+    names = [candidate.artifact.quantization for candidate in _PREPARED]
+    assert names.index(smaller.quantization) == names.index(plan.quantization) + 1
+    floored = replace(_only(Rung.QUANTIZATION), limits=Limits(min_quantization=plan.quantization))
+    _, refused = _first_step(floored, _CARD)
+    assert isinstance(refused, Refusal)
+
+
+def test_rungs_add_up() -> None:
+    """Where one rung does not free enough, the next goes on from it and all that was given up is said."""
+    plan, smaller = _first_step(_TWO, _CARD, failed_bytes=3 * GIB)
+    assert isinstance(smaller, Plan)
+    assert smaller.n_ubatch < plan.n_ubatch
+    assert smaller.cache_type_k is CacheType.Q8_0
+    wide = replace(_only(Rung.UBATCH, Rung.PARALLEL), wishes=Wishes(n_ctx_per_request=16384, n_parallel=2))
+    _, smaller = _first_step(wide, _CARD, failed_bytes=3 * GIB)
+    assert isinstance(smaller, Plan)
+    assert (smaller.n_ubatch, smaller.n_parallel) == (SMALLEST_UBATCH, 1)
+    assert any("parallel requests lowered from 2 to 1: gpu0 ran out" in fact for fact in smaller.given_up)
+
+
+def test_what_grows_while_serving_is_given_up_first() -> None:
+    """On the host the prompt cache shrinks before anything that a user would notice."""
+    request = Request(profile=_TWO)
+    machine = _machine(GIB, 32 * GIB, 0)
+    plan = decide(request, machine)
+    assert isinstance(plan, Plan)
+    smaller = step_down(
+        plan, memory="host", failed_bytes=2 * GIB, request=request, inventory=machine, while_serving=True
+    )
+    assert isinstance(smaller, Plan)
+    assert smaller.cache_ram_bytes < plan.cache_ram_bytes
+    assert smaller.footprint.host.engine_bytes == plan.footprint.host.engine_bytes
+
+
+def test_an_empty_ladder_refuses_at_once() -> None:
+    """A profile may forbid every fallback."""
+    _, outcome = _first_step(_only(), _CARD)
+    assert isinstance(outcome, Refusal)
+    assert "the ladder is empty" in outcome.derivation[0]
+
+
+def test_the_foot_of_the_ladder_has_checked_ways_out() -> None:
+    """Every advice of such a refusal fits when it is planned."""
+    request = Request(profile=_only(Rung.UBATCH), settings=Settings(n_ubatch=512))
+    plan = decide(request, _CARD)
+    assert isinstance(plan, Plan)
+    refusal = step_down(plan, memory="gpu0", failed_bytes=None, request=request, inventory=_CARD)
+    assert isinstance(refusal, Refusal)
+    found = advise(refusal, request, _CARD, argv=("serve",), alternatives=Alternatives(), calibration=None)
+    assert found.advice
+    assert found.advice[0].argv[:2] == ("launch", "serve")
