@@ -23,3 +23,12 @@ def build_command(plan: Plan, *, weights_path: str, address: Address, alias: str
         case Engine.VLLM:
             msg = "this release cannot start vllm"
             raise EngineMissingError(msg, help="choose another engine: --engine llama-server")
+
+
+def tell_before_load(command: Command, engine: Engine) -> Command | None:
+    """Return the command under which the engine tells what memory it needs before it loads; ``None`` if it never does.
+
+    That takes the time of one breakdown (reading the vocabulary, building the graph): what it told once for a plan, a
+    build and a file holds for the next start, which can do without.
+    """
+    return llama_server.tell_before_load(command) if engine is Engine.LLAMA_SERVER else None

@@ -6,6 +6,8 @@ only if the plan's value is what that build does anyway; otherwise the build is 
 
 from typing import Final
 
+from msgspec.structs import replace
+
 from launcher.backends.canary import CANARY_PATH, canary_body
 from launcher.domain import Address, Command, EngineInstall, Plan
 from launcher.errors import EngineTooOldError
@@ -93,3 +95,17 @@ def build_command(plan: Plan, install: EngineInstall, weights_path: str, address
         expected_gpu_layers=plan.n_gpu_layers if plan.engine_devices else 0,
         expected_footprint=plan.footprint,
     )
+
+
+def tell_before_load(command: Command) -> Command | None:
+    """Return the command under which the engine prints its memory breakdown before it loads; ``None`` where it cannot.
+
+    ``--fit on`` makes it build model and context once without allocating them. It changes none of the planned values:
+    the context is left alone where it was given, and so is the rest where the layers were ("n_gpu_layers already set by
+    user, abort": ``common_params_fit_impl`` in llama.cpp's ``common/fit.cpp``, build 11434; seen in 10434 too).
+    """
+    argv = command.argv
+    if "--fit" not in argv:
+        return None
+    idx = argv.index("--fit") + 1
+    return replace(command, argv=(*argv[:idx], "on", *argv[idx + 1 :]))

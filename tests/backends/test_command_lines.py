@@ -5,7 +5,7 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 
-from launcher.backends import build_command
+from launcher.backends import build_command, tell_before_load
 from launcher.domain import (
     Address,
     Artifact,
@@ -144,3 +144,17 @@ def test_the_environment_is_the_installs() -> None:
     command = build_command(_PLAN, weights_path="w", address=_ADDRESS, alias="m")
     assert command.env == {"GGML_X": "1"}
     assert command.expected_gpu_layers == 40
+
+
+def test_an_engine_that_tells_its_memory_first() -> None:
+    """Only the one option differs; a build without it, and an engine of another kind, cannot."""
+    command = build_command(_PLAN, weights_path="w", address=_ADDRESS, alias="m")
+    telling = tell_before_load(command, Engine.LLAMA_SERVER)
+    assert telling is not None
+    differing = [(old, new) for old, new in zip(command.argv, telling.argv, strict=True) if old != new]
+    assert differing == [("off", "on")]
+    assert telling.argv[telling.argv.index("on", telling.argv.index("--fit")) - 1] == "--fit"
+    assert replace(telling, argv=command.argv) == command
+    assert tell_before_load(command, Engine.LLAMA_CPP_PYTHON) is None
+    old = replace(command, argv=tuple(word for word in command.argv if word not in {"--fit", "off"}))
+    assert tell_before_load(old, Engine.LLAMA_SERVER) is None
