@@ -5,11 +5,14 @@ One module per group of commands. A module imports only Typer at its top and the
 """
 
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from launcher.cli import calibrate, footprint, hardware, inspect, instances, plan, profiles, serve
+
+if TYPE_CHECKING:
+    from launcher.errors import LauncherError
 
 app = typer.Typer(
     name="launch",
@@ -44,18 +47,51 @@ for module in (serve, plan, footprint, inspect, hardware, profiles, calibrate, i
 
 def main() -> NoReturn:
     """Run the command line; a named fault becomes its message on stderr and its exit code."""
-    from launcher.errors import LauncherError
+    from launcher.errors import EXIT_FAILED, LauncherError
 
+    _open_closed_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except LauncherError as error:
-        from launcher.render.text import error_json, render_error
-
-        if "--json" in sys.argv:
-            sys.stdout.write(error_json(error))
-        sys.stderr.write(render_error(error))
-        sys.exit(error.exit_code)
+        sys.exit(_tell(error))
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(1)
+        _drop_output()
+        sys.exit(EXIT_FAILED)
+    except OSError as error:
+        _drop_output()
+        message = f"the system refused{f' `{error.filename}`' if error.filename else ''}: {error.strerror or error}"
+        sys.exit(_tell(LauncherError(message, help="check space and permissions, also of where the output goes")))
     sys.exit(0)
+
+
+def _tell(error: "LauncherError") -> int:
+    """Write a fault for a person, and as JSON where that was asked for; return its exit code."""
+    from launcher.render.text import error_json, render_error
+
+    sys.stderr.write(render_error(error))
+    if "--json" in sys.argv:
+        try:
+            sys.stdout.write(error_json(error))
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
+    return error.exit_code
+
+
+def _open_closed_streams() -> None:
+    """Give a command that was started without stdout or stderr somewhere to write to."""
+    import os
+
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - it lasts as long as the process
+
+
+def _drop_output() -> None:
+    """Let what is still buffered for a stdout that takes no more go nowhere, instead of failing at exit again."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,15 +1,21 @@
 """The options that ``serve`` and ``plan`` share, and how they become a ``Request``."""
 
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
-    from launcher.domain import Address, Inventory, Profile, Settings
+    from launcher.domain import Address, DeviceProcess, Inventory, Profile, Settings
     from launcher.fetch.remote import Reading
-    from launcher.planner.advice import Alternatives
+    from launcher.planner.search import Alternatives
+
+_MAX_INT = 2**31 - 1
+"""What llama-server's options hold."""
+_MAX_THREADS = 512
+"""llama.cpp's own limit (``GGML_MAX_N_THREADS``, build 11434)."""
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -20,17 +26,27 @@ Name = Annotated[
     ),
 ]
 Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.")]
-Context = Annotated[int | None, typer.Option("--context", min=1, help="Tokens that one request can use.")]
-CtxSize = Annotated[int | None, typer.Option("--ctx-size", min=1, help="Tokens of all parallel requests together.")]
-Parallel = Annotated[int | None, typer.Option("--parallel", min=1, help="Requests served at the same time.")]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", min=1, help="Tokens of a prompt taken at once.")]
-UbatchSize = Annotated[int | None, typer.Option("--ubatch-size", min=1, help="Tokens computed in one step.")]
-GpuLayers = Annotated[int | None, typer.Option("--n-gpu-layers", min=0, help="Layers to put on the GPU.")]
-CpuMoe = Annotated[int | None, typer.Option("--n-cpu-moe", min=0, help="Layers whose experts stay on the CPU.")]
+Context = Annotated[int | None, typer.Option("--context", min=1, max=_MAX_INT, help="Tokens that one request can use.")]
+CtxSize = Annotated[
+    int | None, typer.Option("--ctx-size", min=1, max=_MAX_INT, help="Tokens of all parallel requests together.")
+]
+Parallel = Annotated[
+    int | None, typer.Option("--parallel", min=1, max=_MAX_INT, help="Requests served at the same time.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, max=_MAX_INT, help="Tokens of a prompt taken at once.")
+]
+UbatchSize = Annotated[
+    int | None, typer.Option("--ubatch-size", min=1, max=_MAX_INT, help="Tokens computed in one step.")
+]
+GpuLayers = Annotated[int | None, typer.Option("--n-gpu-layers", min=0, max=_MAX_INT, help="Layers to put on the GPU.")]
+CpuMoe = Annotated[
+    int | None, typer.Option("--n-cpu-moe", min=0, max=_MAX_INT, help="Layers whose experts stay on the CPU.")
+]
 CacheK = Annotated[str | None, typer.Option("--cache-type-k", help="Element type of the K cache.")]
 CacheV = Annotated[str | None, typer.Option("--cache-type-v", help="Element type of the V cache.")]
 FlashAttn = Annotated[str | None, typer.Option("--flash-attn", help="on or off.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads of the engine.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=_MAX_THREADS, help="CPU threads of the engine.")]
 EngineName = Annotated[str | None, typer.Option("--engine", help="llama-server or llama-cpp-python.")]
 MinQuant = Annotated[str | None, typer.Option("--min-quant", help="Refuse a quantization worse than this.")]
 MinTps = Annotated[float | None, typer.Option("--min-tps", min=0.0, help="Refuse to generate slower than this.")]
@@ -68,11 +84,17 @@ def parse_settings(
     if context is not None and ctx_size is not None:
         msg = "--context and --ctx-size cannot both be given"
         raise UsageError(msg, help="--context is per request, --ctx-size the total of all parallel requests")
+    if ctx_size is not None and parallel is not None and ctx_size < parallel:
+        msg = f"--ctx-size {ctx_size} leaves nothing for each of {parallel} parallel requests"
+        raise UsageError(msg, help="--ctx-size is the total of all parallel requests, --context is per request")
+    if quant is not None and not quant.strip():
+        msg = "--quant is empty"
+        raise UsageError(msg, help="leave it out to let the planner choose")
     if flash_attn not in {None, "on", "off"}:
         msg = f"--flash-attn takes on or off, not `{flash_attn}`"
         raise UsageError(msg, help="leave it out to let the planner choose")
     return Settings(
-        quantization=quant.lower() if quant is not None else None,
+        quantization=quant.strip().lower() if quant is not None else None,
         engine=_member(Engine, "--engine", engine),
         n_ctx=ctx_size,
         n_ctx_per_request=context,
@@ -152,7 +174,7 @@ def resolve_profile(name: str) -> "Profile":
     from launcher.profiles import load_profile, profile_for_weights
 
     path = Path(name).expanduser()
-    if name.endswith((".gguf", ".safetensors")) or path.is_dir():
+    if name and (name.endswith((".gguf", ".safetensors")) or path.is_dir()):
         from launcher.metadata.load import read_spec
 
         return profile_for_weights(path, read_spec(path))
@@ -194,13 +216,18 @@ def apply_limits(profile: "Profile", *, min_quant: str | None, min_tps: float | 
     """Lay floors from the command line over the profile's.
 
     Raises:
-        UsageError: the quantization is not one whose quality is known.
+        UsageError: the quantization is not one whose quality is known, or the speed is no number.
     """
     from msgspec.structs import replace
 
     from launcher.planner.quality import KL_DIVERGENCE
 
     limits = profile.limits
+    if min_tps is not None and not isfinite(min_tps):
+        from launcher.errors import UsageError
+
+        msg = f"--min-tps is no number of tokens per second: {min_tps}"
+        raise UsageError(msg, help="leave it out for the floor of 2, or give 0 for none")
     if min_quant is not None:
         if min_quant.lower() not in KL_DIVERGENCE:
             from launcher.errors import UsageError
@@ -220,16 +247,26 @@ def read_inventory(name: str | None) -> "Inventory":
     return probe_inventory() if name is None else load_inventory(name)
 
 
-def find_alternatives(*, min_quant: str | None, min_tps: float | None) -> "Alternatives":
-    """Return what advice may draw on, under the floors of the command line; nothing is read until it is asked for."""
-    from launcher.planner.advice import Alternatives
+def find_alternatives(*, inventory: str | None, min_quant: str | None, min_tps: float | None) -> "Alternatives":
+    """Return what advice may draw on, under the floors of the command line; nothing is read until it is asked for.
+
+    Programs are named only where the request is for this machine: no ``inventory`` is given.
+    """
+    from launcher.planner.search import Alternatives
 
     def all_profiles() -> "tuple[Profile, ...]":
         from launcher.profiles import load_all
 
         return tuple(apply_limits(each, min_quant=min_quant, min_tps=min_tps) for each in load_all(lambda _: None))
 
-    return Alternatives(profiles=all_profiles, machines=_all_machines)
+    programs = _all_programs if inventory is None else tuple
+    return Alternatives(profiles=all_profiles, machines=_all_machines, programs=programs)
+
+
+def _all_programs() -> "tuple[DeviceProcess, ...]":
+    from launcher.inventory.programs import probe_programs
+
+    return probe_programs()
 
 
 def _all_machines() -> "tuple[Inventory, ...]":

@@ -71,10 +71,9 @@ def plan(
     request = Request(profile=profile, settings=settings, force=force)
     machine = opt.read_inventory(inventory)
     known = read_known(machine, inventory)
-    if show_all:
-        _show_all(request, machine, known, json=json)
+    if show_all and _show_all(request, machine, known, json=json):
         return
-    others = opt.find_alternatives(min_quant=min_quant, min_tps=min_tps)
+    others = opt.find_alternatives(inventory=inventory, min_quant=min_quant, min_tps=min_tps)
     outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
     refused = isinstance(outcome, Refusal)
     if json:
@@ -85,12 +84,12 @@ def plan(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _show_all(request: "Request", machine: "Inventory", known: "Calibration | None", *, json: bool) -> None:
-    from launcher.errors import EXIT_REFUSED
+def _show_all(request: "Request", machine: "Inventory", known: "Calibration | None", *, json: bool) -> bool:
+    """Print the alternatives; False where there are none, which the refusal then explains."""
     from launcher.planner.fit import list_alternatives
     from launcher.render.plan import plans_json, render_plans
 
     plans = list_alternatives(request, machine, known)
-    sys.stdout.write(plans_json(plans) if json else render_plans(request.profile.name, plans))
-    if not plans:
-        raise typer.Exit(EXIT_REFUSED)
+    if plans:
+        sys.stdout.write(plans_json(plans) if json else render_plans(request.profile.name, plans))
+    return bool(plans)

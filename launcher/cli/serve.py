@@ -86,7 +86,7 @@ def serve(
         request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
         machine = opt.read_inventory(inventory)
         known = read_known(machine, inventory)
-        others = opt.find_alternatives(min_quant=min_quant, min_tps=min_tps)
+        others = opt.find_alternatives(inventory=inventory, min_quant=min_quant, min_tps=min_tps)
         outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):

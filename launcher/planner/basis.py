@@ -47,7 +47,7 @@ def _cache_and_compute(trial: Trial) -> Basis:
 def _free(inventory: Inventory) -> Basis:
     if inventory.provenance is Provenance.MEASURED:
         return Basis(figure="free", provenance=Provenance.MEASURED, text=f"on `{inventory.name}`")
-    text = f"of a machine like `{inventory.name}` with nothing else on it"
+    text = f"by the inventory of `{inventory.name}`"
     return Basis(figure="free", provenance=inventory.provenance, text=text)
 
 

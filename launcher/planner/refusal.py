@@ -98,7 +98,9 @@ def _refuse_slow(trial: Trial, ask: Ask) -> Refusal:
     quantization = trial.candidate.artifact.quantization
     n_all = trial.candidate.architecture.n_layer + 1
     on_gpu = f"{trial.config.n_gpu_layers} of {n_all} layers on the GPU, the rest on the CPU"
-    if trial.config.n_cpu_moe:
+    if trial.is_whole:
+        on_gpu = f"all {n_all} layers on the GPU"
+    elif trial.config.n_cpu_moe:
         on_gpu = f"all layers on the GPU but for the experts of {trial.config.n_cpu_moe}, which are on the CPU"
     return Refusal(
         code=RefusalCode.BELOW_SPEED_FLOOR,

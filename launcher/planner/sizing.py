@@ -133,7 +133,7 @@ def first_shape(candidate: Candidate, ask: Ask, target: Target) -> Shape:
     return Shape(
         n_gpu_layers=n_all if settings.n_gpu_layers is None else min(settings.n_gpu_layers, n_all),
         n_ubatch=min(settings.n_ubatch or DEFAULT_N_UBATCH, n_batch),
-        n_cpu_moe=settings.n_cpu_moe or 0,
+        n_cpu_moe=min(settings.n_cpu_moe or 0, candidate.architecture.n_layer if candidate.architecture.is_moe else 0),
         cache_type_k=settings.cache_type_k or CacheType.F16,
         cache_type_v=settings.cache_type_v or CacheType.F16,
     )

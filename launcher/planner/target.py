@@ -25,6 +25,7 @@ from launcher.planner.abilities import describe_lack, has_option, missing_option
 from launcher.planner.ask import Ask
 from launcher.planner.calibration import prefer_fastest
 from launcher.planner.footprint.llama_cpp import Backend
+from launcher.tensor_types import TRAITS
 from launcher.units import GIB, MIB
 
 DEVICE_MARGIN_BYTES: Final = 512 * MIB
@@ -33,6 +34,8 @@ DEVICE_RESIDUAL_BYTES: Final = 450 * MIB
 HOST_MARGIN_BYTES: Final = 1 * GIB
 HOST_RESIDUAL_BYTES: Final = 256 * MIB
 """Assumed: the engine's code, its tokenizer and its HTTP threads."""
+MAX_SEQUENCES: Final = 256
+"""``LLAMA_MAX_SEQ`` (``src/llama-cparams.h``, build 11434): more are refused when the context is made."""
 
 
 class Target(Struct, frozen=True, kw_only=True):
@@ -192,6 +195,11 @@ def _refuse_settings(ask: Ask, target: Target) -> Refusal | None:
         facts.append(f"--n-gpu-layers {ask.settings.n_gpu_layers}: no GPU is reached by `{install}`")
     if ask.settings.n_cpu_moe and not target.has_option("--n-cpu-moe"):
         facts.append(f"--n-cpu-moe {ask.settings.n_cpu_moe}: `{install}` has no such option")
+    if ask.n_parallel > MAX_SEQUENCES:
+        facts.append(f"--parallel {ask.n_parallel}: llama.cpp serves at most {MAX_SEQUENCES} requests at once")
+    cache_v = ask.settings.cache_type_v
+    if ask.settings.flash_attn is False and cache_v is not None and TRAITS[cache_v.tensor_type].block_size > 1:
+        facts.append(f"--cache-type-v {cache_v}: a quantized V cache needs flash attention, which is off")
     if not facts:
         return None
     return Refusal(

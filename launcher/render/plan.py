@@ -71,7 +71,7 @@ def _device_names(plan: Plan) -> str:
 def render_plan(plan: Plan) -> str:
     """Return what was chosen, what it takes of each memory, how fast it should be, and what was given up."""
     lines = [f"`{plan.model}` at {plan.quantization} with {plan.engine}: {describe_placement(plan)}"]
-    lines += [f"  {name:<9} {value}" for name, value in _settings(plan)]
+    lines += [line for name, fact in _settings(plan) for line in wrapped(fact, first=f"  {name:<9} ", rest=_INDENT)]
     lines += ["", *_memory(plan)]
     blocks = (
         [line for fact in plan.given_up for line in wrapped(fact, first="  given up  ", rest=_INDENT)],
@@ -85,6 +85,8 @@ def render_plan(plan: Plan) -> str:
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
+    if plan.install is not None:
+        yield "engine", f"{' '.join(plan.install.argv)} {plan.install.version or '(version unknown)'}"
     per_request = f"{plan.n_ctx_per_request} tokens per request x {plan.n_parallel} parallel"
     yield "context", f"{per_request} = --ctx-size {plan.n_ctx}"
     flash = "on" if plan.flash_attn else "off"
@@ -180,8 +182,6 @@ def plans_json(plans: tuple[Plan, ...]) -> str:
 
 def render_plans(model: str, plans: tuple[Plan, ...]) -> str:
     """Return a table of alternatives, best quality first: each is slower than the next one."""
-    if not plans:
-        return f"no form of `{model}` fits here; `launch plan {model}` says why\n"
     rows = [f"`{model}`: each line is better than the next and slower"]
     rows.append(
         f"  {'quant':<10} {'cache':<10}{'layers':<19}{'tokens/s':>9}{'prompts':>9}{'GPU GiB':>9}{'host GiB':>10}"

@@ -75,3 +75,65 @@ def test_a_file_that_is_no_model_is_named(launch: tuple[str, ...], tmp_path: Pat
     assert result.returncode == 1
     assert result.stderr.startswith("error[bad-weights-file]")
     assert "offset" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--min-tps", "nan"), 2, "no number of tokens"),
+        (("--min-tps", "inf"), 2, "no number of tokens"),
+        (("--quant", " "), 2, "--quant is empty"),
+        (("--ctx-size", "3", "--parallel", "4"), 2, "leaves nothing"),
+        (("--parallel", "257"), 3, "at most 256"),
+        (("--threads", "513"), 2, "--threads"),
+        (("--context", "9" * 30), 2, "--context"),
+        (("--cache-type-v", "q4_0", "--flash-attn", "off"), 3, "needs flash attention"),
+    ],
+)
+def test_what_no_engine_can_do_is_not_planned(
+    launch: tuple[str, ...], words: tuple[str, ...], code: int, message: str
+) -> None:
+    """Odd values are faults or refusals with a reason, never a plan that fails at start."""
+    result = _run(launch, "plan", "gemma2-27b", "--inventory", "rtx4090", *words)
+    assert (result.returncode, message in result.stderr) == (code, True), result.stderr
+
+
+def test_layers_of_experts_are_counted_as_the_engine_counts_them(launch: tuple[str, ...]) -> None:
+    """A dense model has none, and no more layers have experts than there are."""
+    dense = _run(launch, "plan", "gemma2-27b", "--n-cpu-moe", "5", "--inventory", "rtx4090", "--json")
+    assert json.loads(dense.stdout)["plan"]["n_cpu_moe"] == 0
+    all_of_them = _run(launch, "plan", "gpt-oss-20b", "--n-cpu-moe", "999", "--inventory", "rtx4090", "--json")
+    assert json.loads(all_of_them.stdout)["plan"]["n_cpu_moe"] == 24
+
+
+def test_a_fault_is_json_where_json_was_asked_for(launch: tuple[str, ...]) -> None:
+    """Stdout holds an object in every ending; stderr holds the words."""
+    result = _run(launch, "plan", "nosuch", "--json")
+    assert (result.returncode, json.loads(result.stdout)["error"]["code"]) == (2, "unknown-model")
+    assert result.stderr.startswith("error[unknown-model]")
+
+
+@pytest.mark.parametrize("words", [("plan", "gemma3-270m", "--inventory", "t4"), ("plan", "nosuch", "--json")])
+def test_a_full_disk_behind_stdout_is_a_named_fault(launch: tuple[str, ...], words: tuple[str, ...]) -> None:
+    """Nothing is lost in silence, and no traceback is shown."""
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run([*launch, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode in {1, 2}
+    assert result.stderr.startswith("error[")
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_without_stdout_or_stderr_the_exit_code_still_tells(launch: tuple[str, ...]) -> None:
+    """A service may start a command with its streams closed."""
+    for redirect, model, code in ((">&-", "gemma3-270m", 0), ("2>&-", "llama3.1-405b", 3)):
+        command = f'"$@" plan {model} --inventory t4 {redirect}'
+        result = subprocess.run(["sh", "-c", command, "sh", *launch], capture_output=True, text=True, check=False)
+        assert (result.returncode, "Traceback" in result.stderr) == (code, False)
+
+
+def test_no_alternatives_are_explained(launch: tuple[str, ...]) -> None:
+    """``--all`` where nothing fits is the refusal itself."""
+    result = _run(launch, "plan", "llama3.1-405b", "--all", "--inventory", "rtx4090")
+    assert (result.returncode, result.stdout) == (3, "")
+    assert result.stderr.startswith("error[exceeds-memory]")

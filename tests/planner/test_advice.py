@@ -23,8 +23,9 @@ from launcher.domain import (
 )
 from launcher.inventory import list_machines, load_inventory
 from launcher.planner.abilities import NEEDED_OPTIONS
-from launcher.planner.advice import Alternatives, plan
+from launcher.planner.advice import plan
 from launcher.planner.fit import decide
+from launcher.planner.search import Alternatives
 from launcher.profiles import load_all, load_profile
 from launcher.units import GIB, MIB
 
@@ -226,3 +227,20 @@ def test_machines_of_a_cloud_are_known() -> None:
     cloud = {name for name in list_machines() if load_inventory(name).is_cloud}
     assert {"8xh100", "8xa100-80g", "t4"} <= cloud
     assert not cloud & {"rtx4090", "cpu-64g", "2xrtx3090"}
+
+
+def test_programs_that_hold_the_hosts_memory_are_named() -> None:
+    """On a machine without a GPU the host's memory is what others take."""
+    machine = load_inventory("cpu-32g")
+    busy = replace(machine, host=replace(machine.host, available_bytes=8 * GIB))
+    hog = DeviceProcess(pid=99, name="chrome", used_bytes=20 * GIB)
+    request = Request(profile=load_profile("gpt-oss-20b"))
+    outcome = plan(request, busy, alternatives=Alternatives(programs=lambda: (hog,)))
+    assert isinstance(outcome, Refusal)
+    assert [verdict.text for verdict in outcome.verdicts] == [
+        "does not fit",
+        "fits at mxfp4, all on the CPU once chrome (pid 99, 20.0 GiB of memory) leaves",
+    ]
+    calm = plan(request, machine, alternatives=Alternatives(programs=lambda: (hog,)))
+    assert isinstance(calm, Plan)
+    assert calm.verdicts == ()

@@ -26,9 +26,10 @@ from launcher.domain import (
     Wishes,
 )
 from launcher.inventory import load_inventory
-from launcher.planner.advice import Alternatives, plan
+from launcher.planner.advice import plan
 from launcher.planner.fit import decide, list_alternatives
 from launcher.planner.quality import kl_divergence
+from launcher.planner.search import Alternatives
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_all, load_profile
 from launcher.units import GIB, MIB

@@ -23,10 +23,11 @@ from launcher.domain import (
     Settings,
     Wishes,
 )
-from launcher.planner.advice import Alternatives, advise
+from launcher.planner.advice import advise
 from launcher.planner.corrections import planned_bytes
 from launcher.planner.fit import decide
 from launcher.planner.ladder import DEFAULT_MIN_CTX, SMALLEST_UBATCH, least_relief, step_down, tightest
+from launcher.planner.search import Alternatives
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_profile
 from launcher.units import GIB, MIB

@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from launcher.domain import Refusal, Request
+from launcher.domain import HostUse, MemoryUse, Refusal, Request
 from launcher.inventory import load_inventory
 from launcher.planner.advice import plan
 from launcher.profiles import load_profile
@@ -46,7 +46,7 @@ def test_a_plan_fits_80_columns_without_colour(model: str, machine: str) -> None
     assert max(len(line) for line in text.splitlines()[1:]) <= 80
     bars = [line.strip() for line in text.splitlines() if line.startswith("  [")]
     assert {len(bar) for bar in bars} == {76}
-    uses = (*outcome.footprint.devices, outcome.footprint.host)
+    uses: list[MemoryUse | HostUse] = [*outcome.footprint.devices, outcome.footprint.host]
     for bar, use in zip(bars, uses, strict=True):
         parts = {"w": use.weights_bytes, "k": use.kv_cache_bytes, "c": use.compute_bytes}
         assert {letter for letter, n_bytes in parts.items() if n_bytes} == set(bar) & set(parts)

@@ -1,0 +1,143 @@
+"""A request that is asked again under other settings or on another machine, as advice and verdicts do.
+
+It must not know which way out is worth what.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from launcher.domain import Calibration, DeviceProcess, Inventory, Outcome, Plan, Profile, Request, Settings
+from launcher.planner.fit import decide
+from launcher.planner.sizing import Candidate
+from launcher.units import format_bytes
+
+
+class Alternatives(Struct, frozen=True, kw_only=True):
+    """What advice may draw on, each asked for only when it is needed.
+
+    Other profiles; machines, smallest first; the programs that hold the memory of the request's own host.
+    """
+
+    profiles: Callable[[], tuple[Profile, ...]] = tuple
+    machines: Callable[[], tuple[Inventory, ...]] = tuple
+    programs: Callable[[], tuple[DeviceProcess, ...]] = tuple
+
+
+_FLAGS: Final = (
+    ("quantization", "--quant"),
+    ("engine", "--engine"),
+    ("n_ctx", "--ctx-size"),
+    ("n_ctx_per_request", "--context"),
+    ("n_parallel", "--parallel"),
+    ("n_batch", "--batch-size"),
+    ("n_ubatch", "--ubatch-size"),
+    ("n_gpu_layers", "--n-gpu-layers"),
+    ("n_cpu_moe", "--n-cpu-moe"),
+    ("cache_type_k", "--cache-type-k"),
+    ("cache_type_v", "--cache-type-v"),
+    ("n_threads", "--threads"),
+)
+
+
+def settings_argv(settings: Settings) -> tuple[str, ...]:
+    """Return the command-line options that say ``settings``."""
+    words: list[str] = []
+    for name, flag in _FLAGS:
+        value = getattr(settings, name)
+        if value is not None:
+            words += [flag, str(value)]
+    if settings.flash_attn is not None:
+        words += ["--flash-attn", "on" if settings.flash_attn else "off"]
+    return tuple(words)
+
+
+def option_of(field: str) -> str:
+    """Return the option of the command line that fixes a setting."""
+    return dict(_FLAGS).get(field, "--" + field.replace("_", "-"))
+
+
+class Search(Struct, frozen=True, kw_only=True):
+    """A refused request, with what asking again needs."""
+
+    request: Request
+    inventory: Inventory
+    argv: tuple[str, ...]
+    prepared: tuple[Candidate, ...]
+    calibration: Calibration | None
+    seen: dict[str, Outcome]
+
+    def relax(self, *, force: bool | None = None, **changes: object) -> tuple[Request, Plan | None]:
+        """Plan the request with some settings changed."""
+        relaxed = replace(self.request, settings=replace(self.request.settings, **changes))
+        if force is not None:
+            relaxed = replace(relaxed, force=force)
+        outcome = decide(relaxed, self.inventory, self.prepared, self.calibration)
+        return relaxed, outcome if isinstance(outcome, Plan) else None
+
+    def on(self, machine: Inventory) -> Outcome:
+        """Plan the same request for another machine; each is asked once."""
+        if machine.name not in self.seen:
+            self.seen[machine.name] = decide(self.request, machine, self.prepared)
+        return self.seen[machine.name]
+
+    def argv_on(self, machine: str) -> tuple[str, ...]:
+        """Return the words that ask for another machine: a plan, under the same floors."""
+        words = self.argv[1:]
+        if "--inventory" in words:
+            at = words.index("--inventory")
+            words = words[:at] + words[at + 2 :]
+        return ("plan", *words, "--inventory", machine)
+
+    def command(self, request: Request, argv: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """Return the command line that asks ``request``."""
+        verb, *rest = argv or self.argv
+        force = ("--force",) if request.force else ()
+        return (
+            "launch",
+            verb,
+            request.profile.asked or request.profile.name,
+            *settings_argv(request.settings),
+            *rest,
+            *force,
+        )
+
+
+def describe_placement(plan: Plan) -> str:
+    """Say what of a plan runs on the CPU, and how fast it is so; nothing where all is in one place."""
+    if is_whole(plan):
+        return ""
+    tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed else ""
+    if plan.n_gpu_layers > plan.n_layer:
+        return f" with the experts of {plan.n_cpu_moe} of {plan.n_layer} layers on the CPU{tps}"
+    return f" with {plan.n_gpu_layers} of {plan.n_layer + 1} layers on the GPU{tps}"
+
+
+def write_tps(tps: float) -> str:
+    """Return tokens per second with as many digits as a prediction has."""
+    return f"{tps:.0f}" if tps >= 10 else f"{tps:.2g}"  # noqa: PLR2004
+
+
+def describe_machine(machine: Inventory) -> str:
+    """Return what a machine has: its devices, or its memory where it has none."""
+    if not machine.devices:
+        return format_bytes(machine.host.total_bytes)
+    total = format_bytes(sum(device.total_bytes for device in machine.devices))
+    n = len(machine.devices)
+    return f"{n} x {machine.devices[0].description}, {total} in all" if n > 1 else total
+
+
+def smallest_that_holds(search: Search, machines: tuple[Inventory, ...]) -> tuple[Inventory, Plan] | None:
+    """Return the first of the machines that holds the request without offload, with its plan."""
+    for machine in machines:
+        outcome = search.on(machine)
+        if isinstance(outcome, Plan) and is_whole(outcome):
+            return machine, outcome
+    return None
+
+
+def is_whole(plan: Plan) -> bool:
+    """Tell whether nothing of the model that could be on a device runs on the CPU."""
+    return not plan.footprint.devices or (plan.n_gpu_layers > plan.n_layer and not plan.n_cpu_moe)

@@ -1,0 +1,123 @@
+"""How the answer stands under other conditions: now, once other programs leave, with another device.
+
+It must not propose anything: ways out are ``advice.py``'s.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from launcher.domain import Condition, DeviceProcess, Host, Inventory, Outcome, Plan, Refusal, RefusalCode, Verdict
+from launcher.planner.fit import decide
+from launcher.planner.quality import kl_divergence
+from launcher.planner.search import (
+    Alternatives,
+    Search,
+    describe_machine,
+    describe_placement,
+    is_whole,
+    smallest_that_holds,
+)
+from launcher.units import format_bytes
+
+_WHOLE: Final = ", all on the GPU"
+_MENDED_BY_MEMORY: Final = frozenset(
+    {
+        RefusalCode.EXCEEDS_MEMORY,
+        RefusalCode.EXCEEDS_DEVICE_MEMORY,
+        RefusalCode.EXCEEDS_HOST_MEMORY,
+        RefusalCode.BELOW_SPEED_FLOOR,
+    }
+)
+
+
+def find_verdicts(outcome: Outcome, search: Search, alternatives: Alternatives) -> tuple[Verdict, ...]:
+    """Return the verdicts where they differ; none where what holds now is as good as it gets."""
+    others = [*_after_others_leave(outcome, search, alternatives), *_with_another_device(outcome, search, alternatives)]
+    return (_now(outcome), *others) if others else ()
+
+
+def _now(outcome: Outcome) -> Verdict:
+    if isinstance(outcome, Refusal):
+        return Verdict(condition=Condition.NOW, fits=False, text="does not fit")
+    return Verdict(condition=Condition.NOW, fits=True, text=_fits(outcome))
+
+
+def _fits(plan: Plan) -> str:
+    whole = _WHOLE if plan.footprint.devices else ", all on the CPU"
+    return f"fits at {plan.quantization}{describe_placement(plan) or whole}"
+
+
+# --- Other programs ---------------------------------------------------------------------------------------------
+
+
+def _after_others_leave(outcome: Outcome, search: Search, alternatives: Alternatives) -> Iterator[Verdict]:
+    """Say what would fit if the programs that hold device memory were gone, else those that hold the host's, too."""
+    machine, names = _freed_devices(search.inventory)
+    found = _better(outcome, search, machine) if names else None
+    if found is None and _wants_host_memory(outcome):
+        programs = alternatives.programs()
+        names += [_describe_program(program, "memory") for program in programs]
+        machine = replace(machine, host=_freed_host(machine.host, programs))
+        found = _better(outcome, search, machine) if programs else None
+    if found is not None:
+        leave = "leaves" if len(names) == 1 else "leave"
+        text = f"{_fits(found)} once {', '.join(names)} {leave}"
+        yield Verdict(condition=Condition.AFTER_OTHERS_LEAVE, fits=True, text=text)
+
+
+def _freed_devices(inventory: Inventory) -> tuple[Inventory, list[str]]:
+    names, devices = [], []
+    for device in inventory.devices:
+        held = sum(process.used_bytes or 0 for process in device.processes)
+        free = device.total_bytes if device.free_bytes is None else device.free_bytes
+        devices.append(replace(device, free_bytes=min(device.total_bytes, free + held)))
+        names += [_describe_program(process, device.name) for process in device.processes if process.used_bytes]
+    return replace(inventory, devices=tuple(devices)), names
+
+
+def _freed_host(host: Host, programs: Sequence[DeviceProcess]) -> Host:
+    """Return the host without these programs; a cgroup's limit stays as it is used, for they may be outside of it."""
+    held = sum(program.used_bytes or 0 for program in programs)
+    return replace(host, available_bytes=min(host.total_bytes, host.available_bytes + held))
+
+
+def _describe_program(process: DeviceProcess, memory: str) -> str:
+    name = process.name or "an unnamed process"
+    return f"{name} (pid {process.pid}, {format_bytes(process.used_bytes or 0)} of {memory})"
+
+
+def _wants_host_memory(outcome: Outcome) -> bool:
+    """Whether more of the host's memory could change the answer."""
+    if isinstance(outcome, Refusal):
+        return outcome.code in _MENDED_BY_MEMORY
+    return bool(outcome.given_up) and (not outcome.footprint.devices or not is_whole(outcome))
+
+
+def _better(outcome: Outcome, search: Search, machine: Inventory) -> Plan | None:
+    """Return the plan on a machine with more free memory, if it is better than what there is."""
+    again = decide(search.request, machine, search.prepared, search.calibration)
+    return again if isinstance(again, Plan) and _is_better(again, outcome) else None
+
+
+def _is_better(plan: Plan, outcome: Outcome) -> bool:
+    if isinstance(outcome, Refusal) or is_whole(plan) != is_whole(outcome):
+        return isinstance(outcome, Refusal) or is_whole(plan)
+    if is_whole(plan):
+        return kl_divergence(plan.quantization) < kl_divergence(outcome.quantization)
+    return (plan.n_gpu_layers, -plan.n_cpu_moe) > (outcome.n_gpu_layers, -outcome.n_cpu_moe)
+
+
+# --- Another device ---------------------------------------------------------------------------------------------
+
+
+def _with_another_device(outcome: Outcome, search: Search, alternatives: Alternatives) -> Iterator[Verdict]:
+    """Say on which reference machine with a device it would fit as a whole."""
+    if outcome.code not in _MENDED_BY_MEMORY if isinstance(outcome, Refusal) else is_whole(outcome):
+        return
+    found = smallest_that_holds(search, tuple(machine for machine in alternatives.machines() if machine.devices))
+    if found is not None:
+        machine, plan = found
+        text = f"{_fits(plan)} with another device, such as `{machine.name}` ({describe_machine(machine)})"
+        yield Verdict(condition=Condition.WITH_ANOTHER_DEVICE, fits=True, text=text, machine=machine.name)
