@@ -125,6 +125,10 @@ class Engine(StrEnum):
     VLLM = "vllm"
 
 
+STARTABLE: Final = frozenset({Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON})
+"""The engines that this release has a backend for: on a machine whose engines are known no other is chosen unasked."""
+
+
 class Objective(StrEnum):
     """What is worth most when not everything fits."""
 
@@ -528,6 +532,7 @@ class Condition(StrEnum):
     NOW = "now"
     AFTER_OTHERS_LEAVE = "after-others-leave"
     WITH_ANOTHER_DEVICE = "with-another-device"
+    WITH_ANOTHER_ENGINE = "with-another-engine"
 
 
 class Verdict(Noun, frozen=True):

@@ -47,7 +47,7 @@ CacheK = Annotated[str | None, typer.Option("--cache-type-k", help="Element type
 CacheV = Annotated[str | None, typer.Option("--cache-type-v", help="Element type of the V cache.")]
 FlashAttn = Annotated[str | None, typer.Option("--flash-attn", help="on or off.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=_MAX_THREADS, help="CPU threads of the engine.")]
-EngineName = Annotated[str | None, typer.Option("--engine", help="llama-server or llama-cpp-python.")]
+EngineName = Annotated[str | None, typer.Option("--engine", help="llama-server, llama-cpp-python or vllm.")]
 MinQuant = Annotated[str | None, typer.Option("--min-quant", help="Refuse a quantization worse than this.")]
 MinTps = Annotated[float | None, typer.Option("--min-tps", min=0.0, help="Refuse to generate slower than this.")]
 Force = Annotated[bool, typer.Option("--force", help="Override refusals that are estimates or floors.")]

@@ -14,6 +14,7 @@ from launcher.domain import (
     Advice,
     CacheType,
     Calibration,
+    Engine,
     Inventory,
     Outcome,
     Plan,
@@ -22,19 +23,17 @@ from launcher.domain import (
     RefusalCode,
     Request,
     Settings,
+    WeightsFormat,
 )
 from launcher.planner.ask import merge_settings, resolve_ask
 from launcher.planner.fit import decide
-from launcher.planner.quality import (
-    DEFAULT_MAX_KL,
-    cache_kl,
-    cache_types_worth_trying,
-    kl_divergence,
-    meets_floor,
-)
+from launcher.planner.forms import prepare_forms
+from launcher.planner.parameters import count_active
+from launcher.planner.quality import cache_kl, cache_types_worth_trying, kl_divergence, meets_floor
 from launcher.planner.search import (
     Alternatives,
     Search,
+    describe_form,
     describe_machine,
     describe_placement,
     option_of,
@@ -62,13 +61,14 @@ def plan(
     gives ``("plan", "--inventory", "rtx4090")``): advice repeats it. ``alternatives`` are asked for only where
     something does not fit as it is. ``calibration`` is what was measured on this very machine.
     """
-    prepared = prepare(request.profile)
-    outcome = decide(request, inventory, prepared, calibration)
+    prepared, forms = prepare(request.profile), prepare_forms(request.profile)
+    outcome = decide(request, inventory, prepared, calibration, forms)
     search = Search(
         request=request,
         inventory=inventory,
         argv=argv or ("plan",),
         prepared=prepared,
+        forms=forms,
         calibration=calibration,
         seen={},
     )
@@ -92,6 +92,7 @@ def advise(
         inventory=inventory,
         argv=argv,
         prepared=prepare(request.profile),
+        forms=prepare_forms(request.profile),
         calibration=calibration,
         seen={},
     )
@@ -111,6 +112,7 @@ def _by_loss(refusal: Refusal, search: Search, alternatives: Alternatives) -> It
     A smaller model comes before the same one at a quantization that ruins it.
     """
     if refusal.code is RefusalCode.NO_SUCH_QUANTIZATION:
+        yield from _engine_of_the_quantization(search)
         yield from _unfixed(search, "quantization")
         yield from _unfixed(search, "engine")
         return
@@ -151,6 +153,15 @@ def _unfixed(search: Search, field: str) -> Iterator[Advice]:
         word = option_of(field)
         text = f"without {word} it fits: {plan.quantization}{describe_placement(plan)}"
         yield Advice(text=text, argv=search.command(relaxed))
+
+
+def _engine_of_the_quantization(search: Search) -> Iterator[Advice]:
+    """Name the engine whose format the asked quantization is, where none was named and it was left aside."""
+    if merge_settings(search.request.profile.pins, search.request.settings).engine is not None:
+        return
+    relaxed, plan = search.relax(engine=Engine.VLLM)
+    if plan is not None:
+        yield Advice(text=f"{plan.quantization} is a form for vllm, which holds it here", argv=search.command(relaxed))
 
 
 def _harmless_cache(search: Search) -> Iterator[Advice]:
@@ -203,32 +214,38 @@ def _less_context(search: Search) -> Iterator[Advice]:
 
 def _smaller_quantization(search: Search) -> Iterator[Advice]:
     """Offer the best quantization that fits below the one that was asked for, as long as it is a good one."""
-    yield from _best_that_fits(search, [name for name in _smaller(search) if kl_divergence(name) <= DEFAULT_MAX_KL])
+    yield from _best_that_fits(search, [(name, n) for name, n in _smaller(search) if meets_floor(name, None, n)])
 
 
 def _extreme_quantization(search: Search) -> Iterator[Advice]:
     """Offer the best quantization that fits among those that a smaller model is better than."""
-    yield from _best_that_fits(search, [name for name in _smaller(search) if kl_divergence(name) > DEFAULT_MAX_KL])
+    yield from _best_that_fits(search, [(name, n) for name, n in _smaller(search) if not meets_floor(name, None, n)])
 
 
-def _smaller(search: Search) -> Iterator[str]:
-    """Yield the quantizations that the planner has not tried itself and that lose more than what was asked for."""
+def _smaller(search: Search) -> Iterator[tuple[str, float]]:
+    """Yield the quantizations that the planner has not tried itself and that lose more than what was asked for.
+
+    With each come the parameters that a token passes through. They are of the format of the engine that was named.
+    """
     profile = search.request.profile
-    asked = merge_settings(profile.pins, search.request.settings).quantization
-    names = {candidate.artifact.quantization for candidate in search.prepared}
-    for name in sorted(names, key=lambda name: (kl_divergence(name), name)):
-        tried = meets_floor(name, profile.limits.min_quantization)
-        if not tried if asked is None else kl_divergence(name) > kl_divergence(asked):
-            yield name
+    settings = merge_settings(profile.pins, search.request.settings)
+    asked = settings.quantization
+    wanted = WeightsFormat.SAFETENSORS if settings.engine is Engine.VLLM else WeightsFormat.GGUF
+    specs = {a.quantization: a.spec for a in profile.artifacts if a.format is wanted and a.spec is not None}
+    for name, spec in sorted(specs.items(), key=lambda item: (kl_divergence(item[0]), item[0])):
+        if asked is not None and kl_divergence(name) <= kl_divergence(asked):
+            continue
+        n_active = count_active(spec)
+        if asked is not None or not meets_floor(name, profile.limits.min_quantization, n_active):
+            yield name, n_active
 
 
-def _best_that_fits(search: Search, names: Sequence[str]) -> Iterator[Advice]:
-    for name in names:
+def _best_that_fits(search: Search, names: Sequence[tuple[str, float]]) -> Iterator[Advice]:
+    for name, n_active in names:
         relaxed, plan = search.relax(quantization=name)
         if plan is not None:
-            price = (
-                f"(quality: KL divergence {kl_divergence(name):g} on an 8B model; q8_0 has {kl_divergence('q8_0'):g})"
-            )
+            loss, least = kl_divergence(name, n_active), kl_divergence("q8_0", n_active)
+            price = f"(quality: KL divergence {loss:.2g}; q8_0 would have {least:.2g})"
             text = f"`{plan.model}` at {name} fits{describe_placement(plan)} {price}"
             yield Advice(text=text, argv=search.command(relaxed))
             return
@@ -276,7 +293,7 @@ def _cloud_node(search: Search, machines: tuple[Inventory, ...]) -> Iterator[Adv
 
 def _on_machine(search: Search, machine: Inventory, plan: Plan) -> Advice:
     node = ", a cloud node" if machine.is_cloud else ""
-    text = f"a machine like `{machine.name}` ({describe_machine(machine)}{node}) holds it at {plan.quantization}"
+    text = f"a machine like `{machine.name}` ({describe_machine(machine)}{node}) holds it at {describe_form(plan)}"
     return Advice(text=text, argv=search.command(search.request, search.argv_on(machine.name)))
 
 

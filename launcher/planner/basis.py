@@ -21,7 +21,7 @@ def bases_of(trial: Trial, inventory: Inventory) -> tuple[Basis, ...]:
     return (
         _weights(trial),
         _cache_and_compute(trial),
-        _free(inventory),
+        basis_of_free(inventory),
         *_other(trial),
         *_speed(trial),
         *_prompts(trial),
@@ -44,7 +44,8 @@ def _cache_and_compute(trial: Trial) -> Basis:
     return Basis(figure="kv cache, compute", provenance=Provenance.ASSUMED, text=text)
 
 
-def _free(inventory: Inventory) -> Basis:
+def basis_of_free(inventory: Inventory) -> Basis:
+    """Return what the free bytes of a machine's memories rest on."""
     if inventory.provenance is Provenance.MEASURED:
         return Basis(figure="free", provenance=Provenance.MEASURED, text=f"on `{inventory.name}`")
     text = f"by the inventory of `{inventory.name}`"

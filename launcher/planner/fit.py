@@ -1,24 +1,30 @@
 """The choice: which artifact, engine and placement serve a request on a machine, or why none does.
 
 Every artifact of the profile is sized against the memory that is really free, and the objective picks among those
-that fit. What the user fixed is honoured or refused, never changed. Advice on a refusal is ``advice.py``'s.
+that fit, whatever engine they are for. What the user fixed is honoured or refused, never changed. Advice on a refusal
+is ``advice.py``'s.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, Plan, Refusal, Request
 from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
+from launcher.planner.choice import pareto_front, pick
+from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.quality import meets_floor
 from launcher.planner.refusal import refuse_context, refuse_disk, refuse_no_artifact, refuse_no_fit
+from launcher.planner.rivals import disk_room_bytes, find_vllm, is_rival, worth_sizing
 from launcher.planner.sizing import Candidate, Trial, partial_trials, prepare, whole_trials
 from launcher.planner.target import Target, choose_target
 from launcher.planner.tuning import apply_tuning
-from launcher.units import GIB
 
-_DISK_MARGIN_BYTES = 1 * GIB
+if TYPE_CHECKING:
+    from launcher.planner.vllm_fit import VllmTrial
 
 
 def decide(
@@ -26,32 +32,39 @@ def decide(
     inventory: Inventory,
     prepared: tuple[Candidate, ...] | None = None,
     calibration: Calibration | None = None,
+    forms: tuple[Form, ...] | None = None,
 ) -> Outcome:
     """Plan or refuse, without advice. Deterministic: equal arguments give equal results.
 
-    ``prepared`` is what ``sizing.prepare`` returned for the request's profile, where the caller asks more than once;
-    ``calibration`` is what was measured on this very machine.
+    ``prepared`` is what ``sizing.prepare`` returned for the request's profile and ``forms`` what ``forms.prepare_forms``
+    did, where the caller asks more than once; ``calibration`` is what was measured on this very machine.
     """
-    if (request.settings.engine or request.profile.pins.engine) is Engine.VLLM:
+    if _only_vllm(request):
         from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - a tenth of the start-up, seldom needed
 
-        return decide_vllm(request, inventory)
-    question = _pose(request, inventory, prepare(request.profile) if prepared is None else prepared, calibration)
+        return decide_vllm(request, inventory, forms)
+    rivals: tuple[Form, ...] = ()
+    if is_rival(request, inventory):
+        rivals = prepare_forms(request.profile) if forms is None else forms
+    question = _pose(
+        request, inventory, prepare(request.profile) if prepared is None else prepared, calibration, rivals
+    )
     if isinstance(question, Refusal):
-        return question
+        return _instead_of(question, request, inventory, rivals)
     ask, target, candidates, allowed, lowered = question
-    trial = _choose(allowed, ask, target)
-    if (shorter := _with_less_context(allowed, ask, target, trial)) is not None:
-        why = "nothing fits with more" if trial is None else "more needs offload"
-        wished, (ask, trial) = ask.n_ctx_per_request, shorter
+    weigh = _Weigher(inventory, rivals)
+    best = _choose(allowed, ask, target, weigh)
+    if (shorter := _with_less_context(allowed, ask, target, best, weigh)) is not None:
+        why = "nothing fits with more" if best is None else "more needs offload"
+        wished, (ask, best) = ask.n_ctx_per_request, shorter
         lowered = (*lowered, f"context lowered from {wished} to {ask.n_ctx_per_request}: {why}")
-    if trial is None and (roomier := _without_margins(allowed, ask, target)) is not None:
+    if best is None and (roomier := _without_margins(allowed, ask, target)) is not None:
         if not ask.force:
             return refuse_no_fit(candidates, allowed, ask, target, certain=False)
-        trial = roomier
-    if trial is None:
+        best = roomier
+    if best is None:
         return refuse_no_fit(candidates, allowed, ask, target)
-    return build_plan(apply_tuning(trial, ask), ask, inventory, lowered, candidates)
+    return _build(best, ask, inventory, lowered, candidates)
 
 
 def list_alternatives(
@@ -59,21 +72,97 @@ def list_alternatives(
 ) -> tuple[Plan, ...]:
     """Return the plans that no other beats in both quality and speed, best quality first; empty where none fits.
 
-    Floors do not apply: what lies below them is shown, for the user to judge.
+    Floors do not apply: what lies below them is shown, for the user to judge. Nor does it matter whether this release can
+    start the engine: vLLM's plans are among them wherever it is, or may be.
     """
-    question = _pose(request, inventory, prepare(request.profile), calibration)
-    if isinstance(question, Refusal):
-        return ()
-    ask, target, candidates, _, lowered = question
-    front: list[Trial] = []
-    for trial in sorted(_every_trial(candidates, ask, target), key=lambda t: (t.kl, -t.speed.generation_tps)):
-        if not front or trial.speed.generation_tps > front[-1].speed.generation_tps:
-            front.append(trial)
-    return tuple(build_plan(apply_tuning(trial, ask), ask, inventory, lowered) for trial in front)
+    found: list[tuple[Trial | VllmTrial, Ask, tuple[str, ...]]] = []
+    if not _only_vllm(request):
+        question = _pose(request, inventory, prepare(request.profile), calibration)
+        if not isinstance(question, Refusal):
+            ask, target, candidates, _, lowered = question
+            found += [(trial, ask, lowered) for trial in _every_trial(candidates, ask, target)]
+    if Engine.VLLM in {*request.profile.engines, _fixed_engine(request)} and _may_have_vllm(request, inventory):
+        from launcher.planner.vllm_fit import list_vllm  # noqa: PLC0415 - as above
+
+        held, shown, lowered = list_vllm(request, inventory, prepare_forms(request.profile))
+        found += [(trial, held, lowered) for trial in shown]
+    asked = {id(trial): (ask, lowered) for trial, ask, lowered in found}
+    return tuple(
+        _build(trial, asked[id(trial)][0], inventory, asked[id(trial)][1])
+        for trial in pareto_front([trial for trial, _, _ in found])
+    )
+
+
+# --- Either engine ----------------------------------------------------------------------------------------------
+
+
+def _fixed_engine(request: Request) -> Engine | None:
+    return request.settings.engine or request.profile.pins.engine
+
+
+def _only_vllm(request: Request) -> bool:
+    """Whether llama.cpp is out of the question: by name, or because the profile has no other engine."""
+    fixed = _fixed_engine(request)
+    return fixed is Engine.VLLM or (fixed is None and set(request.profile.engines) == {Engine.VLLM})
+
+
+def _may_have_vllm(request: Request, inventory: Inventory) -> bool:
+    return _fixed_engine(request) in {None, Engine.VLLM} and (
+        inventory.engines is None or find_vllm(inventory) is not None
+    )
+
+
+def _instead_of(refusal: Refusal, request: Request, inventory: Inventory, rivals: tuple[Form, ...]) -> Outcome:
+    """Return vLLM's plan where llama.cpp has nothing to plan with, else llama.cpp's refusal."""
+    if not rivals:
+        return refusal
+    from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - as above
+
+    outcome = decide_vllm(request, inventory, rivals)
+    named = request.settings.quantization or request.profile.pins.quantization
+    is_theirs = named in {form.artifact.quantization for form in rivals}
+    return outcome if isinstance(outcome, Plan) or is_theirs else refusal
+
+
+class _Weigher(Struct, frozen=True):
+    """vLLM's forms of a model on a machine, as far as they may be chosen unasked."""
+
+    inventory: Inventory
+    rivals: tuple[Form, ...] = ()
+
+    def add_to(self, options: Sequence[Trial], ask: Ask) -> "list[Trial | VllmTrial]":
+        """Add those plans of vLLM's that could change which option is best."""
+        forms = worth_sizing(self.rivals, options, ask, self.inventory) if self.rivals else []
+        if not forms:
+            return list(options)
+        from launcher.planner.vllm_fit import find_trials  # noqa: PLC0415 - as above
+
+        return [*options, *find_trials(forms, ask, self.inventory)[0]]
+
+
+def _build(
+    best: "Trial | VllmTrial",
+    ask: Ask,
+    inventory: Inventory,
+    lowered: tuple[str, ...],
+    candidates: tuple[Candidate, ...] = (),
+) -> Plan:
+    if isinstance(best, Trial):
+        return build_plan(apply_tuning(best, ask), ask, inventory, lowered, candidates)
+    from launcher.planner.vllm_fit import build_vllm_plan  # noqa: PLC0415 - as above
+
+    return build_vllm_plan(best, ask, inventory, lowered)
+
+
+# --- llama.cpp --------------------------------------------------------------------------------------------------
 
 
 def _pose(
-    request: Request, inventory: Inventory, prepared: tuple[Candidate, ...], calibration: Calibration | None
+    request: Request,
+    inventory: Inventory,
+    prepared: tuple[Candidate, ...],
+    calibration: Calibration | None,
+    rivals: tuple[Form, ...] = (),
 ) -> tuple[Ask, Target, tuple[Candidate, ...], tuple[Candidate, ...], tuple[str, ...]] | Refusal:
     """Resolve a request on a machine: the ask, the target, the candidates, those above the floor, wishes lowered."""
     ask = resolve_ask(request)
@@ -92,15 +181,15 @@ def _pose(
     if isinstance(target, Refusal):
         return target
     allowed = tuple(candidate for candidate in candidates if _allowed(candidate, trained))
-    return _grown_context(trained, allowed, target), target, candidates, allowed, lowered
+    grown = _grown_context(trained, allowed, target, _Weigher(inventory, rivals))
+    return grown, target, candidates, allowed, lowered
 
 
 def _those_for_which_there_is_disk(candidates: tuple[Candidate, ...], inventory: Inventory) -> tuple[Candidate, ...]:
     """Leave out what would have to be downloaded and finds no room."""
-    free = inventory.host.free_disk_bytes
-    if free is None:
+    room = disk_room_bytes(inventory)
+    if room is None:
         return candidates
-    room = free - _DISK_MARGIN_BYTES
     return tuple(c for c in candidates if c.artifact.local_path or c.artifact.package or c.weights.total_bytes <= room)
 
 
@@ -117,8 +206,12 @@ def _trained_context(ask: Ask, candidates: tuple[Candidate, ...]) -> tuple[Ask |
 
 
 def _with_less_context(
-    candidates: tuple[Candidate, ...], ask: Ask, target: Target, found: Trial | None
-) -> tuple[Ask, Trial] | None:
+    candidates: tuple[Candidate, ...],
+    ask: Ask,
+    target: Target,
+    found: "Trial | VllmTrial | None",
+    weigh: _Weigher,
+) -> "tuple[Ask, Trial | VllmTrial] | None":
     """Give less context than was wished for, in powers of two down to the profile's limit, where that helps.
 
     It helps where nothing need be offloaded then, or where nothing was ``found`` to fit before.
@@ -131,7 +224,7 @@ def _with_less_context(
     while n_ctx > least:
         n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
         shorter = with_context(ask, n_ctx)
-        trial = _choose(candidates, shorter, target)
+        trial = _choose(candidates, shorter, target, weigh)
         if trial is not None and trial.is_whole:
             return shorter, trial
         if trial is not None and found is None:
@@ -139,12 +232,12 @@ def _with_less_context(
     return first
 
 
-def _without_margins(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> Trial | None:
+def _without_margins(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> "Trial | VllmTrial | None":
     """Return what would fit if nothing were left free on purpose: then a refusal rests on an estimate."""
     return _choose(candidates, replace(ask, force=True), target.without_margins())
 
 
-def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target) -> Ask:
+def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target, weigh: _Weigher) -> Ask:
     """For the objective ``context``: the longest context, in powers of two, at which something still fits."""
     settings = ask.settings
     if ask.objective is not Objective.CONTEXT or settings.n_ctx or settings.n_ctx_per_request:
@@ -154,7 +247,7 @@ def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target) 
     n_ctx = ask.n_ctx_per_request * 2
     while n_ctx <= n_train:
         longer = with_context(ask, n_ctx)
-        if _choose(candidates, longer, target) is None:
+        if _choose(candidates, longer, target, weigh) is None:
             break
         best, n_ctx = longer, n_ctx * 2
     return best
@@ -164,21 +257,24 @@ def _allowed(candidate: Candidate, ask: Ask) -> bool:
     """Apply the quality floor, which does not bind a quantization that the user asked for by name."""
     if ask.settings.quantization is not None:
         return True
-    return meets_floor(candidate.artifact.quantization, ask.min_quantization)
+    return meets_floor(candidate.artifact.quantization, ask.min_quantization, candidate.n_active)
 
 
-def _choose(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> Trial | None:
+def _choose(
+    candidates: tuple[Candidate, ...], ask: Ask, target: Target, weigh: _Weigher | None = None
+) -> "Trial | VllmTrial | None":
     """Return the best trial above the floors: without offload if any fits so, else with the least offload."""
     quick = _quick_enough((t for c in candidates for t in whole_trials(c, ask, target)), ask)
-    if quick:
-        return _pick(quick, ask.objective)
+    options = quick if weigh is None else weigh.add_to(quick, ask)
+    if options:
+        return pick(options, ask.objective)
     if ask.settings.n_gpu_layers is not None or not target.devices:
         return None
     fastest = (_fastest(partial_trials(candidate, ask, target)) for candidate in candidates)
     partial = _quick_enough((trial for trial in fastest if trial is not None), ask)
     if ask.objective is Objective.SPEED:
         return _fastest(partial)
-    return min(partial, key=lambda t: (t.offloaded_bytes, t.kl), default=None)
+    return min(partial, key=lambda t: (t.layers_on_host, t.kl, t.offloaded_bytes), default=None)
 
 
 def _fastest(trials: Iterable[Trial]) -> Trial | None:
@@ -187,15 +283,6 @@ def _fastest(trials: Iterable[Trial]) -> Trial | None:
 
 def _quick_enough(trials: Iterable[Trial], ask: Ask) -> list[Trial]:
     return [trial for trial in trials if trial.speed.generation_tps >= ask.min_tps]
-
-
-def _pick(trials: list[Trial], objective: Objective) -> Trial:
-    """Pick by objective: the best quality that is at least half as fast as the fastest, or the fastest."""
-    fastest = max(trial.speed.generation_tps for trial in trials)
-    if objective is Objective.SPEED:
-        return max(trials, key=lambda trial: (trial.speed.generation_tps, -trial.kl))
-    quick = [trial for trial in trials if trial.speed.generation_tps >= fastest / 2]
-    return min(quick, key=lambda trial: (trial.kl, -trial.candidate.weights.total_bytes))
 
 
 def _every_trial(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> list[Trial]:

@@ -277,7 +277,7 @@ def _smaller_quantization(
     own = place.candidate.weights.total_bytes
     for candidate in prepared:
         if candidate.weights.total_bytes < own and meets_floor(
-            candidate.artifact.quantization, wished.min_quantization
+            candidate.artifact.quantization, wished.min_quantization, candidate.n_active
         ):
             yield Place(candidate=candidate, ask=wished, shape=first_shape(candidate, wished, target))
             yield replace(place, candidate=candidate)

@@ -46,13 +46,14 @@ def _left_on_host(trial: Trial) -> tuple[str, ...]:
 
 def _better_quantization(trial: Trial, ask: Ask, candidates: tuple[Candidate, ...]) -> tuple[str, ...]:
     """Say of the next better quantization why it was not taken; nothing where the user named one."""
-    chosen = kl_divergence(trial.candidate.artifact.quantization)
-    better = [c for c in candidates if kl_divergence(c.artifact.quantization) < chosen]
+    n_active = trial.candidate.n_active
+    chosen = kl_divergence(trial.candidate.artifact.quantization, n_active)
+    better = [c for c in candidates if kl_divergence(c.artifact.quantization, n_active) < chosen]
     if ask.settings.quantization is not None or not better:
         return ()
     next_better = max(better, key=lambda c: (kl_divergence(c.artifact.quantization), -c.weights.total_bytes))
     name = next_better.artifact.quantization
-    price = f"KL divergence {chosen:g} instead of {kl_divergence(name):g}"
+    price = f"KL divergence {chosen:.2g} instead of {kl_divergence(name, n_active):.2g}"
     return (f"{name} ({price}): {_why_not(next_better, trial, ask)}",)
 
 

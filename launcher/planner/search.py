@@ -9,8 +9,9 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from launcher.domain import Calibration, DeviceProcess, Inventory, Outcome, Plan, Profile, Request, Settings
+from launcher.domain import Calibration, DeviceProcess, Engine, Inventory, Outcome, Plan, Profile, Request, Settings
 from launcher.planner.fit import decide
+from launcher.planner.forms import Form
 from launcher.planner.sizing import Candidate
 from launcher.units import format_bytes
 
@@ -66,6 +67,7 @@ class Search(Struct, frozen=True, kw_only=True):
     inventory: Inventory
     argv: tuple[str, ...]
     prepared: tuple[Candidate, ...]
+    forms: tuple[Form, ...]
     calibration: Calibration | None
     seen: dict[str, Outcome]
 
@@ -74,13 +76,17 @@ class Search(Struct, frozen=True, kw_only=True):
         relaxed = replace(self.request, settings=replace(self.request.settings, **changes))
         if force is not None:
             relaxed = replace(relaxed, force=force)
-        outcome = decide(relaxed, self.inventory, self.prepared, self.calibration)
+        outcome = self.decide(relaxed, self.inventory, self.calibration)
         return relaxed, outcome if isinstance(outcome, Plan) else None
+
+    def decide(self, request: Request, inventory: Inventory, calibration: Calibration | None = None) -> Outcome:
+        """Plan a request for the same profile, with what was prepared of it."""
+        return decide(request, inventory, self.prepared, calibration, self.forms)
 
     def on(self, machine: Inventory) -> Outcome:
         """Plan the same request for another machine; each is asked once."""
         if machine.name not in self.seen:
-            self.seen[machine.name] = decide(self.request, machine, self.prepared)
+            self.seen[machine.name] = self.decide(self.request, machine)
         return self.seen[machine.name]
 
     def argv_on(self, machine: str) -> tuple[str, ...]:
@@ -113,6 +119,11 @@ def describe_placement(plan: Plan) -> str:
     if plan.n_gpu_layers > plan.n_layer:
         return f" with the experts of {plan.n_cpu_moe} of {plan.n_layer} layers on the CPU{tps}"
     return f" with {plan.n_gpu_layers} of {plan.n_layer + 1} layers on the GPU{tps}"
+
+
+def describe_form(plan: Plan) -> str:
+    """Return the quantization of a plan, with its engine where that is not llama.cpp."""
+    return f"{plan.quantization} by vllm" if plan.engine is Engine.VLLM else plan.quantization
 
 
 def write_tps(tps: float) -> str:

@@ -24,6 +24,7 @@ from launcher.planner.footprint.llama_cpp import (
     place_layers,
     sum_weights,
 )
+from launcher.planner.parameters import count_active
 from launcher.planner.quality import cache_kl, cache_types_worth_trying, kl_divergence
 from launcher.planner.speed import estimate_speed
 from launcher.planner.target import Target
@@ -52,6 +53,8 @@ class Candidate(Struct, frozen=True, kw_only=True):
     artifact: Artifact
     architecture: Architecture
     weights: ModelWeights
+    n_active: float
+    """Parameters that a token passes through."""
 
 
 class Shape(Struct, frozen=True, kw_only=True):
@@ -84,6 +87,12 @@ class Trial(Struct, frozen=True, kw_only=True):
         return self.footprint.host.weights_bytes - self.candidate.weights.input_bytes
 
     @property
+    def layers_on_host(self) -> int:
+        """Layers that run on the host, or whose experts do."""
+        left = self.candidate.architecture.n_layer + 1 - self.config.n_gpu_layers
+        return max(0, left) or self.config.n_cpu_moe
+
+    @property
     def is_whole(self) -> bool:
         """Whether nothing of the model that could be on a device runs on the host."""
         n_all = all_layers(self.candidate, self.target)
@@ -94,7 +103,17 @@ class Trial(Struct, frozen=True, kw_only=True):
         """Loss of quality: of the weights' quantization and of the cache's."""
         name = self.candidate.architecture.name
         cache = cache_kl(name, self.config.cache_type_k, self.config.cache_type_v)
-        return kl_divergence(self.candidate.artifact.quantization) + cache
+        return kl_divergence(self.candidate.artifact.quantization, self.candidate.n_active) + cache
+
+    @property
+    def engine(self) -> Engine:
+        """Which engine it is for."""
+        return self.target.engine
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights."""
+        return self.candidate.weights.total_bytes
 
     @property
     def needed_bytes(self) -> int:
@@ -108,15 +127,16 @@ def prepare(profile: Profile) -> tuple[Candidate, ...]:
     This is the costly part of planning, and depends on the profile alone: do it once for many questions.
     """
     candidates = []
-    architectures: dict[int, Architecture] = {}
+    shared: dict[int, tuple[Architecture, float]] = {}
     for artifact in profile.artifacts:
         if artifact.format is not WeightsFormat.GGUF or artifact.spec is None:
             continue
         # The quantizations of one description share its metadata, and differ in the tensors' types alone.
-        architecture = architectures.get(id(artifact.spec.metadata)) or read_architecture(artifact.spec)
-        architectures[id(artifact.spec.metadata)] = architecture
+        key = id(artifact.spec.metadata)
+        architecture, n_active = shared.get(key) or (read_architecture(artifact.spec), count_active(artifact.spec))
+        shared[key] = architecture, n_active
         weights = sum_weights(artifact.spec, architecture.n_layer)
-        candidates.append(Candidate(artifact=artifact, architecture=architecture, weights=weights))
+        candidates.append(Candidate(artifact=artifact, architecture=architecture, weights=weights, n_active=n_active))
     return tuple(sorted(candidates, key=lambda c: (kl_divergence(c.artifact.quantization), -c.weights.total_bytes)))
 
 

@@ -248,7 +248,8 @@ def learn_prompt_flops(architecture: Architecture, prompt_tps: float) -> float:
     return 2.0 * prompt_parameters(architecture) * prompt_tps
 
 
-def _prompt_flops(device: Device, calibration: Calibration | None) -> float | None:
+def prompt_flops(device: Device, calibration: Calibration | None) -> float | None:
+    """Return the operations per second that prompts reach on a device: measured, else fitted; ``None`` if unknown."""
     measured = calibration.rates_of(device.name) if calibration else None
     if measured is not None and measured.prompt_flops is not None:
         return measured.prompt_flops
@@ -281,7 +282,7 @@ def _prompt_tps(
     for idx, (device, n_layer) in enumerate(zip(devices, work.device_layers, strict=True)):
         copied = work.host_layers if copies and idx == 0 else 0.0
         share = (n_layer + copied) / all_layers
-        flops = _prompt_flops(device, calibration)
+        flops = prompt_flops(device, calibration)
         if share and flops is None:
             return None
         seconds += share * operations / flops if flops else 0.0

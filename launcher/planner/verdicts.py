@@ -1,4 +1,4 @@
-"""How the answer stands under other conditions: now, once other programs leave, with another device.
+"""How the answer stands under other conditions: now, once other programs leave, with another device or engine.
 
 It must not propose anything: ways out are ``advice.py``'s.
 """
@@ -8,16 +8,29 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from launcher.domain import Condition, DeviceProcess, Host, Inventory, Outcome, Plan, Refusal, RefusalCode, Verdict
-from launcher.planner.fit import decide
+from launcher.domain import (
+    STARTABLE,
+    Condition,
+    DeviceProcess,
+    Host,
+    Inventory,
+    Outcome,
+    Plan,
+    Refusal,
+    RefusalCode,
+    Verdict,
+)
+from launcher.planner.ask import merge_settings
 from launcher.planner.quality import kl_divergence
 from launcher.planner.search import (
     Alternatives,
     Search,
+    describe_form,
     describe_machine,
     describe_placement,
     is_whole,
     smallest_that_holds,
+    write_tps,
 )
 from launcher.units import format_bytes
 
@@ -34,7 +47,11 @@ _MENDED_BY_MEMORY: Final = frozenset(
 
 def find_verdicts(outcome: Outcome, search: Search, alternatives: Alternatives) -> tuple[Verdict, ...]:
     """Return the verdicts where they differ; none where what holds now is as good as it gets."""
-    others = [*_after_others_leave(outcome, search, alternatives), *_with_another_device(outcome, search, alternatives)]
+    others = [
+        *_after_others_leave(outcome, search, alternatives),
+        *_with_another_device(outcome, search, alternatives),
+        *_with_another_engine(outcome, search),
+    ]
     return (_now(outcome), *others) if others else ()
 
 
@@ -46,7 +63,7 @@ def _now(outcome: Outcome) -> Verdict:
 
 def _fits(plan: Plan) -> str:
     whole = _WHOLE if plan.footprint.devices else ", all on the CPU"
-    return f"fits at {plan.quantization}{describe_placement(plan) or whole}"
+    return f"fits at {describe_form(plan)}{describe_placement(plan) or whole}"
 
 
 # --- Other programs ---------------------------------------------------------------------------------------------
@@ -97,7 +114,7 @@ def _wants_host_memory(outcome: Outcome) -> bool:
 
 def _better(outcome: Outcome, search: Search, machine: Inventory) -> Plan | None:
     """Return the plan on a machine with more free memory, if it is better than what there is."""
-    again = decide(search.request, machine, search.prepared, search.calibration)
+    again = search.decide(search.request, machine, search.calibration)
     return again if isinstance(again, Plan) and _is_better(again, outcome) else None
 
 
@@ -121,3 +138,20 @@ def _with_another_device(outcome: Outcome, search: Search, alternatives: Alterna
         machine, plan = found
         text = f"{_fits(plan)} with another device, such as `{machine.name}` ({describe_machine(machine)})"
         yield Verdict(condition=Condition.WITH_ANOTHER_DEVICE, fits=True, text=text, machine=machine.name)
+
+
+# --- Another engine ---------------------------------------------------------------------------------------------
+
+
+def _with_another_engine(outcome: Outcome, search: Search) -> Iterator[Verdict]:
+    """Say what an engine that this release can start would give, where it cannot start the best one."""
+    profile, settings = search.request.profile, search.request.settings
+    if isinstance(outcome, Refusal) or outcome.engine in STARTABLE or merge_settings(profile.pins, settings).engine:
+        return
+    for engine in profile.engines:
+        _, plan = search.relax(engine=engine) if engine in STARTABLE else (None, None)
+        if plan is not None:
+            tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed and is_whole(plan) else ""
+            text = f"{_fits(plan)}{tps} with {engine}, which this release starts"
+            yield Verdict(condition=Condition.WITH_ANOTHER_ENGINE, fits=True, text=text)
+            return

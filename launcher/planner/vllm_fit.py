@@ -1,20 +1,27 @@
-"""The choice when vLLM was asked for: which artifact, on how many GPUs, or why none.
+"""What vLLM could serve: its plans for a request on a machine, or why there is none.
 
-It decides only where the user names the engine; weighing vLLM against llama.cpp is not done here. What vLLM would do
-with its memory is ``footprint/vllm.py``'s; its words become llama.cpp's in the plan (GLOSSARY.md).
+What vLLM would do with its memory is ``footprint/vllm.py``'s; its words become llama.cpp's in the plan (GLOSSARY.md).
+Weighing its plans against llama.cpp's is ``fit.py``'s.
 """
 
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
 from launcher.domain import (
-    Artifact,
+    Basis,
     Budget,
     CacheType,
     Device,
+    DeviceKind,
     Engine,
-    EngineInstall,
     Footprint,
     HostUse,
     Inventory,
     MemoryUse,
+    Objective,
     Outcome,
     Plan,
     Provenance,
@@ -22,76 +29,225 @@ from launcher.domain import (
     RefusalCode,
     Request,
     Speed,
-    WeightsFormat,
 )
-from launcher.planner.ask import Ask, resolve_ask
-from launcher.planner.footprint.vllm import VllmChoice, plan_vllm
-from launcher.planner.quality import kl_divergence, meets_floor
-from launcher.planner.speed import DEFAULT_GPU_BYTES_PER_S
-from launcher.planner.target import DEVICE_MARGIN_BYTES, HOST_MARGIN_BYTES
-
-_EFFICIENCY = 0.6
-"""Assumed share of a GPU's bandwidth that generating one request reaches."""
-
-_LLAMA_CPP_ONLY = (
-    "n_batch",
-    "n_ubatch",
-    "n_gpu_layers",
-    "n_cpu_moe",
-    "cache_type_k",
-    "cache_type_v",
-    "flash_attn",
-    "n_threads",
+from launcher.planner.ask import Ask, resolve_ask, with_context
+from launcher.planner.basis import basis_of_free
+from launcher.planner.choice import pick
+from launcher.planner.footprint.vllm import (
+    CONTEXT_BYTES,
+    CONTEXT_PARALLEL_BYTES,
+    HOST_BYTES,
+    HOST_RANK_BYTES,
+    VllmChoice,
+    plan_vllm,
 )
-"""Settings that a plan for vLLM would not honour."""
+from launcher.planner.forms import Form, prepare_forms
+from launcher.planner.quality import meets_floor
+from launcher.planner.refusal import refuse_context
+from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings
+from launcher.planner.target import DEVICE_MARGIN_BYTES, HOST_MARGIN_BYTES, HOST_RESIDUAL_BYTES
+from launcher.planner.vllm_speed import estimate_vllm_speed
+from launcher.units import format_bytes
+
+_KINDS: Final = frozenset((DeviceKind.CUDA, DeviceKind.ROCM))
+"""Of devices that a published build of vLLM reaches beside CPUs."""
 
 
-def decide_vllm(request: Request, inventory: Inventory) -> Outcome:
-    """Plan or refuse for vLLM: the best quality whose weights, cache and graphs the GPUs hold."""
+class VllmTrial(Struct, frozen=True, kw_only=True):
+    """One form of a model under one configuration that fits, with what it would give."""
+
+    form: Form
+    choice: VllmChoice
+    devices: tuple[Device, ...]
+    speed: Speed
+
+    @property
+    def engine(self) -> Engine:
+        """Which engine it is for."""
+        return Engine.VLLM
+
+    @property
+    def kl(self) -> float:
+        """Loss of quality, in nats; the cache is never quantized."""
+        return self.form.kl
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the model runs on the host: there is no other way with vLLM."""
+        return True
+
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights."""
+        return self.form.weights_bytes
+
+
+class Shortfall(Struct, frozen=True, kw_only=True):
+    """Why a form cannot be served: the code that a refusal for this alone would have, and the words."""
+
+    code: RefusalCode
+    text: str
+
+
+def decide_vllm(request: Request, inventory: Inventory, forms: tuple[Form, ...] | None = None) -> Outcome:
+    """Plan or refuse for vLLM alone, by the profile's objective."""
     ask = resolve_ask(request)
-    not_its_own = [name for name in _LLAMA_CPP_ONLY if getattr(ask.settings, name) is not None]
+    not_its_own = foreign_settings(ask.settings)
     if not_its_own:
         return _refuse_settings(ask, not_its_own)
-    quantization = ask.settings.quantization
-    artifacts = sorted(
-        (a for a in request.profile.artifacts if a.format is WeightsFormat.SAFETENSORS and a.spec is not None),
-        key=lambda artifact: (kl_divergence(artifact.quantization), artifact.quantization),
-    )
-    named = [a for a in artifacts if quantization in {None, a.quantization}]
+    forms = prepare_forms(request.profile) if forms is None else forms
+    named = tuple(form for form in forms if ask.settings.quantization in {None, form.artifact.quantization})
     if not named:
-        return _refuse_no_artifact(ask, artifacts)
-    install = _find_install(ask, inventory)
-    if isinstance(install, Refusal):
-        return install
-    reasons = []
-    for artifact in named:
-        if quantization is None and not meets_floor(artifact.quantization, ask.min_quantization):
+        return _refuse_no_form(ask, forms)
+    if inventory.engines is not None and find_vllm(inventory) is None:
+        return _refuse_no_engine(ask, inventory)
+    held = _trained_context(ask, named)
+    if isinstance(held, Refusal):
+        return held
+    lowered = _lowering(ask, held)
+    held = _grown_context(held, named, inventory)
+    trials, shortfalls = find_trials(named, held, inventory)
+    if not trials and (shorter := _with_less_context(named, held, inventory)) is not None:
+        wished, (held, trials) = held.n_ctx_per_request, shorter
+        fact = f"context lowered from {wished} to {held.n_ctx_per_request}: nothing fits with more"
+        lowered = (*lowered, fact)
+    if not trials:
+        return _refuse_no_fit(held, shortfalls)
+    return build_vllm_plan(pick(trials, held.objective), held, inventory, lowered)
+
+
+def list_vllm(
+    request: Request, inventory: Inventory, forms: tuple[Form, ...]
+) -> tuple[Ask, list[VllmTrial], tuple[str, ...]]:
+    """Return the ask, every form that fits it with floors aside, and the wishes that were lowered."""
+    ask = resolve_ask(request)
+    named = tuple(form for form in forms if ask.settings.quantization in {None, form.artifact.quantization})
+    held = _trained_context(ask, named)
+    if foreign_settings(ask.settings) or not named or isinstance(held, Refusal):
+        return ask, [], ()
+    loose = replace(held, force=True)
+    shown = [trial for form in named if isinstance(trial := _try_form(form, loose, inventory), VllmTrial)]
+    return held, shown, _lowering(ask, held)
+
+
+def find_trials(forms: Iterable[Form], ask: Ask, inventory: Inventory) -> tuple[list[VllmTrial], list[Shortfall]]:
+    """Return the forms that fit above the floors, best quality first, and why the others do not."""
+    trials: list[VllmTrial] = []
+    shortfalls: list[Shortfall] = []
+    for form in sorted(forms, key=lambda form: (form.kl, form.artifact.quantization)):
+        name = form.artifact.quantization
+        if ask.settings.quantization is None and not meets_floor(name, ask.min_quantization, form.n_active):
+            shortfalls.append(Shortfall(code=RefusalCode.BELOW_QUALITY_FLOOR, text=f"{name}: below the quality floor"))
             continue
-        assert artifact.spec is not None  # noqa: S101 - selected above
-        found = plan_vllm(
-            artifact.spec,
-            inventory.devices,
+        found = _try_form(form, ask, inventory)
+        if isinstance(found, VllmTrial):
+            trials.append(found)
+        else:
+            shortfalls.append(replace(found, text=f"{name}: {found.text}"))
+    return trials, shortfalls
+
+
+def _try_form(form: Form, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfall:
+    """Size one form on the fewest GPUs that hold it; on more where these would be too slow."""
+    room = disk_room_bytes(inventory)
+    if room is not None and not form.artifact.local_path and form.weights_bytes > room:
+        text = f"{format_bytes(form.weights_bytes)} find no room on the disk"
+        return Shortfall(code=RefusalCode.EXCEEDS_DISK, text=text)
+    devices = tuple(device for device in inventory.devices if device.kind in _KINDS)
+    first: Shortfall | None = None
+    for n_tensor in (None, *range(2, len(devices) + 1)):
+        choice = plan_vllm(
+            form.spec,
+            devices,
             n_ctx_per_request=ask.n_ctx_per_request,
             n_parallel=ask.n_parallel,
+            tensor_parallel_size=n_tensor,
+            models=form.models,
         )
-        if isinstance(found, str):
-            reasons.append(f"{artifact.quantization}: {found}")
-            continue
-        plan = _build_plan(artifact, found, ask, inventory, install)
-        if plan.speed is None or plan.speed.generation_tps >= ask.min_tps:
-            return plan
-        reasons.append(
-            f"{artifact.quantization}: about {plan.speed.generation_tps:.1f} tokens/s; the floor is {ask.min_tps:g}"
-        )
-    return Refusal(
-        code=RefusalCode.EXCEEDS_DEVICE_MEMORY,
-        model=ask.model,
-        fact=f"`{ask.model}` cannot be served by vllm on this machine at {ask.n_ctx_per_request} tokens per request",
-        derivation=tuple(reasons) or ("no artifact meets the quality floor",),
-    )
+        found = _judge(form, choice, ask, inventory)
+        if isinstance(found, VllmTrial):
+            return found
+        first = first or found
+        if first.code is not RefusalCode.BELOW_SPEED_FLOOR:
+            break
+    return first or Shortfall(code=RefusalCode.EXCEEDS_DEVICE_MEMORY, text="no GPU")
 
 
-def _refuse_settings(ask: Ask, names: list[str]) -> Refusal:
+def _judge(form: Form, choice: VllmChoice | str, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfall:
+    if isinstance(choice, str):
+        return Shortfall(code=RefusalCode.EXCEEDS_DEVICE_MEMORY, text=choice)
+    needed, budget = _host_bytes(choice), _host_budget(inventory).budget_bytes
+    if needed > budget:
+        text = f"its processes take about {format_bytes(needed)} of host memory; {format_bytes(budget)} can be given"
+        return Shortfall(code=RefusalCode.EXCEEDS_HOST_MEMORY, text=text)
+    by_name = {device.name: device for device in inventory.devices}
+    used = tuple(by_name[name] for name in choice.devices)
+    speed = estimate_vllm_speed(choice.model, choice.config, used)
+    if speed.generation_tps < ask.min_tps:
+        text = f"about {speed.generation_tps:.1f} tokens/s; the floor is {ask.min_tps:g}"
+        return Shortfall(code=RefusalCode.BELOW_SPEED_FLOOR, text=text)
+    return VllmTrial(form=form, choice=choice, devices=used, speed=speed)
+
+
+# --- The context ------------------------------------------------------------------------------------------------
+
+
+def _trained_context(ask: Ask, forms: Sequence[Form]) -> Ask | Refusal:
+    """Hold the context to what the model was trained for: a wish is lowered, an order is refused.
+
+    ``--force`` does not help, for the engine itself refuses to start with more.
+    """
+    n_train = max((form.n_ctx_train for form in forms), default=0)
+    if not n_train or ask.n_ctx_per_request <= n_train:
+        return ask
+    is_wish = ask.settings.n_ctx is None and ask.settings.n_ctx_per_request is None
+    if is_wish and n_train >= (ask.min_n_ctx_per_request or 0):
+        return with_context(ask, n_train)
+    refusal = refuse_context(ask, n_train)
+    return replace(refusal, derivation=("vllm does not start with more",), certain=True)
+
+
+def _lowering(asked: Ask, held: Ask) -> tuple[str, ...]:
+    wished, given = asked.n_ctx_per_request, held.n_ctx_per_request
+    if wished == given:
+        return ()
+    return (f"context lowered from {wished} to {given}: the model was trained for no more",)
+
+
+def _with_less_context(forms: Sequence[Form], ask: Ask, inventory: Inventory) -> tuple[Ask, list[VllmTrial]] | None:
+    """Give less context than was wished for, in powers of two down to the profile's limit, until something fits."""
+    least, settings = ask.min_n_ctx_per_request, ask.settings
+    if least is None or settings.n_ctx or settings.n_ctx_per_request:
+        return None
+    n_ctx = ask.n_ctx_per_request
+    while n_ctx > least:
+        n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
+        shorter = with_context(ask, n_ctx)
+        trials, _ = find_trials(forms, shorter, inventory)
+        if trials:
+            return shorter, trials
+    return None
+
+
+def _grown_context(ask: Ask, forms: Sequence[Form], inventory: Inventory) -> Ask:
+    """For the objective ``context``: the longest context, in powers of two, at which some form still fits."""
+    settings = ask.settings
+    if ask.objective is not Objective.CONTEXT or settings.n_ctx or settings.n_ctx_per_request:
+        return ask
+    n_train = max((form.n_ctx_train for form in forms), default=0)
+    best, n_ctx = ask, ask.n_ctx_per_request * 2
+    while n_ctx <= n_train:
+        longer = with_context(ask, n_ctx)
+        if not find_trials(forms, longer, inventory)[0]:
+            break
+        best, n_ctx = longer, n_ctx * 2
+    return best
+
+
+# --- Refusals ---------------------------------------------------------------------------------------------------
+
+
+def _refuse_settings(ask: Ask, names: Sequence[str]) -> Refusal:
     """Say that what the user fixed has no meaning for vLLM: it is never dropped in silence."""
     return Refusal(
         code=RefusalCode.UNSUPPORTED,
@@ -101,8 +257,8 @@ def _refuse_settings(ask: Ask, names: list[str]) -> Refusal:
     )
 
 
-def _refuse_no_artifact(ask: Ask, artifacts: list[Artifact]) -> Refusal:
-    known = ", ".join(artifact.quantization for artifact in artifacts) or "none"
+def _refuse_no_form(ask: Ask, forms: tuple[Form, ...]) -> Refusal:
+    known = ", ".join(form.artifact.quantization for form in forms) or "none"
     return Refusal(
         code=RefusalCode.NO_SUCH_QUANTIZATION,
         model=ask.model,
@@ -112,14 +268,8 @@ def _refuse_no_artifact(ask: Ask, artifacts: list[Artifact]) -> Refusal:
     )
 
 
-def _find_install(ask: Ask, inventory: Inventory) -> EngineInstall | Refusal | None:
-    """Return vLLM as it is installed; ``None`` on a machine whose engines are unknown."""
-    if inventory.engines is None:
-        return None
-    for install in inventory.engines:
-        if install.engine is Engine.VLLM:
-            return install
-    have = ", ".join(sorted({install.engine for install in inventory.engines})) or "none"
+def _refuse_no_engine(ask: Ask, inventory: Inventory) -> Refusal:
+    have = ", ".join(sorted({install.engine for install in inventory.engines or ()})) or "none"
     return Refusal(
         code=RefusalCode.NO_ENGINE,
         model=ask.model,
@@ -128,12 +278,60 @@ def _find_install(ask: Ask, inventory: Inventory) -> EngineInstall | Refusal | N
     )
 
 
-def _build_plan(
-    artifact: Artifact, choice: VllmChoice, ask: Ask, inventory: Inventory, install: EngineInstall | None
-) -> Plan:
+_NEAREST: Final = (
+    RefusalCode.BELOW_SPEED_FLOOR,
+    RefusalCode.EXCEEDS_HOST_MEMORY,
+    RefusalCode.EXCEEDS_DEVICE_MEMORY,
+    RefusalCode.EXCEEDS_DISK,
+    RefusalCode.BELOW_QUALITY_FLOOR,
+)
+"""What stands in the way of the form that came nearest to being served names the refusal."""
+
+
+def _refuse_no_fit(ask: Ask, shortfalls: Sequence[Shortfall]) -> Refusal:
+    codes = {shortfall.code for shortfall in shortfalls}
+    code = next(code for code in _NEAREST if code in codes)
+    return Refusal(
+        code=code,
+        model=ask.model,
+        fact=f"`{ask.model}` cannot be served by vllm on this machine at {ask.n_ctx_per_request} tokens per request",
+        derivation=tuple(shortfall.text for shortfall in shortfalls),
+        certain=code is not RefusalCode.BELOW_SPEED_FLOOR,
+    )
+
+
+# --- The plan ---------------------------------------------------------------------------------------------------
+
+
+def _host_bytes(choice: VllmChoice) -> int:
+    return HOST_BYTES + HOST_RANK_BYTES * choice.config.n_rank
+
+
+def _host_budget(inventory: Inventory) -> Budget:
+    host = inventory.host
+    return Budget(
+        name="host",
+        total_bytes=host.total_bytes,
+        free_bytes=host.free_bytes,
+        margin_bytes=HOST_MARGIN_BYTES,
+        residual_bytes=HOST_RESIDUAL_BYTES,
+    )
+
+
+def _device_budget(device: Device, choice: VllmChoice) -> Budget:
+    return Budget(
+        name=device.name,
+        total_bytes=device.total_bytes,
+        free_bytes=device.total_bytes if device.free_bytes is None else device.free_bytes,
+        margin_bytes=DEVICE_MARGIN_BYTES,
+        residual_bytes=CONTEXT_BYTES if choice.config.n_rank == 1 else CONTEXT_PARALLEL_BYTES,
+    )
+
+
+def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = ()) -> Plan:
+    """Return the plan of a trial in llama.cpp's words; what has none there stands in the notes."""
+    choice, artifact = trial.choice, trial.form.artifact
     config, found = choice.config, choice.estimate
-    by_name = {device.name: device for device in inventory.devices}
-    used = [by_name[name] for name in choice.devices]
     uses = tuple(
         MemoryUse(
             name=rank.name,
@@ -144,28 +342,21 @@ def _build_plan(
         for rank in found.ranks
     )
     host = inventory.host
-    n_layer = _n_layer(artifact)
-    notes = (
-        f"tensor parallel over {config.tensor_parallel_size}, pipeline over {config.pipeline_parallel_size}",
-        f"gpu_memory_utilization {config.gpu_memory_utilization:.2f}",
-        f"room for {found.max_concurrency:.1f} requests of full length at once",
-        *(f"{note.text} ({note.provenance})" for note in found.notes),
-        "this release plans for vllm but does not start it",
-    )
+    n_ctx = ask.settings.n_ctx or ask.n_ctx_per_request * ask.n_parallel
     return Plan(
         model=ask.model,
         engine=Engine.VLLM,
-        install=install,
+        install=find_vllm(inventory),
         format=artifact.format,
         quantization=artifact.quantization,
-        n_ctx=ask.n_ctx_per_request * ask.n_parallel,
+        n_ctx=n_ctx,
         n_ctx_per_request=ask.n_ctx_per_request,
         n_parallel=ask.n_parallel,
         kv_unified=True,
         n_batch=config.max_num_batched_tokens,
         n_ubatch=config.max_num_batched_tokens,
-        n_layer=n_layer,
-        n_gpu_layers=n_layer + 1,
+        n_layer=choice.model.n_layer,
+        n_gpu_layers=choice.model.n_layer + 1,
         n_cpu_moe=0,
         cache_type_k=CacheType.BF16,
         cache_type_v=CacheType.BF16,
@@ -173,49 +364,44 @@ def _build_plan(
         n_threads=host.n_cpu,
         n_threads_batch=host.n_cpu,
         address=ask.address,
-        footprint=Footprint(devices=uses, host=HostUse()),
-        budgets=(
-            *(
-                Budget(
-                    name=device.name,
-                    total_bytes=device.total_bytes,
-                    free_bytes=device.total_bytes if device.free_bytes is None else device.free_bytes,
-                    margin_bytes=DEVICE_MARGIN_BYTES,
-                )
-                for device in used
-            ),
-            Budget(
-                name="host", total_bytes=host.total_bytes, free_bytes=host.free_bytes, margin_bytes=HOST_MARGIN_BYTES
-            ),
+        footprint=Footprint(
+            devices=uses,
+            host=HostUse(compute_bytes=_host_bytes(choice), resident_mmap_bytes=trial.weights_bytes),
         ),
-        artifact=artifact,
-        speed=_estimate_speed(artifact, choice, used),
-        given_up=choice.given_up,
-        notes=notes,
+        budgets=(*(_device_budget(device, choice) for device in trial.devices), _host_budget(inventory)),
+        artifact=replace(artifact, spec=None),
+        speed=trial.speed,
+        given_up=(*lowered, *choice.given_up, *_forced(trial, ask)),
+        notes=tuple(_notes(trial, inventory)),
+        basis=tuple(_bases(trial, inventory)),
     )
 
 
-def _estimate_speed(artifact: Artifact, choice: VllmChoice, used: list[Device]) -> Speed | None:
-    """Predict from bandwidth: the ranks of a stage read their shares at once, the stages follow each other.
-
-    ``None`` for mixtures of experts, of which a token reads a part that the tensor list does not tell.
-    """
-    if artifact.spec is None or any("experts" in tensor.name for tensor in artifact.spec.tensors):
-        return None
-    ranks = zip(choice.estimate.ranks, used, strict=True)
-    seconds = sum(
-        rank.weights_bytes / (_EFFICIENCY * (device.bandwidth_bytes_per_s or DEFAULT_GPU_BYTES_PER_S))
-        for rank, device in list(ranks)[:: choice.config.tensor_parallel_size]
-    )
-    return Speed(generation_tps=1.0 / seconds, basis=Provenance.ASSUMED) if seconds else None
+def _forced(trial: VllmTrial, ask: Ask) -> Iterable[str]:
+    tps = trial.speed.generation_tps
+    if tps < ask.floor_tps:
+        yield f"speed: about {tps:.2g} tokens/s, below the floor of {ask.floor_tps:g} (--force)"
 
 
-def _n_layer(artifact: Artifact) -> int:
-    """Count the blocks by the tensors' names (``model.layers.17.``)."""
-    found = {
-        int(word)
-        for tensor in (artifact.spec.tensors if artifact.spec else ())
-        for before, word in zip(tensor.name.split("."), tensor.name.split(".")[1:], strict=False)
-        if before == "layers" and word.isdecimal()
-    }
-    return max(found, default=-1) + 1
+def _notes(trial: VllmTrial, inventory: Inventory) -> Iterable[str]:
+    config, found = trial.choice.config, trial.choice.estimate
+    yield f"tensor parallel over {config.tensor_parallel_size}, pipeline over {config.pipeline_parallel_size}"
+    yield f"gpu_memory_utilization {config.gpu_memory_utilization:.2f}"
+    yield f"room for {found.max_concurrency:.1f} requests of full length at once"
+    if inventory.engines is None:
+        yield "the machine's engines are unknown: vllm is assumed to be there"
+    yield "this release plans for vllm but does not start it"
+
+
+def _bases(trial: VllmTrial, inventory: Inventory) -> Iterable[Basis]:
+    """Yield the figures of the plan's text, each with what it rests on."""
+    yield Basis(figure="weights", provenance=trial.form.spec.provenance, text="tensors and config.json, per rank")
+    for note in trial.choice.estimate.notes:
+        yield Basis(figure="compute", provenance=note.provenance, text=note.text)
+    host = f"{format_bytes(_host_bytes(trial.choice))} of host memory for its processes"
+    yield Basis(figure="compute", provenance=Provenance.ASSUMED, text=host)
+    yield basis_of_free(inventory)
+    speed = "rates of llama.cpp on one such GPU are taken over, and what GPUs cost each other"
+    yield Basis(figure="speed", provenance=Provenance.ASSUMED, text=speed)
+    if trial.speed.prompt_tps is not None:
+        yield Basis(figure="prompts", provenance=Provenance.ASSUMED, text="the same")

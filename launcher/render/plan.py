@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from launcher.domain import SCHEMA_VERSION, Budget, Condition, Outcome, Plan, Refusal, Speed, Verdict
+from launcher.domain import SCHEMA_VERSION, Budget, Condition, Engine, Outcome, Plan, Refusal, Speed, Verdict
 from launcher.render.text import wrapped
 from launcher.units import GIB
 
@@ -112,8 +112,8 @@ def _prompts(plan: Plan, speed: Speed) -> str:
 
 
 def _verdict(verdict: Verdict) -> list[str]:
-    heads = {Condition.NOW: "now", Condition.AFTER_OTHERS_LEAVE: "else", Condition.WITH_ANOTHER_DEVICE: "else"}
-    return wrapped(verdict.text, first=f"  {heads[verdict.condition]:<9} ", rest=_INDENT)
+    head = "now" if verdict.condition is Condition.NOW else "else"
+    return wrapped(verdict.text, first=f"  {head:<9} ", rest=_INDENT)
 
 
 def _bases(plan: Plan) -> list[str]:
@@ -181,10 +181,14 @@ def plans_json(plans: tuple[Plan, ...]) -> str:
 
 
 def render_plans(model: str, plans: tuple[Plan, ...]) -> str:
-    """Return a table of alternatives, best quality first: each is slower than the next one."""
-    rows = [f"`{model}`: each line is better than the next and slower"]
+    """Return a table of alternatives, best quality first: each is slower than the next one.
+
+    The engine stands above, or behind the lines that are another's.
+    """
+    usual = next((plan.engine for plan in plans if plan.engine is not Engine.VLLM), plans[0].engine)
+    rows = [f"`{model}` with {usual}: each line is better than the next and slower"]
     rows.append(
-        f"  {'quant':<10} {'cache':<10}{'layers':<19}{'tokens/s':>9}{'prompts':>9}{'GPU GiB':>9}{'host GiB':>10}"
+        f"  {'quant':<10} {'cache':<10}{'layers':<18}{'tokens/s':>9}{'prompts':>8}{'GPU GiB':>8}{'host GiB':>9}"
     )
     for plan in plans:
         on_devices = sum(use.total_bytes for use in plan.footprint.devices) / GIB
@@ -194,8 +198,10 @@ def render_plans(model: str, plans: tuple[Plan, ...]) -> str:
             prompts = "?" if plan.speed.prompt_tps is None else _written(plan.speed.prompt_tps)
         cache = f"{plan.cache_type_k}/{plan.cache_type_v}"
         host = plan.footprint.host.engine_bytes / GIB
+        engine = "" if plan.engine is usual else f" {plan.engine}"
         rows.append(
-            f"  {plan.quantization:<10} {cache:<10}{_layers(plan):<19}{tps:>9}{prompts:>9}{on_devices:>9.1f}{host:>10.1f}"
+            f"  {plan.quantization:<10} {cache:<10}{_layers(plan):<18}"
+            f"{tps:>9}{prompts:>8}{on_devices:>8.1f}{host:>9.1f}{engine}"
         )
     return "\n".join(rows) + "\n"
 

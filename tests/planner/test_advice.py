@@ -137,7 +137,7 @@ def test_three_verdicts_where_they_differ() -> None:
     gpu = replace(_RTX4090.devices[0], free_bytes=9 * GIB, processes=(held,))
     outcome = plan(Request(profile=_GEMMA), replace(_RTX4090, devices=(gpu,)), alternatives=_OTHERS)
     assert isinstance(outcome, Plan)
-    assert [verdict.condition for verdict in outcome.verdicts] == list(Condition)
+    assert [verdict.condition for verdict in outcome.verdicts] == list(Condition)[:3]
     assert outcome.verdicts[2].machine == "rtx5090"
     calm = _ask(Settings())
     assert isinstance(calm, Plan)

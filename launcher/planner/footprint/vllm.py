@@ -189,6 +189,7 @@ class VllmEstimate(Struct, frozen=True, kw_only=True):
 class VllmChoice(Struct, frozen=True, kw_only=True):
     """A configuration that ``plan_vllm`` chose: on which devices, what it predicts, and what it gave up for memory."""
 
+    model: VllmModel
     config: VllmConfig
     devices: tuple[str, ...]
     estimate: VllmEstimate
@@ -365,7 +366,7 @@ def estimate(model: VllmModel, config: VllmConfig, devices: Sequence[Device]) ->
         raise ValueError(msg)
     layout = lay_out_kv(model, config)
     stages = stage_layers(model.n_layer, config.pipeline_parallel_size)
-    ranks = [_size_rank(model, config, device, stages, idx) for idx, device in enumerate(devices)]
+    ranks = _size_ranks(model, config, devices, stages)
     block_bytes = [layout.block_bytes(stages[idx // config.tensor_parallel_size]) for idx in range(len(devices))]
     n_blocks = min(
         (
@@ -404,6 +405,20 @@ def estimate(model: VllmModel, config: VllmConfig, devices: Sequence[Device]) ->
         refusal=next(_refusals(model, config, devices, ranks, largest), None),
         notes=tuple(_notes(model, config, devices)),
     )
+
+
+def _size_ranks(
+    model: VllmModel, config: VllmConfig, devices: Sequence[Device], stages: tuple[range, ...]
+) -> list[RankUse]:
+    """Size every rank; those of one stage on equal GPUs are sized once."""
+    sized: dict[tuple[int, tuple[int, int] | None, int], RankUse] = {}
+    ranks = []
+    for idx, device in enumerate(devices):
+        key = idx // config.tensor_parallel_size, device.compute_capability, device.total_bytes
+        if key not in sized:
+            sized[key] = _size_rank(model, config, device, stages, idx)
+        ranks.append(replace(sized[key], name=device.name))
+    return ranks
 
 
 def _size_rank(model: VllmModel, config: VllmConfig, device: Device, stages: tuple[range, ...], idx: int) -> RankUse:
@@ -532,18 +547,20 @@ def plan_vllm(
     tensor_parallel_size: int | None = None,
     pipeline_parallel_size: int | None = None,
     gpu_memory_utilization: float | None = None,
+    models: dict[int, VllmModel] | None = None,
 ) -> VllmChoice | str:
     """Choose the configuration that serves ``n_parallel`` requests of ``n_ctx_per_request`` tokens at once, or say why none does.
 
     The fewest GPUs that hold it by tensor parallelism alone, those with the most free memory first; pipelines where the model
     cannot be divided so. What is not ``None`` is honoured. Without a fixed utilization the engine takes all that is free less a margin of 512 MiB per GPU, at
-    most its own default of 0.92; smaller batches, then eager mode, are tried before more GPUs. Pure and deterministic.
+    most its own default of 0.92; smaller batches, then eager mode, are tried before more GPUs. Deterministic. ``models`` keeps
+    what was read of ``spec``, by the size of an element, for whoever asks again.
     """
     ordered = sorted(
         devices, key=lambda device: -(device.total_bytes if device.free_bytes is None else device.free_bytes)
     )
     reason = "no GPU" if not devices else "the fixed parallelism needs more GPUs than there are"
-    models: dict[int, VllmModel] = {}
+    models = {} if models is None else models
     for tp, pp in _parallelisms(len(ordered)):
         if tensor_parallel_size not in {None, tp} or pipeline_parallel_size not in {None, pp}:
             continue
@@ -605,6 +622,7 @@ def _try_devices(
         ((trial, found) for trial, found in sized if _shortage(trial, found) is None), (trials[-1], smallest)
     )
     return VllmChoice(
+        model=model,
         config=chosen,
         devices=tuple(device.name for device in devices),
         estimate=found,

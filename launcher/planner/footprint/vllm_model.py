@@ -149,6 +149,7 @@ class VllmModel(Struct, frozen=True, kw_only=True):
     n_head_kv: int
     n_ff: int
     n_ff_expert: int
+    n_expert: int
     n_expert_used: int
     n_linear_heads: tuple[int, int]
     n_linear: int
@@ -184,6 +185,18 @@ class VllmModel(Struct, frozen=True, kw_only=True):
             in_block = parameter.place is Place.BLOCK and parameter.layer in layers
             if at_input or in_block or (parameter.place is Place.OUTPUT and last):
                 n_bytes += self._held_bytes(parameter, tp)
+        return n_bytes
+
+    def read_bytes(self, layers: range, tp: int, *, last: bool) -> float:
+        """Return what one generated token makes a rank read of its weights: of the experts those it is routed to."""
+        share = self.n_expert_used / self.n_expert if self.is_moe and self.n_expert else 1.0
+        n_bytes = 0.0
+        for parameter in self.parameters:
+            head = last and parameter.place is Place.INPUT and self.tied and parameter.split is Split.VOCAB
+            in_block = parameter.place is Place.BLOCK and parameter.layer in layers
+            if head or in_block or (parameter.place is Place.OUTPUT and last):
+                routed = share if parameter.split is Split.EXPERTS else 1.0
+                n_bytes += self._held_bytes(parameter, tp) * routed
         return n_bytes
 
     def _held_bytes(self, parameter: Parameter, tp: int) -> int:
@@ -263,8 +276,7 @@ def read_model(spec: ModelSpec, *, dtype_bytes: int = 2) -> VllmModel:
     ``known`` is false.
     """
     config = _Config(spec.metadata)
-    indices = [idx for tensor in spec.tensors if (idx := _layer_of(tensor.name)) is not None]
-    n_layer = min(config.number("num_hidden_layers", "n_layer", default=max(indices, default=-1) + 1), MAX_LAYERS)
+    n_layer = min(config.number("num_hidden_layers", "n_layer") or _count_layers(spec), MAX_LAYERS)
     n_embd = config.number("hidden_size", "n_embd")
     n_head = config.number("num_attention_heads", "n_head")
     n_vocab = config.number("vocab_size")
@@ -272,11 +284,11 @@ def read_model(spec: ModelSpec, *, dtype_bytes: int = 2) -> VllmModel:
     n_expert_used = config.number("num_experts_per_tok", "top_k_experts", "moe_topk")
     layers, window_known = _layers(spec, config, n_layer, n_embd, n_head)
     tied = config.flag("tie_word_embeddings")
-    has_head = any(_module(tensor.name)[0] in _HEAD for tensor in spec.tensors)
+    parameters, names = _parameters(spec.tensors, n_layer, dtype_bytes, drop_head=bool(tied))
     return VllmModel(
         architecture=spec.architecture,
         layers=layers,
-        parameters=_parameters(spec.tensors, n_layer, dtype_bytes, drop_head=bool(tied)),
+        parameters=parameters,
         n_ctx_train=config.number("max_position_embeddings", "n_positions", "max_seq_len"),
         n_embd=n_embd,
         n_vocab=n_vocab,
@@ -284,18 +296,23 @@ def read_model(spec: ModelSpec, *, dtype_bytes: int = 2) -> VllmModel:
         n_head_kv=config.number("num_key_value_heads", default=n_head),
         n_ff=n_ff,
         n_ff_expert=config.number("moe_intermediate_size", default=n_ff) if n_expert_used else 0,
+        n_expert=config.number("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
         n_expert_used=n_expert_used,
         n_linear_heads=(config.number("linear_num_key_heads"), config.number("linear_num_value_heads")),
         n_linear=_conv_width(config),
         quantization=quantization_method(spec),
         quantization_group=config.number("quantization_config.group_size", "quantization_config.weight_block_size"),
         dtype_bytes=dtype_bytes,
-        tied=not has_head if tied is None else tied,
+        tied=not any(_module(name)[0] in _HEAD for name in names) if tied is None else tied,
         rope_bytes=_rope_bytes(spec, config, n_embd, n_head, dtype_bytes),
         latent_copy_elements=_latent_copy(config, n_head),
-        multimodal=any(_ENCODER.search(tensor.name) for tensor in spec.tensors),
+        multimodal=any(_ENCODER.search(name) for name in names),
         known=window_known and min(n_layer, n_embd, n_head, n_vocab) > 0 and bool(spec.tensors),
     )
+
+
+def _count_layers(spec: ModelSpec) -> int:
+    return max((idx for tensor in spec.tensors if (idx := _layer_of(tensor.name)) is not None), default=-1) + 1
 
 
 def _layer_of(name: str) -> int | None:
@@ -310,33 +327,62 @@ def _module(name: str) -> tuple[str, str]:
     return stem.rpartition(".")[2], match[1] if match else ""
 
 
+class _Role(Struct, frozen=True):
+    """What the names of tensors say that differ in nothing but the block's number."""
+
+    module: str
+    kind: str
+    place: Place
+    splits: dict[tuple[int, ...], Split]
+
+
 def _parameters(
     tensors: Iterable[TensorInfo], n_layer: int, dtype_bytes: int, *, drop_head: bool
-) -> tuple[Parameter, ...]:
-    """Sum the tensors that are loaded: draft layers are not, nor a head that is tied though the file has it."""
+) -> tuple[tuple[Parameter, ...], Iterable[str]]:
+    """Sum the tensors that are loaded: draft layers are not, nor a head that is tied though the file has it.
+
+    With them come the names that there are, one for all blocks.
+    """
     sums: dict[tuple[Place, int, Split], int] = {}
+    roles: dict[str, _Role | None] = {}
     for tensor in tensors:
-        layer = _layer_of(tensor.name)
-        module, kind = _module(tensor.name)
-        is_head = module in _HEAD
-        if _DRAFT.match(tensor.name) or (layer is not None and layer >= n_layer) or (is_head and drop_head):
+        name = tensor.name
+        match = _LAYER.search(name)
+        key = name if match is None else f"{name[: match.start(1)]}*{name[match.end(1) :]}"
+        role = roles[key] if key in roles else roles.setdefault(key, _role(tensor, drop_head=drop_head))
+        if role is None:
             continue
-        split = _split(tensor, module, kind)
-        if layer is not None:
-            place = Place.BLOCK
-        elif not is_head and (split is Split.VOCAB or _ENCODER.search(tensor.name)):
-            place = Place.INPUT
-        else:
-            place = Place.OUTPUT
+        layer = int(match[1]) if match and role.place is Place.BLOCK else 0
+        if layer >= n_layer and role.place is Place.BLOCK:
+            continue
+        split = role.splits.get(tensor.shape)
+        if split is None:
+            split = role.splits[tensor.shape] = _split(tensor, role.module, role.kind)
         n_bytes = tensor.n_bytes
-        if tensor.type in _FLOATS and kind in {"weight", "bias"}:
+        if tensor.type in _FLOATS and role.kind in {"weight", "bias"}:
             n_bytes = tensor.n_elements * dtype_bytes
-        key = (place, layer or 0, split)
-        sums[key] = sums.get(key, 0) + n_bytes
-    return tuple(
+        place = (role.place, layer, split)
+        sums[place] = sums.get(place, 0) + n_bytes
+    parameters = tuple(
         Parameter(n_bytes=n_bytes, place=place, layer=layer, split=split)
         for (place, layer, split), n_bytes in sums.items()
     )
+    return parameters, roles.keys()
+
+
+def _role(tensor: TensorInfo, *, drop_head: bool) -> _Role | None:
+    """Return what a tensor is for; ``None`` where it is not loaded."""
+    module, kind = _module(tensor.name)
+    is_head = module in _HEAD
+    if _DRAFT.match(tensor.name) or (is_head and drop_head):
+        return None
+    if _layer_of(tensor.name) is not None:
+        place = Place.BLOCK
+    elif not is_head and (_split(tensor, module, kind) is Split.VOCAB or _ENCODER.search(tensor.name)):
+        place = Place.INPUT
+    else:
+        place = Place.OUTPUT
+    return _Role(module=module, kind=kind, place=place, splits={})
 
 
 def _split(tensor: TensorInfo, module: str, kind: str) -> Split:  # noqa: PLR0911 - one return per kind of division

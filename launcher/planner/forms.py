@@ -1,0 +1,84 @@
+"""A profile's safetensors artifacts, with what can be said of each before any machine is looked at.
+
+What is costly is read when it is first asked for, and kept: most plans need none of it. It must not know devices.
+"""
+
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from launcher.domain import Artifact, ModelSpec, Profile, WeightsFormat
+from launcher.planner.parameters import count_active, expert_share, is_expert
+from launcher.planner.quality import kl_divergence
+
+if TYPE_CHECKING:
+    from launcher.planner.footprint.vllm_model import VllmModel
+    from launcher.tensor_types import TensorType
+
+_NOT_LOADED = ("mtp.", "model.mtp.")
+"""Draft layers, which vLLM leaves out unless told otherwise."""
+
+
+class Form:
+    """One safetensors artifact whose metadata is known.
+
+    ``n_active`` are the parameters that a token passes through: of any form of the same model, for they all have as many.
+    """
+
+    def __init__(self, artifact: Artifact, spec: ModelSpec, n_active: float) -> None:
+        """Take an artifact and its spec; nothing is computed yet."""
+        self.artifact = artifact
+        self.spec = spec
+        self.n_active = n_active
+        self.kl = kl_divergence(artifact.quantization, n_active)
+        self.models: dict[int, VllmModel] = {}
+        """What vLLM makes of it, by the size of an element of activations; filled by whoever needs it."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the weights that are loaded: no GPUs that hold less can serve it."""
+        return self._sums[0]
+
+    @property
+    def read_bytes(self) -> float:
+        """Bytes of weights that each generated token reads at least: of the experts its share, no embeddings."""
+        return self._sums[1]
+
+    @cached_property
+    def _sums(self) -> tuple[int, float]:
+        share = expert_share(self.spec)
+        sizes: dict[tuple[TensorType, tuple[int, ...]], int] = {}
+        loaded, read = 0, 0.0
+        for tensor in self.spec.tensors:
+            name, key = tensor.name, (tensor.type, tensor.shape)
+            n_bytes = sizes.get(key)
+            if n_bytes is None:
+                n_bytes = sizes[key] = tensor.n_bytes
+            if name.startswith(_NOT_LOADED):
+                continue
+            loaded += n_bytes
+            if "embed_tokens." not in name and "wte." not in name:
+                read += n_bytes * share if is_expert(name) else n_bytes
+        return loaded, read
+
+    @cached_property
+    def n_ctx_train(self) -> int:
+        """Tokens that the model was trained for; 0 where the configuration does not say."""
+        names = ("max_position_embeddings", "n_positions", "max_seq_len")
+        for name in (prefix + name for name in names for prefix in ("", "text_config.")):
+            value = self.spec.metadata.get(name)
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value
+        return 0
+
+
+def prepare_forms(profile: Profile) -> tuple[Form, ...]:
+    """Return a profile's artifacts that vLLM may be able to load and whose metadata is known, as they stand there."""
+    found = [
+        (artifact, artifact.spec)
+        for artifact in profile.artifacts
+        if artifact.format is WeightsFormat.SAFETENSORS and artifact.spec is not None
+    ]
+    if not found:
+        return ()
+    n_active = count_active(min((spec for _, spec in found), key=lambda spec: len(spec.tensors)))
+    return tuple(Form(artifact, spec, n_active) for artifact, spec in found)

@@ -1,0 +1,99 @@
+"""Whether vLLM could change a choice, told without sizing anything for it.
+
+Most requests are settled by a file's size or a bandwidth; only where they are not is vLLM's arithmetic worth importing. It
+must not know how vLLM uses memory.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from launcher.domain import STARTABLE, Engine, EngineInstall, Inventory, Objective, Request, Settings
+from launcher.planner.ask import Ask, merge_settings
+from launcher.planner.choice import Option, pick
+from launcher.planner.forms import Form
+from launcher.planner.quality import meets_floor
+from launcher.planner.speed import device_rates
+from launcher.units import GIB
+
+DISK_MARGIN_BYTES: Final = 1 * GIB
+
+_LLAMA_CPP_ONLY: Final = (
+    "n_batch",
+    "n_ubatch",
+    "n_gpu_layers",
+    "n_cpu_moe",
+    "cache_type_k",
+    "cache_type_v",
+    "flash_attn",
+    "n_threads",
+)
+"""Settings that a plan for vLLM would not honour."""
+
+
+def foreign_settings(settings: Settings) -> list[str]:
+    """Return the names of the settings that were fixed and that only llama.cpp has."""
+    return [name for name in _LLAMA_CPP_ONLY if getattr(settings, name) is not None]
+
+
+def find_vllm(inventory: Inventory) -> EngineInstall | None:
+    """Return vLLM as it is installed; ``None`` where it is not, or the machine's engines are unknown."""
+    return next((install for install in inventory.engines or () if install.engine is Engine.VLLM), None)
+
+
+def disk_room_bytes(inventory: Inventory) -> int | None:
+    """Return what a download may take of the disk; ``None`` where nothing is known of it."""
+    free = inventory.host.free_disk_bytes
+    return None if free is None else free - DISK_MARGIN_BYTES
+
+
+def is_rival(request: Request, inventory: Inventory) -> bool:
+    """Tell whether vLLM may be chosen unasked: the profile lists it, and it may be there and be started.
+
+    On a machine whose engines are unknown (a reference machine) it is assumed to be there, as the profile's list says. On
+    any other it must be installed, and this release must be able to start it: what ``plan`` shows ``serve`` can run. The
+    gates are CUDA's compute capabilities, so every GPU must have one that is known.
+    """
+    if Engine.VLLM not in request.profile.engines or not inventory.devices:
+        return False
+    settings = merge_settings(request.profile.pins, request.settings)
+    if settings.engine not in {None, Engine.VLLM} or foreign_settings(settings):
+        return False
+    if any(device.compute_capability is None for device in inventory.devices):
+        return False
+    return inventory.engines is None or (Engine.VLLM in STARTABLE and find_vllm(inventory) is not None)
+
+
+def worth_sizing(forms: Sequence[Form], options: Sequence[Option], ask: Ask, inventory: Inventory) -> list[Form]:
+    """Return the forms that could be chosen, or could change which of ``options`` is, if they turned out to fit.
+
+    Each test is a bound: weights that no memory here holds, a speed that all bandwidth together does not give.
+    """
+    free = sum(d.total_bytes if d.free_bytes is None else d.free_bytes for d in inventory.devices)
+    could_fit = [form for form in forms if _allowed(form, ask) and form.weights_bytes < free]
+    if not options:
+        return could_fit
+    matters = _beats(options, ask, inventory)
+    return [form for form in could_fit if matters(form)]
+
+
+def _allowed(form: Form, ask: Ask) -> bool:
+    wanted, name = ask.settings.quantization, form.artifact.quantization
+    return name == wanted if wanted is not None else meets_floor(name, ask.min_quantization, form.n_active)
+
+
+def _beats(options: Sequence[Option], ask: Ask, inventory: Inventory) -> Callable[[Form], bool]:
+    """Return a test whether a form may outdo the best option, or be so fast that the best one no longer counts."""
+    best = pick(options, ask.objective)
+    fastest = max(option.speed.generation_tps for option in options)
+    rates = (device_rates(device, None) for device in inventory.devices)
+    bytes_per_s = sum(bandwidth * rate.efficiency for bandwidth, rate, _ in rates)
+
+    def matters(form: Form) -> bool:
+        most_tps = bytes_per_s / max(1.0, form.read_bytes)
+        if ask.objective is Objective.SPEED:
+            return most_tps > fastest
+        better = form.kl < best.kl and most_tps >= fastest / 2
+        as_good = form.kl == best.kl and most_tps > best.speed.generation_tps
+        return better or as_good or most_tps / 2 > best.speed.generation_tps
+
+    return matters
