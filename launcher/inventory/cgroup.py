@@ -118,6 +118,33 @@ def probe_cpu_quota(root: Path = Path("/")) -> float | None:
     return min(shares, default=None)
 
 
+def parse_oom_kills(text: str) -> int | None:
+    """Return how many processes the kernel killed for memory: ``memory.events``, ``memory.oom_control``, ``vmstat``."""
+    return parse_stat(text).get("oom_kill")
+
+
+def find_oom_counter(root: Path = Path("/"), pid: int | None = None) -> Path | None:
+    """Return the file that counts the kernel's kills for memory in the group of a process, by default this one.
+
+    Version 1 counts the group's own processes, version 2 also those of groups below; where there is no group, the whole
+    machine's count stands in. To be found while the process lives: read with `read_oom_kills` before and after its end.
+    """
+    process = "self" if pid is None else str(pid)
+    for version, folder in _folders(root, "memory", process):
+        counter = folder / ("memory.oom_control" if version == 1 else "memory.events")
+        if read_oom_kills(counter) is not None:
+            return counter
+        if version == 1:
+            break  # groups above count their own processes only
+    machine = root / "proc/vmstat"
+    return machine if read_oom_kills(machine) is not None else None
+
+
+def read_oom_kills(counter: Path) -> int | None:
+    """Return the count in a file of `find_oom_counter`; ``None`` where it can no longer be read."""
+    return parse_oom_kills(_text(counter))
+
+
 def _memory_levels(root: Path) -> Iterator[CgroupMemory]:
     for version, folder in _folders(root, "memory"):
         stat = parse_stat(_text(folder / "memory.stat"))
@@ -134,9 +161,9 @@ def _memory_levels(root: Path) -> Iterator[CgroupMemory]:
         yield CgroupMemory(limit, None if used_bytes is None else max(0, used_bytes - inactive))
 
 
-def _folders(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
-    """Yield version and folder of this process's group and of every visible group above it."""
-    memberships = parse_self_cgroup(_text(root / "proc/self/cgroup"))
+def _folders(root: Path, controller: str, process: str = "self") -> Iterator[tuple[int, Path]]:
+    """Yield version and folder of a process's group and of every visible group above it."""
+    memberships = parse_self_cgroup(_text(root / "proc" / process / "cgroup"))
     for mount in parse_mountinfo(_text(root / "proc/self/mountinfo")):
         if mount.version == 1 and controller not in mount.controllers:
             continue

@@ -1,7 +1,6 @@
-"""Tell from an engine's last lines and its exit what went wrong, and whether the same start would end alike.
+"""Tell from an engine's end, its last lines and the kernel's counters what went wrong, and what that calls for.
 
-It must not know phases or restarts, nor read anything itself. The signs are data; llama.cpp's texts as of builds 10434
-and 11434, each with a recorded transcript or its place in the engine's source. Pure.
+It must not know phases or restarts, nor read anything itself. What texts mean is in `signs`. Pure.
 """
 
 import re
@@ -9,92 +8,24 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
-from launcher.domain import Noun
+from launcher.domain import Noun, Plan
+from launcher.supervisor.signs import BENIGN, QUOTED, RETRY, SIGNS, Cause, Part, Sign
+from launcher.units import MIB, format_bytes
 
+HOST: Final = "host"
 _N_TELLING: Final = 8
 _SIGILL: Final = 4
+_SIGBUS: Final = 7
 _SIGKILL: Final = 9
-_SIGNALS: Final = {4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV", 15: "SIGTERM"}
-
-
-class Cause(StrEnum):
-    """What a sign means."""
-
-    MEMORY = "memory"
-    WEIGHTS = "weights"
-    ARGUMENT = "argument"
-    PORT = "port"
-    CPU = "cpu"
-    INSTALL = "install"
-    UNKNOWN = "unknown"
-
-
-class Sign(Noun, frozen=True):
-    """A text that engines print, what it means, and the help that follows from it."""
-
-    pattern: str
-    cause: Cause
-    meaning: str
-
-
-_HELP: Final = {
-    Cause.MEMORY: "plan with less: a smaller `--ctx-size`, fewer `--n-gpu-layers`, or a smaller `--quant`",
-    Cause.WEIGHTS: "look at the file with `launch inspect FILE`, and fetch it again if it is damaged",
-    Cause.ARGUMENT: "this build of the engine does not know the option: update it, or choose another with `--engine`",
-    Cause.PORT: "choose another with `--port`",
-    Cause.CPU: "this build needs instructions that this CPU lacks: install another build, or choose `--engine`",
-    Cause.INSTALL: "install what the line names, or another build of the engine",
-    Cause.UNKNOWN: None,
-}
-
-SIGNS: Final = (
-    # Specific before general: the first match in the log's order of signs decides.
-    Sign(
-        pattern=r"couldn't bind HTTP server socket|address already in use",
-        cause=Cause.PORT,
-        meaning="the port is in use",
-    ),
-    Sign(pattern=r"cudaMalloc failed: out of memory", cause=Cause.MEMORY, meaning="the GPU's memory does not suffice"),
-    Sign(pattern=r"ErrorOutOfDeviceMemory", cause=Cause.MEMORY, meaning="the GPU's memory does not suffice"),
-    Sign(pattern=r"CUDA error: out of memory", cause=Cause.MEMORY, meaning="the GPU's memory ran out"),
-    Sign(pattern=r"CUBLAS_STATUS_ALLOC_FAILED", cause=Cause.MEMORY, meaning="the GPU's memory ran out"),
-    Sign(
-        pattern=r"failed to allocate CPU buffer of size|ggml_aligned_malloc: insufficient memory",
-        cause=Cause.MEMORY,
-        meaning="the host's memory does not suffice",
-    ),
-    Sign(pattern=r"failed to allocate buffer for kv cache", cause=Cause.MEMORY, meaning="the KV cache does not fit"),
-    Sign(pattern=r"unable to allocate \S+ buffer", cause=Cause.MEMORY, meaning="the weights do not fit"),
-    Sign(pattern=r"failed to allocate compute", cause=Cause.MEMORY, meaning="the compute buffers do not fit"),
-    Sign(pattern=r"std::bad_alloc|MemoryError", cause=Cause.MEMORY, meaning="the host's memory does not suffice"),
-    Sign(
-        pattern=r"unknown model architecture", cause=Cause.WEIGHTS, meaning="the engine does not know the architecture"
-    ),
-    Sign(pattern=r"invalid magic", cause=Cause.WEIGHTS, meaning="the weights file is not a GGUF"),
-    Sign(pattern=r"corrupted or incomplete", cause=Cause.WEIGHTS, meaning="the weights file is damaged"),
-    Sign(pattern=r"gguf_init_from_\w+: failed to read", cause=Cause.WEIGHTS, meaning="the weights file is damaged"),
-    Sign(pattern=r"missing tensor", cause=Cause.WEIGHTS, meaning="the weights file lacks a tensor"),
-    Sign(
-        pattern=r"failed to open GGUF file|Model path does not exist",
-        cause=Cause.WEIGHTS,
-        meaning="the weights file cannot be opened",
-    ),
-    Sign(
-        pattern=r"error while loading shared libraries|ModuleNotFoundError|ImportError:",
-        cause=Cause.INSTALL,
-        meaning="the engine's installation is incomplete",
-    ),
-    Sign(
-        pattern=r"error: invalid argument|unrecognized arguments|error: unknown argument",
-        cause=Cause.ARGUMENT,
-        meaning="the engine refused its arguments",
-    ),
-)
-BENIGN: Final = re.compile(
-    r"retrying without pipeline parallelism|failed to find free space in the KV cache, retrying|pinned memory|"
-    r"failed to allocate .* pinned"
-)
-"""Lines that look like a sign and are none."""
+_SIGNALS: Final = {
+    1: "SIGHUP", 2: "SIGINT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV",
+    15: "SIGTERM",
+}  # fmt: skip
+_SENT_BY_SOMEBODY: Final = frozenset({1, 2, _SIGKILL, 15})
+"""Signals that no engine ends itself by: whatever it printed before is not why it ended."""
+_HOST_BUFFER: Final = re.compile(r"CPU(?:_.*)?|AMX|.*_Host|BLAS")
+_SIGN_PATTERNS: Final = tuple((sign, re.compile(sign.pattern, re.IGNORECASE)) for sign in SIGNS)
+_ANY_SIGN: Final = re.compile("|".join(sign.pattern for sign in SIGNS), re.IGNORECASE)
 _WRAPPER: Final = re.compile(
     r"failed to load model|exiting due to|failed to create.context|error while trying to fit|cleaning up before exit"
 )
@@ -104,15 +35,93 @@ _SUSPICIOUS: Final = re.compile(
     re.IGNORECASE,
 )
 
+# What a refused allocation was, by the lines around it. Sizes: bytes, or MiB which some lines call MB.
+_REFUSED_BUFFER: Final = re.compile(r"failed to allocate (?P<memory>\S+) buffer of size (?P<bytes>\d+)(?![\d.])")
+_UNABLE_BUFFER: Final = re.compile(r"unable to allocate (?P<memory>\S+) buffer")
+_WRONG_BUFFER: Final = re.compile(r"in a buffer \((?P<memory>\S+)\) that cannot run")
+_REFUSED_MALLOC: Final = re.compile(r"attempted to allocate +(?P<mib>[\d.]+) MB")
+_REFUSED_OUTPUT: Final = re.compile(r"failed to allocate output buffer of size (?P<mib>[\d.]+) MiB")
+_REFUSED_CUDA: Final = re.compile(r"allocating (?P<mib>[\d.]+) MiB on device (?P<idx>\d+): cudaMalloc failed")
+_REFUSED_VULKAN: Final = re.compile(r"Device memory allocation of size (?P<bytes>\d+) failed")
+_CURRENT_DEVICE: Final = re.compile(r"current device: (?P<idx>\d+), in function")
+_VENDOR: Final = re.compile(r"(?P<vendor>CUDA|ROCm|MUSA) error: ")
 
-class Diagnosis(Noun, frozen=True):
-    """What ended an engine. ``permanent``: the same command on the same machine would end the same way."""
+
+class Answer(StrEnum):
+    """What a fault calls for."""
+
+    STEP_DOWN = "step-down"
+    """The same plan would end the same way: the next one down the ladder."""
+    RESTART = "restart"
+    """It may not happen again: the restart policy decides."""
+    GIVE_UP = "give-up"
+    """No plan for this model on this machine would end otherwise."""
+
+
+_ANSWERS: Final = {
+    Cause.MEMORY: Answer.STEP_DOWN,
+    Cause.KILLED_FOR_MEMORY: Answer.STEP_DOWN,
+    Cause.SPILLED: Answer.STEP_DOWN,
+    Cause.DEVICE_LOST: Answer.RESTART,
+    Cause.STALLED: Answer.RESTART,
+    Cause.HUNG: Answer.RESTART,
+    Cause.UNKNOWN: Answer.RESTART,
+}
+"""Of every cause that is not here: give up."""
+
+_SMALLER: Final = "plan with less: a smaller `--ctx-size`, fewer `--n-gpu-layers`, or a smaller `--quant`"
+_HELP: Final = {
+    Cause.MEMORY: _SMALLER,
+    Cause.KILLED_FOR_MEMORY: f"{_SMALLER}; or raise the memory limit of its control group",
+    Cause.SPILLED: _SMALLER,
+    Cause.WEIGHTS: "look at the file with `launch inspect FILE`, and fetch it again if it is damaged",
+    Cause.UNSUPPORTED: "update the engine, or choose another with `--engine`",
+    Cause.ARGUMENT: "this build of the engine does not know the option: update it, or choose another with `--engine`",
+    Cause.PORT: "choose another with `--port`",
+    Cause.CPU: "this build needs instructions that this CPU lacks: install another build, or choose `--engine`",
+    Cause.INSTALL: "install what the line names, or another build of the engine",
+    Cause.DRIVER: "update the GPU's driver, or install a build of the engine that fits it",
+}
+
+
+class End(Noun, frozen=True):
+    """How an engine ended, and what is known besides.
+
+    ``lines`` are those printed since its start, oldest first; for an engine that was ready, since it was. By
+    ``n_oom_kills`` the kernel's count of its control group rose meanwhile; ``None`` where there is no such count.
+    """
+
+    lines: tuple[str, ...] = ()
+    code: int | None = None
+    signal_number: int | None = None
+    was_ready: bool = False
+    n_oom_kills: int | None = None
+
+
+class Fault(Noun, frozen=True):
+    """What is wrong with an engine.
+
+    ``memory`` is the one that did not suffice, by the engine's name (``CUDA0``) or ``host``; ``n_bytes`` what it asked
+    for in vain, and ``part`` for what. All three are ``None`` where nobody said.
+    """
 
     cause: Cause
     meaning: str
-    permanent: bool
-    lines: tuple[str, ...]
-    help: str | None
+    lines: tuple[str, ...] = ()
+    was_ready: bool = False
+    memory: str | None = None
+    n_bytes: int | None = None
+    part: Part | None = None
+
+    @property
+    def answer(self) -> Answer:
+        """What it calls for."""
+        return _ANSWERS.get(self.cause, Answer.GIVE_UP)
+
+    @property
+    def help(self) -> str | None:
+        """What a person can do about it."""
+        return _HELP.get(self.cause)
 
 
 def describe_exit(code: int | None, signal_number: int | None) -> str:
@@ -122,36 +131,122 @@ def describe_exit(code: int | None, signal_number: int | None) -> str:
     return "no exit code" if code is None else f"exit code {code}"
 
 
-def diagnose(lines: Sequence[str], *, signal_number: int | None = None) -> Diagnosis:
-    """Judge an engine's end by the lines it printed since it was started, oldest first."""
-    for sign in SIGNS:
-        pattern = re.compile(sign.pattern, re.IGNORECASE)
-        if any(pattern.search(line) and not BENIGN.search(line) for line in lines):
-            return Diagnosis(
-                cause=sign.cause,
-                meaning=sign.meaning,
-                permanent=True,
-                lines=telling_lines(lines),
-                help=_HELP[sign.cause],
-            )
-    if signal_number == _SIGILL:
-        return Diagnosis(
-            cause=Cause.CPU,
-            meaning="it executed an instruction that this CPU lacks",
-            permanent=True,
-            lines=telling_lines(lines),
-            help=_HELP[Cause.CPU],
-        )
-    killed = signal_number == _SIGKILL
-    meaning = "it was killed, by somebody or by the kernel for want of memory" if killed else "it gave no known reason"
-    return Diagnosis(cause=Cause.UNKNOWN, meaning=meaning, permanent=False, lines=telling_lines(lines), help=None)
+def describe(fault: Fault) -> str:
+    """Return the fault in words: ``the KV cache does not fit (2.9 GiB of host)``."""
+    of = " of ".join(filter(None, (format_bytes(fault.n_bytes) if fault.n_bytes else "", fault.memory)))
+    return f"{fault.meaning} ({of})" if of else fault.meaning
+
+
+def classify(end: End) -> Fault:
+    """Say why an engine ended that nobody asked to.
+
+    The kernel's count goes before any text, for its kill leaves none; a signal that somebody sent is not explained by
+    what was printed before it; else the most specific sign decides. What shows none of these is unknown.
+    """
+    killed = end.signal_number == _SIGKILL
+    if end.n_oom_kills and killed:
+        return _killed_for_memory(end, "the kernel killed it for want of memory")
+    if end.signal_number not in _SENT_BY_SOMEBODY and (fault := find_sign(end.lines, was_ready=end.was_ready)):
+        return fault
+    if end.n_oom_kills:
+        return _killed_for_memory(end, "the kernel killed one of its processes for want of memory")
+    cause = Cause.CPU if end.signal_number == _SIGILL else Cause.UNKNOWN
+    return Fault(cause=cause, meaning=_untold(end), lines=telling_lines(end.lines), was_ready=end.was_ready)
+
+
+def _killed_for_memory(end: End, meaning: str) -> Fault:
+    lines = telling_lines(end.lines)
+    return Fault(
+        cause=Cause.KILLED_FOR_MEMORY, meaning=meaning, lines=lines, was_ready=end.was_ready, memory=HOST
+    )  # fmt: skip
+
+
+def _untold(end: End) -> str:
+    """Return what the end alone says, where no line does."""
+    match end.signal_number:
+        case 4:  # SIGILL
+            return "it executed an instruction that this CPU lacks"
+        case 7:  # SIGBUS
+            return "a file that it had mapped was cut short, or its memory failed"
+        case 9 if end.n_oom_kills is None:  # SIGKILL
+            return "it was killed, by somebody or by the kernel for want of memory"
+        case number if number in _SENT_BY_SOMEBODY:
+            return "somebody ended it"
+        case _:
+            return "it gave no known reason"
+
+
+def find_sign(lines: Sequence[str], *, was_ready: bool) -> Fault | None:
+    """Return the fault that the lines show, if any: also of an engine that lives, and refuses every request."""
+    told = [line for line in lines if not QUOTED.search(line)]
+    since_retry = told[max((idx for idx, line in enumerate(told) if RETRY.search(line)), default=-1) + 1 :]
+    for sign, pattern in _SIGN_PATTERNS:
+        candidates = since_retry if sign.cause is Cause.MEMORY else told
+        if any(pattern.search(line) and not BENIGN.search(line) for line in candidates):
+            return _signed(sign, candidates, lines, was_ready=was_ready)
+    return None
+
+
+def _signed(sign: Sign, told: Sequence[str], lines: Sequence[str], *, was_ready: bool) -> Fault:
+    memory, n_bytes = _refused(told) if sign.cause is Cause.MEMORY else (None, None)
+    return Fault(
+        cause=sign.cause,
+        meaning=sign.meaning,
+        lines=telling_lines(lines),
+        was_ready=was_ready,
+        memory=memory,
+        n_bytes=n_bytes,
+        part=sign.part,
+    )
+
+
+def _refused(lines: Sequence[str]) -> tuple[str | None, int | None]:
+    """Return which memory refused how many bytes, by the last line that says so; what a named buffer says goes first."""
+    memory: str | None = None
+    n_bytes: int | None = None
+    guess: str | None = None
+    vendor = "CUDA"
+    for line in lines:
+        if BENIGN.search(line):
+            continue
+        if match := _REFUSED_BUFFER.search(line) or _UNABLE_BUFFER.search(line) or _WRONG_BUFFER.search(line):
+            memory = _memory_of(match["memory"])
+        elif match := _VENDOR.search(line):
+            vendor = match["vendor"]
+        elif match := _REFUSED_CUDA.search(line) or _CURRENT_DEVICE.search(line):
+            guess = f"{vendor}{match['idx']}"
+        elif _REFUSED_MALLOC.search(line) or _REFUSED_OUTPUT.search(line) or "std::bad_alloc" in line:
+            guess = HOST
+        n_bytes = _size_in(line) or n_bytes
+    return memory or guess, n_bytes
+
+
+def _size_in(line: str) -> int | None:
+    for pattern in (_REFUSED_BUFFER, _REFUSED_VULKAN):
+        if match := pattern.search(line):
+            return int(match["bytes"])
+    for pattern in (_REFUSED_MALLOC, _REFUSED_OUTPUT, _REFUSED_CUDA):
+        if match := pattern.search(line):
+            return int(float(match["mib"]) * MIB)
+    return None
+
+
+def _memory_of(buffer_name: str) -> str:
+    """Return whose memory a buffer type is: a device's, without the address of a remote one, or the host's."""
+    bare = buffer_name.partition("[")[0]
+    return HOST if _HOST_BUFFER.fullmatch(bare) else bare
+
+
+def planned_memory(fault: Fault, plan: Plan) -> str | None:
+    """Return the fault's memory by the plan's name of it (``gpu0``, ``host``); ``None`` where nobody said which."""
+    names = {_memory_of(name): use.name for name, use in zip(plan.engine_devices, plan.footprint.devices, strict=False)}
+    return fault.memory if fault.memory in {HOST, None} else names.get(fault.memory or "")
 
 
 def telling_lines(lines: Sequence[str]) -> tuple[str, ...]:
     """Return the few lines that tell most: those with a sign, else with a word of failure, else the last ones."""
-    signs = re.compile("|".join(sign.pattern for sign in SIGNS), re.IGNORECASE)
     present = [line for line in lines if line.strip() and not BENIGN.search(line)]
-    with_sign = [line for line in present if signs.search(line)]
+    with_sign = [line for line in present if _ANY_SIGN.search(line) and not QUOTED.search(line)]
     suspicious = [line for line in present if _SUSPICIOUS.search(line) and not _WRAPPER.search(line)]
     wrappers = [line for line in present if _WRAPPER.search(line)]
     chosen = with_sign or suspicious or wrappers or present

@@ -30,6 +30,7 @@ from launcher.supervisor.notices import Fact, Notice, Report, write_notice
 from launcher.supervisor.processes import Activity, measure_tree, probe_listeners, socket_owners, who_listens
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
+from launcher.supervisor.signs import Cause
 from launcher.supervisor.tether import Tether
 from launcher.units import MIB, format_bytes
 
@@ -433,16 +434,19 @@ class _Supervision:
         self._update_record(last_exit=how)
         expected = self._phase in {Phase.STOPPING, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_RETRY}
         self.notify("engine.exited", f"the engine ended ({how})", expected=expected, code=code, signal=signal_number)
-        found = faults.diagnose(tuple(self._ring), signal_number=signal_number)
-        when = "while it loaded" if self._phase in _LOADING else "while it served"
-        is_port = found.cause is faults.Cause.PORT
+        was_ready = self._phase not in _LOADING
+        end = faults.End(lines=tuple(self._ring), code=code, signal_number=signal_number, was_ready=was_ready)
+        found = faults.classify(end)
+        when = "while it served" if was_ready else "while it loaded"
+        is_port = found.cause is Cause.PORT
         fault = _Fault(
             kind=PortInUseError if is_port else EngineFailedError,
-            message=f"the engine ended {when} ({how}): {found.meaning}",
+            message=f"the engine ended {when} ({how}): {faults.describe(found)}",
             help=found.help or f"read its whole log with `launch logs {self._instance.name}`",
             lines=found.lines,
         )
-        self._post(Event.DIED_FOR_GOOD if found.permanent else Event.DIED, fault)
+        may_mend = found.answer is faults.Answer.RESTART
+        self._post(Event.DIED if may_mend else Event.DIED_FOR_GOOD, fault)
 
     def _on_line(self, line: str) -> None:
         line = redact(line, self._secrets)

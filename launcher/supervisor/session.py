@@ -77,8 +77,8 @@ class _Holding:
 
     def fault(self) -> EngineFailedError:
         """Say how the engine ended, with its telling lines."""
-        found = faults.diagnose(tuple(self.lines), signal_number=self._signal)
-        message = f"the engine ended ({self.ended.result()}): {found.meaning}"
+        found = faults.classify(faults.End(lines=tuple(self.lines), signal_number=self._signal))
+        message = f"the engine ended ({self.ended.result()}): {faults.describe(found)}"
         return EngineFailedError(message, help=found.help, details=found.lines)
 
     async def await_ready(self, session: "aiohttp.ClientSession", timeout_s: float) -> None:

@@ -8,13 +8,16 @@ from hypothesis import strategies as st
 
 from launcher.inventory.cgroup import (
     CgroupMemory,
+    find_oom_counter,
     parse_cpu_max,
     parse_limit,
     parse_mountinfo,
+    parse_oom_kills,
     parse_self_cgroup,
     parse_stat,
     probe_cpu_quota,
     probe_memory,
+    read_oom_kills,
 )
 from launcher.units import GIB, MIB
 
@@ -162,6 +165,40 @@ def test_v1_ancestor_out_of_sight(tmp_path: Path) -> None:
     assert probe_memory(v1_tree(tmp_path, "/", files)) == CgroupMemory(GIB, MIB)
 
 
+def test_v2_kills_are_counted_by_the_group(tmp_path: Path) -> None:
+    """Version 2: the group's events, its children's included."""
+    files = {"a/b/memory.events": "low 0\nhigh 0\nmax 7\noom 2\noom_kill 3\noom_group_kill 0"}
+    counter = find_oom_counter(v2_tree(tmp_path, "/a/b", files))
+    assert counter is not None
+    assert read_oom_kills(counter) == 3
+
+
+def test_v1_kills_are_counted_by_the_process_group_alone(tmp_path: Path) -> None:
+    """Version 1: groups above count only their own; the group of another process is found by its number."""
+    own = "oom_kill_disable 0\nunder_oom 0\noom_kill {}"
+    files = {"memory/box/memory.oom_control": own.format(4), "memory/memory.oom_control": own.format(9)}
+    root = v1_tree(tmp_path, "/box", files)
+    counter = find_oom_counter(root)
+    assert counter is not None
+    assert read_oom_kills(counter) == 4
+    tree(root, {"proc/77/cgroup": "4:memory:/"})
+    other = find_oom_counter(root, 77)
+    assert other is not None
+    assert read_oom_kills(other) == 9
+    counter.unlink()
+    assert read_oom_kills(counter) is None
+
+
+def test_without_a_group_the_machine_counts(tmp_path: Path) -> None:
+    """The top of version 2 has no events: the whole machine's count stands in, where the kernel has it."""
+    root = v2_tree(tmp_path, "/", {})
+    assert find_oom_counter(root) is None
+    tree(root, {"proc/vmstat": "pgfault 12\noom_kill 1"})
+    counter = find_oom_counter(root)
+    assert counter is not None
+    assert read_oom_kills(counter) == 1
+
+
 def test_no_cgroups(tmp_path: Path) -> None:
     """A system without control groups has no limits."""
     assert probe_memory(tmp_path) == CgroupMemory(None, None)
@@ -179,7 +216,9 @@ def test_path_with_colons() -> None:
     assert parse_self_cgroup("0::/a:b:c\n")[0].path == PurePosixPath("/a:b:c")
 
 
-@pytest.mark.parametrize("parse", [parse_self_cgroup, parse_mountinfo, parse_limit, parse_stat, parse_cpu_max])
+@pytest.mark.parametrize(
+    "parse", [parse_self_cgroup, parse_mountinfo, parse_limit, parse_stat, parse_cpu_max, parse_oom_kills]
+)
 @given(text=st.text(alphabet="0123456789 :-/,\\\nabcgroup2max", max_size=80))
 def test_garbage_is_no_error(parse: object, text: str) -> None:
     """No text makes a parser fail, and no limit or share is below 0."""

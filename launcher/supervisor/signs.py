@@ -1,0 +1,310 @@
+"""The texts by which engines say what went wrong, as data: pattern, meaning, engines, builds, evidence.
+
+It must not know how an engine ended, nor what follows. The evidence is a transcript below ``tests/transcripts``, recorded
+from a real failure, or, where the machine of the recordings cannot provoke it, a place in the source of llama.cpp build
+11434 (marked ``source:``). Pure.
+"""
+
+import re
+from enum import StrEnum
+from typing import Final
+
+from launcher.domain import Engine, Noun
+
+
+class Cause(StrEnum):
+    """What goes wrong with engines."""
+
+    MEMORY = "memory"
+    """An allocation was refused; the engine usually says which."""
+    KILLED_FOR_MEMORY = "killed-for-memory"
+    """The kernel ended it: its control group or the machine had no memory left."""
+    WEIGHTS = "weights"
+    UNSUPPORTED = "unsupported"
+    ARGUMENT = "argument"
+    PORT = "port"
+    CPU = "cpu"
+    INSTALL = "install"
+    DRIVER = "driver"
+    DEVICE_LOST = "device-lost"
+    """A device, or the worker that stands for one, failed while it was used."""
+    STALLED = "stalled"
+    """No progress while loading."""
+    HUNG = "hung"
+    """Up, and no longer answering."""
+    SPILLED = "spilled"
+    """Answering, far slower than it should: memory overflowed to where it is slow, without an error."""
+    UNKNOWN = "unknown"
+
+
+class Part(StrEnum):
+    """What an allocation was for."""
+
+    WEIGHTS = "weights"
+    KV_CACHE = "kv-cache"
+    COMPUTE = "compute"
+
+
+class Sign(Noun, frozen=True):
+    """A text that engines print, searched in each line without regard to case."""
+
+    pattern: str
+    cause: Cause
+    meaning: str
+    evidence: tuple[str, ...]
+    engines: tuple[Engine, ...] = (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
+    builds: tuple[str, ...] = ("10434", "11434")
+    part: Part | None = None
+
+
+_SERVER: Final = (Engine.LLAMA_SERVER,)
+_PYTHON: Final = (Engine.LLAMA_CPP_PYTHON,)
+_WHEEL: Final = ("0.3.36",)
+
+SIGNS: Final = (
+    # Specific before general: the first of these that any line shows decides.
+    Sign(
+        pattern=r"couldn't bind HTTP server socket",
+        cause=Cause.PORT,
+        meaning="the port is in use",
+        evidence=("llama-server/b10434-port-in-use.log", "llama-server/b11434-port-in-use.log"),
+        engines=_SERVER,
+    ),
+    Sign(
+        pattern=r"address already in use",
+        cause=Cause.PORT,
+        meaning="the port is in use",
+        evidence=("llama-cpp-python/0.3.36-port-in-use.log",),
+        engines=_PYTHON,
+        builds=_WHEEL,
+    ),
+    Sign(
+        pattern=r"pre-allocated tensor \(\S+\) in a buffer \(\S+\) that cannot run the operation",
+        cause=Cause.MEMORY,
+        meaning="a part of the KV cache is larger than the device's largest buffer",
+        evidence=("llama-server/b10434-vulkan-cache-beyond-largest-buffer.log",),
+        part=Part.KV_CACHE,
+    ),
+    Sign(
+        pattern=r"failed to allocate buffer for (?:kv|rs) cache",
+        cause=Cause.MEMORY,
+        meaning="the KV cache does not fit",
+        evidence=(
+            "llama-server/b10434-oom-kv-cache.log",
+            "llama-server/b11434-oom-kv-cache.log",
+            "llama-server/b10434-vulkan-oom.log",
+            "llama-server/b11434-rpc-oom-kv-cache.log",
+            "llama-cpp-python/0.3.36-oom-kv-cache.log",
+        ),
+        part=Part.KV_CACHE,
+    ),
+    Sign(
+        pattern=r"unable to allocate \S+ buffer",
+        cause=Cause.MEMORY,
+        meaning="the weights do not fit",
+        evidence=(
+            "llama-server/b10434-oom-weights.log",
+            "llama-server/b11434-oom-weights.log",
+            "llama-server/b10434-vulkan-oom-weights.log",
+            "llama-server/b10434-rpc-oom-weights.log",
+        ),
+        part=Part.WEIGHTS,
+    ),
+    Sign(
+        pattern=r"failed to allocate compute",
+        cause=Cause.MEMORY,
+        meaning="the compute buffers do not fit",
+        evidence=(
+            "llama-server/b10434-oom-compute.log",
+            "llama-server/b11434-oom-compute.log",
+            "llama-server/b10434-vulkan-oom-host-buffer.log",
+            "llama-cpp-python/0.3.36-oom-compute.log",
+        ),
+        part=Part.COMPUTE,
+    ),
+    Sign(
+        pattern=r"failed to allocate output buffer",
+        cause=Cause.MEMORY,
+        meaning="the memory ran out while it computed",
+        evidence=("llama-cpp-python/0.3.36-oom-host-serving.log",),
+        part=Part.COMPUTE,
+    ),
+    Sign(
+        pattern=r"cudaMalloc failed: out of memory",
+        cause=Cause.MEMORY,
+        meaning="the GPU's memory does not suffice",
+        evidence=("source: ggml/src/ggml-cuda/ggml-cuda.cu, ggml_backend_cuda_buffer_type_alloc_buffer",),
+    ),
+    Sign(
+        pattern=r"(?:CUDA|ROCm|MUSA) error: out of memory",
+        cause=Cause.MEMORY,
+        meaning="the GPU's memory ran out",
+        evidence=("source: ggml/src/ggml-cuda/ggml-cuda.cu, ggml_cuda_error",),
+        part=Part.COMPUTE,
+    ),
+    Sign(
+        pattern=r"CUBLAS_STATUS_ALLOC_FAILED",
+        cause=Cause.MEMORY,
+        meaning="the GPU's memory ran out",
+        evidence=("source: ggml/src/ggml-cuda/common.cuh, CUBLAS_CHECK",),
+        part=Part.COMPUTE,
+    ),
+    Sign(
+        pattern=r"ErrorOutOfDeviceMemory|Device memory allocation of size \d+ failed",
+        cause=Cause.MEMORY,
+        meaning="the GPU's memory does not suffice",
+        evidence=("llama-server/b10434-vulkan-oom.log", "llama-server/b10434-vulkan-oom-weights.log"),
+    ),
+    Sign(
+        pattern=r"failed to allocate \S+ buffer of size \d+",
+        cause=Cause.MEMORY,
+        meaning="the memory does not suffice",
+        evidence=("llama-server/b10434-oom-kv-cache.log", "llama-server/b11434-rpc-oom-kv-cache.log"),
+    ),
+    Sign(
+        pattern=r"ggml_aligned_malloc: insufficient memory",
+        cause=Cause.MEMORY,
+        meaning="the host's memory does not suffice",
+        evidence=("llama-server/b10434-oom-kv-cache.log", "llama-server/b11434-oom-weights.log"),
+    ),
+    Sign(
+        pattern=r"std::bad_alloc|\bMemoryError\b",
+        cause=Cause.MEMORY,
+        meaning="the host's memory does not suffice",
+        evidence=("llama-server/b10434-oom-host-serving.log",),
+    ),
+    Sign(
+        pattern=r"unknown model architecture|unsupported model architecture",
+        cause=Cause.UNSUPPORTED,
+        meaning="the engine does not know the architecture",
+        evidence=(
+            "llama-server/b10434-unknown-architecture.log",
+            "llama-server/b11434-unknown-architecture.log",
+            "llama-cpp-python/0.3.36-unknown-architecture.log",
+        ),
+    ),
+    Sign(
+        pattern=r"this GGUF file is version \d+ but this software only supports|GGUFv1 is no longer supported",
+        cause=Cause.UNSUPPORTED,
+        meaning="the engine does not read this version of GGUF",
+        evidence=("llama-server/b10434-newer-version.log", "llama-server/b11434-newer-version.log"),
+    ),
+    Sign(
+        pattern=r"unknown (?:pre-)?tokenizer",
+        cause=Cause.UNSUPPORTED,
+        meaning="the engine does not know the tokenizer",
+        evidence=("source: src/llama-vocab.cpp, llama_vocab::impl::load",),
+    ),
+    Sign(
+        pattern=r"invalid magic",
+        cause=Cause.WEIGHTS,
+        meaning="the weights file is not a GGUF",
+        evidence=("llama-server/b10434-not-a-gguf.log",),
+    ),
+    Sign(
+        pattern=r"corrupted or incomplete",
+        cause=Cause.WEIGHTS,
+        meaning="the weights file is damaged",
+        evidence=(
+            "llama-server/b10434-data-cut-off.log",
+            "llama-server/b11434-data-cut-off.log",
+            "llama-cpp-python/0.3.36-data-cut-off.log",
+        ),
+    ),
+    Sign(
+        pattern=r"gguf_init_from_\w+: failed to read",
+        cause=Cause.WEIGHTS,
+        meaning="the weights file is damaged",
+        evidence=(
+            "llama-server/b10434-truncated-weights.log",
+            "llama-server/b10434-empty.log",
+            "llama-server/b11434-empty.log",
+        ),
+    ),
+    Sign(
+        pattern=r"check_tensor_dims: tensor '\S+' not found|missing tensor|wrong number of tensors|has wrong shape",
+        cause=Cause.WEIGHTS,
+        meaning="the weights file lacks a tensor, or has another than its architecture",
+        evidence=("llama-server/b10434-missing-tensor.log", "llama-server/b11434-missing-tensor.log"),
+    ),
+    Sign(
+        pattern=r"failed to open GGUF file|Model path does not exist",
+        cause=Cause.WEIGHTS,
+        meaning="the weights file cannot be opened",
+        evidence=("llama-server/b10434-file-missing.log", "llama-cpp-python/0.3.36-file-missing.log"),
+    ),
+    Sign(
+        pattern=r"RPC server version mismatch|RPC handshake failed",
+        cause=Cause.INSTALL,
+        meaning="the worker runs another version of llama.cpp",
+        evidence=("llama-server/b11434-rpc-worker-of-another-version.log",),
+        engines=_SERVER,
+        builds=("11434",),
+    ),
+    Sign(
+        pattern=r"error while loading shared libraries|ModuleNotFoundError|ImportError:",
+        cause=Cause.INSTALL,
+        meaning="the engine's installation is incomplete",
+        evidence=("source: the loader of glibc, and Python",),
+    ),
+    Sign(
+        pattern=r"error: invalid argument|error: unknown argument|error while handling argument",
+        cause=Cause.ARGUMENT,
+        meaning="the engine refused its arguments",
+        evidence=(
+            "llama-server/b10434-unknown-flag.log",
+            "llama-server/b11434-unknown-flag.log",
+            "llama-server/b10434-bad-value.log",
+            "llama-server/b11434-bad-device.log",
+        ),
+        engines=_SERVER,
+    ),
+    Sign(
+        pattern=r"__main__\.py: error: (?:unrecognized arguments|argument )",
+        cause=Cause.ARGUMENT,
+        meaning="the engine refused its arguments",
+        evidence=("llama-cpp-python/0.3.36-unknown-flag.log", "llama-cpp-python/0.3.36-bad-value.log"),
+        engines=_PYTHON,
+        builds=_WHEEL,
+    ),
+    Sign(
+        pattern=r"driver version is insufficient|no kernel image is available|forward compatibility was attempted",
+        cause=Cause.DRIVER,
+        meaning="the GPU's driver and this build of the engine do not go together",
+        evidence=("source: cudaGetErrorString, printed by ggml/src/ggml-cuda/ggml-cuda.cu",),
+    ),
+    Sign(
+        pattern=r"(?:CUDA|ROCm|MUSA) error:|ErrorDeviceLost|DeviceLostError",
+        cause=Cause.DEVICE_LOST,
+        meaning="the GPU or its driver failed while it computed",
+        evidence=("source: ggml/src/ggml-cuda/ggml-cuda.cu, ggml_cuda_error; ggml/src/ggml-vulkan/ggml-vulkan.cpp",),
+    ),
+    Sign(
+        pattern=r"Remote RPC server crashed or returned malformed response",
+        cause=Cause.DEVICE_LOST,
+        meaning="a worker was lost",
+        evidence=("llama-server/b10434-rpc-worker-lost.log", "llama-server/b11434-rpc-worker-lost-at-load.log"),
+        engines=_SERVER,
+    ),
+    Sign(
+        pattern=r"ggml-rpc\.cpp:\d+: Failed to connect to",
+        cause=Cause.DEVICE_LOST,
+        meaning="a worker does not answer",
+        evidence=("llama-server/b11434-rpc-worker-missing.log",),
+        engines=_SERVER,
+        builds=("11434",),
+    ),
+)
+
+RETRY: Final = re.compile(r"retrying without pipeline parallelism", re.IGNORECASE)
+"""The engine gave up a copy of its buffers and tries again: what was refused before counts no longer."""
+BENIGN: Final = re.compile(
+    # Pinned memory is a convenience; a full cache of prompts is emptied; a full KV cache is tried with less.
+    r"retrying without pipeline parallelism|failed to find free space in the KV cache, retrying|pinned memory|"
+    r"failed to allocate memory for prompt cache state|failed to allocate host buffer for async uploads|"
+    r"skipping reorder",
+    re.IGNORECASE,
+)
+"""Lines that look like a sign and are none."""
+QUOTED: Final = re.compile(r"got exception: |done request: |^\"?(?:GET|POST) |\bINFO: +\d+\.\d+\.\d+\.\d+:\d+ - ")
+"""Lines that repeat words of a client: whoever can send a request could else write a sign into the log."""
