@@ -582,6 +582,7 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     engine_devices: tuple[str, ...] = ()
     """The engine's own names of the devices that are used, in the order of ``footprint.devices``; empty: CPU only."""
     tensor_split: tuple[float, ...] = ()
+    """Layers of each of several devices; any numbers in the same proportion mean the same."""
     mmap: bool = True
     op_offload: bool = True
     swa_full: bool = False

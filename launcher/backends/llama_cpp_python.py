@@ -52,7 +52,7 @@ def build_command(plan: Plan, install: EngineInstall, weights_path: str, address
         *("--verbose", "True"),  # else it does not tell where layers and buffers were placed
     ]
     if plan.tensor_split:
-        argv += ["--tensor_split", *(f"{share:.6f}" for share in plan.tensor_split)]
+        argv += ["--tensor_split", *(f"{share:g}" for share in plan.tensor_split)]
     return Command(
         argv=tuple(argv),
         env=install.env,

@@ -44,7 +44,7 @@ def _memory_options(plan: Plan) -> list[_Option]:
     if plan.n_cpu_moe:
         options.append(("--n-cpu-moe", str(plan.n_cpu_moe)))
     if plan.tensor_split:
-        shares = ",".join(f"{share:.6f}" for share in plan.tensor_split)
+        shares = ",".join(f"{share:g}" for share in plan.tensor_split)
         options += [("--split-mode", "layer"), ("--tensor-split", shares)]
     if plan.swa_full:
         options.append(("--swa-full",))

@@ -11,6 +11,7 @@ from launcher.domain import Engine, Inventory, Plan
 from launcher.planner.abilities import describe_lack, missing_options
 from launcher.planner.ask import Ask
 from launcher.planner.basis import bases_of
+from launcher.planner.footprint.llama_cpp import place_layers
 from launcher.planner.footprint.serving import checkpoint_bytes
 from launcher.planner.losses import list_losses
 from launcher.planner.sizing import Candidate, Trial
@@ -76,6 +77,21 @@ def _threads(trial: Trial, ask: Ask) -> tuple[int, int]:
     return n_cores, n_cores
 
 
+def _layers_by_device(trial: Trial) -> tuple[float, ...]:
+    """Return how many layers each of several devices has, the output layer counted.
+
+    A device's share of the layers could be said as a fraction; but rounded in an argument it can move a layer across.
+    """
+    config, n_layer = trial.config, trial.candidate.architecture.n_layer
+    if len(config.shares) < 2:  # noqa: PLR2004 - one device has nothing to split
+        return ()
+    placement = place_layers(n_layer, config.n_gpu_layers, config.shares)
+    if placement.output is None:
+        return (1.0,) * len(config.shares)  # nothing is on any device, and zeros would ask for the engine's default
+    homes = (*placement.blocks, placement.output)
+    return tuple(float(homes.count(idx)) for idx in range(len(config.shares)))
+
+
 def build_plan(
     trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = (), candidates: tuple[Candidate, ...] = ()
 ) -> Plan:
@@ -87,7 +103,6 @@ def build_plan(
         host=replace(trial.footprint.host, prompt_cache_bytes=cache_ram, checkpoints_bytes=checkpoints_bytes),
     )
     n_threads, n_threads_batch = _threads(trial, ask)
-    total_share = sum(config.shares)
     artifact = trial.candidate.artifact
     return Plan(
         model=ask.model,
@@ -114,7 +129,7 @@ def build_plan(
         budgets=target.known_budgets,
         artifact=replace(artifact, spec=None),
         engine_devices=target.engine_devices,
-        tensor_split=tuple(share / total_share for share in config.shares) if len(config.shares) > 1 else (),
+        tensor_split=_layers_by_device(trial),
         op_offload=config.op_offload,
         swa_full=config.swa_full,
         cache_ram_bytes=cache_ram,

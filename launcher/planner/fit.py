@@ -19,7 +19,15 @@ from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.quality import meets_floor
 from launcher.planner.refusal import refuse_context, refuse_disk, refuse_no_artifact, refuse_no_fit
 from launcher.planner.rivals import disk_room_bytes, find_vllm, is_rival, worth_sizing
-from launcher.planner.sizing import Candidate, Trial, partial_trials, prepare, whole_trials
+from launcher.planner.sizing import (
+    Candidate,
+    Experience,
+    Trial,
+    partial_bounds,
+    partial_trials,
+    prepare,
+    whole_trials,
+)
 from launcher.planner.target import Target, choose_target
 from launcher.planner.tuning import apply_tuning
 
@@ -68,16 +76,21 @@ def decide(
 
 
 def list_alternatives(
-    request: Request, inventory: Inventory, calibration: Calibration | None = None
+    request: Request,
+    inventory: Inventory,
+    calibration: Calibration | None = None,
+    *,
+    prepared: tuple[Candidate, ...] | None = None,
 ) -> tuple[Plan, ...]:
     """Return the plans that no other beats in both quality and speed, best quality first; empty where none fits.
 
     Floors do not apply: what lies below them is shown, for the user to judge. Nor does it matter whether this release can
-    start the engine: vLLM's plans are among them wherever it is, or may be.
+    start the engine: vLLM's plans are among them wherever it is, or may be. ``prepared`` is as in ``decide``.
     """
     found: list[tuple[Trial | VllmTrial, Ask, tuple[str, ...]]] = []
     if not _only_vllm(request):
-        question = _pose(request, inventory, prepare(request.profile), calibration)
+        candidates = prepare(request.profile) if prepared is None else prepared
+        question = _pose(request, inventory, candidates, calibration)
         if not isinstance(question, Refusal):
             ask, target, candidates, _, lowered = question
             found += [(trial, ask, lowered) for trial in _every_trial(candidates, ask, target)]
@@ -270,11 +283,31 @@ def _choose(
         return pick(options, ask.objective)
     if ask.settings.n_gpu_layers is not None or not target.devices:
         return None
-    fastest = (_fastest(partial_trials(candidate, ask, target)) for candidate in candidates)
-    partial = _quick_enough((trial for trial in fastest if trial is not None), ask)
+    experience = Experience()
     if ask.objective is Objective.SPEED:
-        return _fastest(partial)
-    return min(partial, key=lambda t: (t.layers_on_host, t.kl, t.offloaded_bytes), default=None)
+        fastest = (_fastest(partial_trials(c, ask, target, experience)) for c in candidates)
+        return _fastest(_quick_enough((trial for trial in fastest if trial is not None), ask))
+    return _least_offloaded(candidates, ask, target, experience)
+
+
+def _least_offloaded(
+    candidates: tuple[Candidate, ...], ask: Ask, target: Target, experience: Experience
+) -> Trial | None:
+    """Return the trial with the least on the host, then the best quality, among each candidate's fastest.
+
+    Candidates that cannot keep less on the host than the best so far, or be quick enough, are not sized.
+    """
+    bounds = [(*partial_bounds(c, ask, target), idx) for idx, c in enumerate(candidates)]
+    found: list[tuple[int, float, int, Trial]] = []
+    for offloaded_bytes, tps, idx in sorted(bounds):
+        if found and offloaded_bytes > min(found)[0]:
+            break
+        if tps < ask.min_tps:
+            continue
+        trial = _fastest(partial_trials(candidates[idx], ask, target, experience))
+        if trial is not None and _quick_enough((trial,), ask):
+            found.append((trial.offloaded_bytes, trial.kl, idx, trial))
+    return min(found)[-1] if found else None
 
 
 def _fastest(trials: Iterable[Trial]) -> Trial | None:
@@ -288,10 +321,11 @@ def _quick_enough(trials: Iterable[Trial], ask: Ask) -> list[Trial]:
 def _every_trial(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> list[Trial]:
     """Return one or two trials per candidate: without offload where that fits, else with the least."""
     trials = []
+    experience = Experience()
     for candidate in candidates:
         whole = list(whole_trials(candidate, ask, target))
         if not whole and ask.settings.n_gpu_layers is None and target.devices:
-            fastest = _fastest(partial_trials(candidate, ask, target))
+            fastest = _fastest(partial_trials(candidate, ask, target, experience))
             whole = [fastest] if fastest is not None else []
         trials += whole
     return trials

@@ -158,20 +158,21 @@ def count_work(
     n_bytes = [0.0] * len(footprint.devices)
     layers = [0.0] * len(footprint.devices)
     host_bytes = host_layers = host_prompt = 0.0
-    for idx, (block, target) in enumerate(zip(weights.blocks, placement.blocks, strict=True)):
+    dense, experts = weights.dense_sums, weights.expert_sums
+    for target, start, end in placement.runs:
+        dense_bytes, expert_bytes = dense[end] - dense[start], experts[end] - experts[start]
         if target is None:
-            host_bytes += block.dense_bytes + block.expert_bytes * active
-            host_prompt += block.dense_bytes + block.expert_bytes
-            host_layers += layer
+            host_bytes += dense_bytes + expert_bytes * active
+            host_prompt += dense_bytes + expert_bytes
+            host_layers += layer * (end - start)
             continue
-        n_bytes[target] += block.dense_bytes
-        layers[target] += layer
-        if idx < config.n_cpu_moe and block.expert_bytes:
-            host_bytes += block.expert_bytes * active
-            host_prompt += block.expert_bytes
-            host_layers += 1.0
-        else:
-            n_bytes[target] += block.expert_bytes * active
+        on_host = min(max(config.n_cpu_moe, start), end)
+        moved = experts[on_host] - experts[start]
+        n_bytes[target] += dense_bytes + (expert_bytes - moved) * active
+        layers[target] += layer * (end - start)
+        host_bytes += moved * active
+        host_prompt += moved
+        host_layers += sum(block.expert_bytes > 0 for block in weights.blocks[start:on_host])
     output_bytes = max(weights.output_bytes, weights.largest_output_bytes)
     if placement.output is None:
         host_bytes += output_bytes

@@ -97,7 +97,7 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "batch", f"{plan.n_batch}, in steps of {plan.n_ubatch}; {threads}"
     if plan.tensor_split:
         shares = zip(plan.footprint.devices, plan.tensor_split, strict=True)
-        yield "split", ", ".join(f"{use.name} {share:.0%}" for use, share in shares)
+        yield "split", ", ".join(f"{use.name} {share:g}" for use, share in shares) + " layers"
     if plan.speed is not None:
         yield "speed", f"about {_written(plan.speed.generation_tps)} tokens/s for one request ({plan.speed.basis})"
         yield "prompts", _prompts(plan, plan.speed)

@@ -46,7 +46,7 @@ _PLAN: Final = Plan(
     artifact=Artifact(format=WeightsFormat.GGUF, quantization="q5_k_m"),
     install=EngineInstall(engine=Engine.LLAMA_SERVER, argv=("/opt/llama-server",), env={"GGML_X": "1"}),
     engine_devices=("CUDA0", "CUDA1"),
-    tensor_split=(0.75, 0.25),
+    tensor_split=(21.0, 7.0),
     cache_ram_bytes=2 * GIB,
     n_ctx_checkpoints=4,
 )
@@ -64,7 +64,7 @@ def test_llama_server_gets_every_planned_value() -> None:
         *("--ctx-size", "16384", "--parallel", "2", "--no-kv-unified", "--batch-size", "2048", "--ubatch-size", "512"),
         *("--n-gpu-layers", "40", "--cache-type-k", "f16", "--cache-type-v", "q8_0", "--flash-attn", "on"),
         *("--device", "CUDA0,CUDA1", "--cache-ram", "2048", "--ctx-checkpoints", "4", "--op-offload", "--fit", "off"),
-        *("--n-cpu-moe", "3", "--split-mode", "layer", "--tensor-split", "0.750000,0.250000"),
+        *("--n-cpu-moe", "3", "--split-mode", "layer", "--tensor-split", "21,7"),
         *("--threads", "8", "--threads-batch", "8", "--log-verbosity", "4", "--log-colors", "off"),
         *("--metrics", "--offline"),
     )
@@ -122,7 +122,7 @@ def test_llama_cpp_python_gets_every_planned_value() -> None:
         *("--n_gpu_layers", "40", "--split_mode", "1", "--type_k", "1", "--type_v", "8", "--flash_attn", "True"),
         *("--use_mmap", "True", "--use_mlock", "False", "--offload_kqv", "True", "--logits_all", "False"),
         *("--cache", "False", "--n_threads", "8", "--n_threads_batch", "8", "--verbose", "True"),
-        *("--tensor_split", "0.750000", "0.250000"),
+        *("--tensor_split", "21", "7"),
     )
 
 

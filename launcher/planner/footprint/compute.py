@@ -7,6 +7,7 @@ one of 400 recorded rows), so all blocks can be asked for. It does not know the 
 """
 
 from collections import Counter
+from collections.abc import Hashable, Iterable
 from functools import lru_cache
 from typing import Final
 
@@ -84,26 +85,25 @@ def _layers(
     last = architecture.n_layer - 1
     # each block reads its own slice of what the first device holds
     every_layer = every_layer or (places.n_devices > 1 and any(name == _PER_LAYER for name, _ in shapes.table))
-    keys = list(zip(shapes.blocks, places.blocks, places.experts, architecture.layers, architecture.heads, strict=True))
-    numbered: dict[object, int] = {}
-    kinds = [numbered.setdefault(key, len(numbered)) for key in keys]
+    kinds = _kinds(architecture, shapes, places)
     seen: Counter[tuple[int, ...]] = Counter()
     kept = []
-    for idx, (weights, home, experts_home, cache, heads) in enumerate(keys):
+    for idx in range(architecture.n_layer):
         around = tuple(kinds[max(0, idx - 1) : idx + 2])
         seen[around] += 1
         if not every_layer and seen[around] > _REPEATS and idx != last and idx >= _FIRST_LAYERS:
             continue
+        home, experts_home, heads = places.blocks[idx], places.experts[idx], architecture.heads[idx]
         slides = architecture.sliding[idx]
         owner = _owner(architecture, idx)
         n_cells = caches.n_cells_sliding if slides else caches.n_cells
         kept.append(
             Layer(
-                weights=dict(weights),
+                weights=dict(shapes.blocks[idx]),
                 home=home,
                 experts_home=experts_home,
                 heads=Heads(heads.n_head, heads.n_head_kv, heads.head_k, heads.head_v, n_cells, slides),
-                recurrent=_state(cache),
+                recurrent=_state(architecture.layers[idx]),
                 n_expert_used=max(1, architecture.n_expert_used),
                 last=idx == last,
                 number=idx,
@@ -112,6 +112,42 @@ def _layers(
             )
         )
     return tuple(kept)
+
+
+def _number(keys: Iterable[Hashable]) -> tuple[int, ...]:
+    """Number keys by their first occurrence: equal keys have equal numbers."""
+    numbers: dict[Hashable, int] = {}
+    return tuple([numbers.setdefault(key, len(numbers)) for key in keys])
+
+
+@lru_cache(maxsize=256)
+def _weight_kinds(shapes: Shapes) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Number the blocks by the dimensions of their weights, and by dimensions and bytes."""
+    sized = _number(shapes.blocks)
+    first = dict(zip(sized, shapes.blocks, strict=True))
+    plain = {number: tuple((name, weight.ne) for name, weight in block) for number, block in first.items()}
+    return _number(plain[number] for number in sized), sized
+
+
+@lru_cache(maxsize=256)
+def _layer_kinds(architecture: Architecture) -> tuple[int, ...]:
+    return _number(zip(architecture.layers, architecture.heads, strict=True))
+
+
+def _kinds(architecture: Architecture, shapes: Shapes, places: Places) -> tuple[int, ...]:
+    """Number the blocks so that those alike in weights, cache and place have one number.
+
+    Bytes of weights tell blocks apart only on the host, where they may be copied from.
+    """
+    plain, sized = _weight_kinds(shapes)
+    cpu, layers = places.n_devices, _layer_kinds(architecture)
+    homes = zip(places.blocks, places.experts, strict=True)
+    return _number(
+        [
+            (home, experts, layers[idx], plain[idx], sized[idx] if cpu in {home, experts} else -1)
+            for idx, (home, experts) in enumerate(homes)
+        ]
+    )
 
 
 def _crude_bytes(architecture: Architecture, batch: Batch) -> int:

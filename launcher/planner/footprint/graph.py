@@ -37,6 +37,12 @@ IN_PLACE: Final = "in_place"
 STORE: Final = "store"
 """An operation that writes into another tensor and returns a view of it (set_rows, cpy)."""
 
+WANTED: Final = 0
+"""The graph's allocator has yet to give the tensor memory."""
+HELD: Final = 1
+GONE: Final = 2
+"""It was freed or taken over, or the tensor never has memory of its own: a view, a weight, a cache."""
+
 
 class Tensor:
     """A node or leaf of the graph, with the fields that scheduler and allocator keep per tensor.
@@ -47,7 +53,6 @@ class Tensor:
 
     __slots__ = (
         "address",
-        "allocated",
         "backend",
         "buffer",
         "element",
@@ -56,6 +61,7 @@ class Tensor:
         "is_input",
         "is_output",
         "is_weight",
+        "memory",
         "n_bytes",
         "n_children",
         "n_views",
@@ -95,7 +101,7 @@ class Tensor:
         self.external = self.is_weight = self.is_input = self.is_output = self.visited = False
         self.home = self.backend = -1
         self.n_children = self.n_views = self.buffer = self.address = 0
-        self.allocated = False
+        self.memory = WANTED if root is None else GONE
 
 
 def _span(element: Element, ne: Shape, nb: Shape) -> int:
@@ -142,6 +148,7 @@ def new_external(element: Element, ne: Shape, home: int) -> Tensor:
     """A leaf in memory that is not the graph's own, such as a cache."""
     tensor = Tensor(LEAF, element, ne)
     tensor.external = True
+    tensor.memory = GONE
     tensor.home = home
     return tensor
 

@@ -10,7 +10,8 @@ import struct
 from bisect import bisect_right
 from enum import StrEnum
 from functools import lru_cache
-from typing import Final
+from itertools import accumulate
+from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -153,13 +154,26 @@ def _f32(value: float) -> float:
     return result
 
 
+class Run(NamedTuple):
+    """Blocks ``start`` to ``end`` (exclusive) in one memory: a device's index, or ``None`` for the host."""
+
+    memory: int | None
+    start: int
+    end: int
+
+
 class Placement(Struct, frozen=True, kw_only=True):
-    """Which memory each block and the output layer are in: a device's index, or ``None`` for the host."""
+    """Which memory each block and the output layer are in: a device's index, or ``None`` for the host.
+
+    ``runs`` says the same of the blocks in as few pieces as there are memories.
+    """
 
     blocks: tuple[int | None, ...]
     output: int | None
+    runs: tuple[Run, ...]
 
 
+@lru_cache(maxsize=4096)  # the artifacts of a model are tried at the same counts
 def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> Placement:
     """Assign blocks to devices: the last ``n_gpu_layers - 1`` blocks, and before them the output layer.
 
@@ -168,7 +182,7 @@ def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> 
     """
     n_items = min(n_gpu_layers, n_layer + 1)
     if n_items <= 0 or not shares:
-        return Placement(blocks=(None,) * n_layer, output=None)
+        return Placement(blocks=(None,) * n_layer, output=None, runs=(Run(None, 0, n_layer),))
     total, running, bounds = sum(shares), 0.0, []
     for share in shares:
         running += share
@@ -180,7 +194,13 @@ def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> 
             return None
         return min(bisect_right(bounds, _f32((idx - start) / n_items)), len(shares) - 1)
 
-    return Placement(blocks=tuple(device(idx) for idx in range(n_layer)), output=device(n_layer))
+    blocks = tuple(device(idx) for idx in range(n_layer))
+    return Placement(blocks=blocks, output=device(n_layer), runs=_runs(blocks))
+
+
+def _runs(blocks: tuple[int | None, ...]) -> tuple[Run, ...]:
+    cuts = [idx for idx in range(1, len(blocks)) if blocks[idx] != blocks[idx - 1]]
+    return tuple(Run(blocks[a], a, b) for a, b in zip([0, *cuts], [*cuts, len(blocks)], strict=True) if b > a)
 
 
 class BlockWeights(Struct, frozen=True, kw_only=True):
@@ -198,6 +218,9 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
     """
 
     blocks: tuple[BlockWeights, ...]
+    dense_sums: tuple[int, ...]
+    """Of the blocks before each, and of all: the dense bytes of a run of blocks are a difference."""
+    expert_sums: tuple[int, ...]
     input_bytes: int
     output_bytes: int
     largest_output_bytes: int
@@ -211,24 +234,55 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
     @property
     def total_bytes(self) -> int:
         """Sum over all tensors, each counted once."""
-        blocks = sum(block.dense_bytes + block.expert_bytes for block in self.blocks)
-        return blocks + self.input_bytes + self.output_bytes
+        return self.dense_sums[-1] + self.expert_sums[-1] + self.input_bytes + self.output_bytes
 
 
-@lru_cache(maxsize=4096)  # the blocks of a model, and its artifacts, repeat
-def _weight(ne: tuple[int, ...], n_bytes: int) -> Weight:
-    return Weight(shape(*ne), n_bytes)
+class _Described(NamedTuple):
+    """What a tensor's name and type mean here: its block or -1, and its weight with and without bytes."""
+
+    tensor: TensorInfo
+    layer: int
+    is_expert: bool
+    n_bytes: int
+    sized: tuple[str, Weight]
+    plain: tuple[str, Weight]
 
 
-@lru_cache(maxsize=8192)
+Described: TypeAlias = dict[int, _Described]
+"""By the identity of each tensor: the quantizations of a model share those that are equal."""
+
+
 def _name_within(tensor_name: str) -> str:
     """Return the name of a block's tensor within its block; some norms lack the suffix that all others have."""
     name = tensor_name.split(".", 2)[2]
     return f"{name}.weight" if name.endswith("_norm") else name
 
 
-def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
-    """Sort the tensors of a model into input, blocks and output, as ``llama_model::load_tensors`` assigns them."""
+@lru_cache(maxsize=8192)  # the blocks of a model, and its artifacts, repeat
+def _pair(name: str, ne: tuple[int, ...], n_bytes: int) -> tuple[str, Weight]:
+    return name, Weight(shape(*ne), n_bytes)
+
+
+def _describe(tensor: TensorInfo) -> _Described:
+    name, n_bytes = tensor.name, tensor.n_bytes
+    idx = layer_of(name)
+    within = name if idx is None else _name_within(name)
+    sized, plain = _pair(within, tensor.shape, n_bytes), _pair(within, tensor.shape, 0)
+    return _Described(tensor, -1 if idx is None else idx, is_expert(name), n_bytes, sized, plain)
+
+
+@lru_cache(maxsize=256)
+def _shared(shapes: Shapes) -> Shapes:
+    """Return the first that was equal: comparing one with itself is quick."""
+    return shapes
+
+
+def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = None) -> ModelWeights:
+    """Sort the tensors of a model into input, blocks and output, as ``llama_model::load_tensors`` assigns them.
+
+    ``described`` is what the caller keeps from one quantization of a model to the next, empty at first.
+    """
+    known: Described = {} if described is None else described
     sizes: list[list[tuple[str, Weight]]] = [[] for _ in range(n_layer)]
     shapes: list[list[tuple[str, Weight]]] = [[] for _ in range(n_layer)]
     table: list[tuple[str, Weight]] = []
@@ -238,19 +292,21 @@ def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
     embedding: TensorInfo | None = None
     has_output = False
     for tensor in spec.tensors:
-        name = tensor.name
-        idx, n_bytes = layer_of(name), tensor.n_bytes
-        if idx is not None and idx < n_layer:
-            within = _name_within(name)
-            sizes[idx].append((within, _weight(tensor.shape, n_bytes)))
-            shapes[idx].append((within, _weight(tensor.shape, 0)))
-            (experts if is_expert(name) else dense)[idx] += n_bytes
+        found = known.get(id(tensor))
+        if found is None:
+            found = known[id(tensor)] = _describe(tensor)
+        _, idx, of_expert, n_bytes, sized_pair, plain_pair = found
+        if 0 <= idx < n_layer:
+            sizes[idx].append(sized_pair)
+            shapes[idx].append(plain_pair)
+            (experts if of_expert else dense)[idx] += n_bytes
             continue
-        table.append((name, _weight(tensor.shape, n_bytes)))
-        plain.append((name, _weight(tensor.shape, 0)))
+        name = tensor.name
+        table.append((name, sized_pair[1]))
+        plain.append((name, plain_pair[1]))
         if name in _BESIDE_FIRST_BLOCK and n_layer:
             dense[0] += n_bytes
-        elif idx is None and not name.startswith(_OUTPUT_NAMES):
+        elif idx < 0 and not name.startswith(_OUTPUT_NAMES):
             input_bytes += n_bytes
             embedding = tensor if name == "token_embd.weight" else embedding
         else:
@@ -262,45 +318,80 @@ def sum_weights(spec: ModelSpec, n_layer: int) -> ModelWeights:
             BlockWeights(dense_bytes=n_dense, expert_bytes=n_expert)
             for n_dense, n_expert in zip(dense, experts, strict=True)
         ),
+        dense_sums=tuple(accumulate(dense, initial=0)),
+        expert_sums=tuple(accumulate(experts, initial=0)),
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
         tied_output_type=embedding.type if embedding and not has_output else None,
         always_twice=spec.architecture in _ALWAYS_TWICE,
-        shapes=Shapes(tuple(map(tuple, shapes)), tuple(plain)),
+        shapes=_shared(Shapes(tuple(map(tuple, shapes)), tuple(plain))),
         sizes=Shapes(tuple(map(tuple, sizes)), tuple(table)),
     )
 
 
-class _Memory:
-    """Running sums of one memory while a footprint is added up."""
+class Held(NamedTuple):
+    """What is in one memory before any graph is built."""
 
-    __slots__ = ("kv_cache_bytes", "weights_bytes")
-
-    def __init__(self) -> None:
-        self.weights_bytes = 0
-        self.kv_cache_bytes = 0
+    weights_bytes: int
+    kv_cache_bytes: int
 
 
-def _add_weights(
-    weights: ModelWeights, placement: Placement, config: LlamaCppConfig, devices: list[_Memory], host: _Memory
-) -> None:
-    def memory(target: int | None) -> _Memory:
-        return host if target is None else devices[target]
+@lru_cache(maxsize=1024)
+def _cache_sums(architecture: Architecture, cells: Cells, type_k: CacheType, type_v: CacheType) -> tuple[int, ...]:
+    """Bytes of the caches of the blocks before each, and of all."""
+    by_kind = {layer: layer_cache_bytes(layer, cells, type_k, type_v) for layer in set(architecture.layers)}
+    return tuple(accumulate((by_kind[layer] for layer in architecture.layers), initial=0))
 
-    host.weights_bytes += weights.input_bytes
-    for idx, (block, target) in enumerate(zip(weights.blocks, placement.blocks, strict=True)):
-        memory(target).weights_bytes += block.dense_bytes
-        experts = None if idx < config.n_cpu_moe else target
-        memory(experts).weights_bytes += block.expert_bytes
-    output = memory(placement.output)
-    output.weights_bytes += weights.output_bytes
+
+def _cells(architecture: Architecture, config: LlamaCppConfig) -> Cells:
+    cells = count_cells(config)
+    if config.flash_attn:
+        return cells
+    longest = max((head.head_v * head.n_head_kv for head in architecture.heads), default=0)
+    return replace(cells, n_embd_v_padded=longest)
+
+
+def _as_engine(architecture: Architecture, config: LlamaCppConfig) -> LlamaCppConfig:
+    if config.flash_attn and architecture.name in _WITHOUT_FLASH_ATTENTION:
+        return replace(config, flash_attn=False)
+    return config
+
+
+def _place(architecture: Architecture, config: LlamaCppConfig) -> Placement:
+    shares = () if config.backend is Backend.CPU else config.shares
+    return place_layers(architecture.n_layer, config.n_gpu_layers, shares)
+
+
+def held_bytes(architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig) -> tuple[Held, ...]:
+    """Return weights and cache of each device and, last, of the host: exact, and quick enough to search with."""
+    config = _as_engine(architecture, config)
+    return _held(architecture, weights, config, _place(architecture, config))
+
+
+def _held(
+    architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig, placement: Placement
+) -> tuple[Held, ...]:
+    n_devices = len(config.shares)
+    caches = _cache_sums(architecture, _cells(architecture, config), config.cache_type_k, config.cache_type_v)
+    dense, experts = weights.dense_sums, weights.expert_sums
+    held = [0] * (n_devices + 1)
+    cached = [0] * (n_devices + 1)
+    held[-1] = weights.input_bytes
+    for memory, start, end in placement.runs:
+        at = n_devices if memory is None else memory
+        on_host = min(max(config.n_cpu_moe, start), end)
+        held[at] += dense[end] - dense[start] + experts[end] - experts[on_host]
+        held[-1] += experts[on_host] - experts[start]
+        cached[at] += caches[end] - caches[start]
+    output = n_devices if placement.output is None else placement.output
+    held[output] += weights.output_bytes
     # Tied embeddings are held twice as soon as output and input live in different buffer types.
-    if weights.tied_output_type is None:
-        return
-    repacked = config.backend is not Backend.GPU and weights.tied_output_type in config.repacked
-    if placement.output is not None or repacked or weights.always_twice:
-        output.weights_bytes += weights.largest_output_bytes
+    if weights.tied_output_type is not None:
+        repacked = config.backend is not Backend.GPU and weights.tied_output_type in config.repacked
+        if placement.output is not None or repacked or weights.always_twice:
+            held[output] += weights.largest_output_bytes
+    return tuple(map(Held, held, cached))
 
 
 def _element(cache: CacheType) -> Element:
@@ -371,20 +462,10 @@ def estimate_footprint(
     options that the caller adds. ``every_layer`` simulates all blocks instead of representative ones: exact where
     weights on the host are copied to a device, and about ten times slower.
     """
-    if architecture.name in _WITHOUT_FLASH_ATTENTION:
-        config = replace(config, flash_attn=False)
-    cells = count_cells(config)
-    if not config.flash_attn:
-        longest = max((head.head_v * head.n_head_kv for head in architecture.heads), default=0)
-        cells = replace(cells, n_embd_v_padded=longest)
-    devices = [_Memory() for _ in config.shares]
-    host = _Memory()
-    shares = () if config.backend is Backend.CPU else config.shares
-    placement = place_layers(architecture.n_layer, config.n_gpu_layers, shares)
-    _add_weights(weights, placement, config, devices, host)
-    for layer, target in zip(architecture.layers, placement.blocks, strict=True):
-        n_bytes = layer_cache_bytes(layer, cells, config.cache_type_k, config.cache_type_v)
-        (host if target is None else devices[target]).kv_cache_bytes += n_bytes
+    config = _as_engine(architecture, config)
+    cells = _cells(architecture, config)
+    placement = _place(architecture, config)
+    *devices, host = _held(architecture, weights, config, placement)
     compute = _compute(architecture, weights, config, placement, cells, every_layer=every_layer)
     return Footprint(
         devices=tuple(

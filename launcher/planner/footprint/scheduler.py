@@ -10,12 +10,15 @@ from typing import Final
 from launcher.planner.footprint.graph import (
     FLASH_ATTN,
     GET_ROWS,
+    GONE,
+    HELD,
     IN_PLACE,
     LEAF,
     MUL_MAT,
     MUL_MAT_ID,
     ROPE,
     VIEW,
+    WANTED,
     Graph,
     Tensor,
 )
@@ -27,6 +30,8 @@ OFFLOAD_MIN_BATCH: Final = 32
 PIPELINE_COPIES: Final = 4
 """Copies of each input with pipeline parallelism (``GGML_SCHED_MAX_COPIES``)."""
 _ENDLESS: Final = 1 << 62
+_HALF_ENDLESS: Final = 1 << 61
+"""The last block of a pool has no end, and is taken only where no other fits: what it has left is above this."""
 _REUSING: Final = frozenset({IN_PLACE, ROPE})
 _UNPLACED: Final = -1
 
@@ -56,16 +61,16 @@ class _Pool:
     def take(self, size: int) -> int:
         """Reserve ``size`` bytes; return the offset."""
         blocks = self.free
-        best, best_size = len(blocks) - 1, _ENDLESS
-        for idx in range(len(blocks) - 1):
-            if size <= blocks[idx][1] <= best_size:
-                best, best_size = idx, blocks[idx][1]
-        block = blocks[best]
-        offset = block[0]
-        block[0] += size
-        block[1] -= size
-        if block[1] == 0:
-            del blocks[best]
+        best, best_size = blocks[-1], _HALF_ENDLESS
+        for block in blocks:
+            if size <= block[1] <= best_size:
+                best, best_size = block, block[1]
+        offset = best[0]
+        if best[1] == size:
+            blocks.remove(best)
+        else:
+            best[0] += size
+            best[1] -= size
         self.max_size = max(self.max_size, offset + size)
         return offset
 
@@ -157,7 +162,12 @@ def _copy(source: Tensor, *, pinned: bool) -> Tensor:
 
 def _needs_new_split(node: Tensor, split: Split) -> bool:
     """Whether a node's weights must be copied: then the copies before it can be dropped first."""
-    return bool(split.inputs) and any(x.is_weight and x.backend != split.backend for x in node.src)
+    if split.inputs:
+        here = split.backend
+        for operand in node.src:
+            if operand.is_weight and operand.backend != here:
+                return True
+    return False
 
 
 def _split(graph: Graph, *, pinned: bool) -> list[Split]:
@@ -175,22 +185,31 @@ def _split(graph: Graph, *, pinned: bool) -> list[Split]:
             split = Split(node.backend, idx)
             splits.append(split)
         here = split.backend
-        if all(operand.backend == here for operand in node.src):
-            continue
-        operands = list(node.src)
-        for at, operand in enumerate(operands):
-            if operand.backend == here:
-                continue
-            key = (id(operand), here)
-            copy = copies.get(key)
-            if copy is None:
-                copy = copies[key] = _copy(operand, pinned=pinned)
-                copy.backend = here
-                split.inputs.append((operand, copy))
-            operands[at] = copy
-        node.src = tuple(operands)
+        for operand in node.src:
+            if operand.backend != here:
+                node.src = _with_copies(node.src, split, copies, pinned=pinned)
+                break
     split.end = len(nodes)
     return splits
+
+
+def _with_copies(
+    operands: tuple[Tensor, ...], split: Split, copies: dict[tuple[int, int], Tensor], *, pinned: bool
+) -> tuple[Tensor, ...]:
+    """Replace operands that lie elsewhere by their copies on the split's backend."""
+    here = split.backend
+    replaced = list(operands)
+    for at, operand in enumerate(operands):
+        if operand.backend == here:
+            continue
+        key = (id(operand), here)
+        copy = copies.get(key)
+        if copy is None:
+            copy = copies[key] = _copy(operand, pinned=pinned)
+            copy.backend = here
+            split.inputs.append((operand, copy))
+        replaced[at] = copy
+    return tuple(replaced)
 
 
 def _dependency(source: Tensor) -> Tensor:
@@ -237,9 +256,8 @@ class _Allocator:
         self.pools = [_Pool() for _ in range(n_backends)]
 
     def allocate(self, node: Tensor, backend: int) -> None:
-        if node.allocated or node.external or node.root is not None:
-            return
-        node.allocated = True
+        """Give memory to a tensor whose memory is ``WANTED``: an operand's where that may be, else the backend's."""
+        node.memory = HELD
         if node.op in _REUSING and self._take_over(node):
             return
         node.buffer = backend
@@ -249,36 +267,45 @@ class _Allocator:
         """Reuse an operand's memory if nobody else reads it and it has the same layout."""
         for parent in node.src:
             # a view owns no memory, so neither it nor what it shows is taken over
-            if not parent.allocated or parent.is_output:
+            if parent.memory != HELD or parent.is_output:
                 continue
             if parent.n_children != 1 or parent.n_views != 0:
                 continue
             if node.ne != parent.ne or node.element is not parent.element or node.nb != parent.nb:
                 continue
             node.buffer, node.address = parent.buffer, parent.address
-            parent.allocated = False
+            parent.memory = GONE
             return True
         return False
 
     def free(self, node: Tensor) -> None:
+        """Give a tensor's memory back, unless it must outlast the graph."""
         if node.is_output:
             return
         self.pools[node.buffer].give(node.address, _pad(node.n_bytes))
-        node.allocated = False
+        node.memory = GONE
 
-    def release(self, parent: Tensor) -> None:
-        """A reader of ``parent`` is done."""
-        parent.n_children -= 1
-        if parent.n_children or parent.n_views:
-            return
-        root = parent.root
-        if root is None:
-            if parent.allocated:
-                self.free(parent)
-            return
-        root.n_views -= 1
-        if root.n_views == 0 and root.n_children == 0 and root.allocated:
-            self.free(root)
+    def compute(self, nodes: list[Tensor]) -> None:
+        """Give memory to each node's operands and result, then free what it was the last to read."""
+        for node in nodes:
+            src = node.src
+            for operand in src:
+                if operand.memory == WANTED:
+                    self.allocate(operand, node.backend)
+            if node.memory == WANTED:
+                self.allocate(node, node.backend)
+            for parent in src:
+                parent.n_children -= 1
+                if parent.n_children or parent.n_views:
+                    continue
+                root = parent.root
+                if root is None:
+                    if parent.memory == HELD:
+                        self.free(parent)
+                    continue
+                root.n_views -= 1
+                if root.n_views == 0 and root.memory == HELD and root.n_children == 0:
+                    self.free(root)
 
 
 def measure(graph: Graph, n_devices: int, *, op_offload: bool = False, pipeline: bool = False) -> tuple[int, ...]:
@@ -287,25 +314,23 @@ def measure(graph: Graph, n_devices: int, *, op_offload: bool = False, pipeline:
     The graph's tensors are marked while it is measured, so a graph is measured once.
     """
     cpu = n_devices
-    for tensor in (*graph.leafs, *graph.nodes):
-        tensor.backend = _place_by_memory(tensor, cpu, op_offload=op_offload and n_devices > 0)
+    op_offload = op_offload and n_devices > 0
+    for tensors in (graph.leafs, graph.nodes):
+        for tensor in tensors:
+            tensor.backend = _place_by_memory(tensor, cpu, op_offload=op_offload)
     _spread([node for node in graph.nodes if node.op is not VIEW], cpu)
     _settle_views(graph, cpu)
     splits = _split(graph, pinned=pipeline)
     allocator = _Allocator(n_devices + 1)
     leafs = (_pipeline_leafs(graph, splits) if pipeline else []) + graph.leafs
     for leaf in leafs:
-        allocator.allocate(leaf, leaf.backend)
+        if leaf.memory == WANTED:
+            allocator.allocate(leaf, leaf.backend)
     nodes = _order(graph, splits)
     for node in nodes:
         if node.root is not None and node.op is not LEAF:
             node.root.n_views += 1
         for operand in node.src:
             operand.n_children += 1
-    for node in nodes:
-        for operand in node.src:
-            allocator.allocate(operand, node.backend)
-        allocator.allocate(node, node.backend)
-        for operand in node.src:
-            allocator.release(operand)
+    allocator.compute(nodes)
     return tuple(pool.max_size for pool in allocator.pools)
