@@ -8,7 +8,11 @@ import typer
 from launcher.cli import options as opt
 
 if TYPE_CHECKING:
+    from launcher.planner.architecture import Architecture
     from launcher.planner.footprint.llama_cpp import LlamaCppConfig
+
+_MAX_INT = 2**31 - 1
+"""What llama-server can read."""
 
 
 def register(app: typer.Typer) -> None:
@@ -22,15 +26,22 @@ def footprint(
         str, typer.Option("--backend", help="gpu (CUDA, Vulkan, Metal, ROCm), rpc (remote workers) or cpu.")
     ] = "gpu",
     ctx_size: Annotated[
-        int | None, typer.Option("--ctx-size", min=1, help="Tokens of all slots together; default: as trained.")
+        int | None,
+        typer.Option(
+            "--ctx-size", min=0, max=_MAX_INT, help="Tokens of all slots together; default and 0: as trained."
+        ),
     ] = None,
     n_gpu_layers: Annotated[
         int | None, typer.Option("--n-gpu-layers", min=0, help="Layers on devices; default: all.")
     ] = None,
-    parallel: Annotated[int, typer.Option("--parallel", min=1, help="Slots.")] = 1,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=_MAX_INT, help="Slots.")] = 1,
     kv_unified: Annotated[bool, typer.Option("--kv-unified", help="One cache for all slots.")] = False,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Tokens of a prompt taken at once.")] = 2048,
-    ubatch_size: Annotated[int, typer.Option("--ubatch-size", min=1, help="Tokens computed in one step.")] = 512,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, max=_MAX_INT, help="Tokens of a prompt taken at once.")
+    ] = 2048,
+    ubatch_size: Annotated[
+        int, typer.Option("--ubatch-size", min=0, max=_MAX_INT, help="Tokens computed in one step; 0: a whole batch.")
+    ] = 512,
     cache_type_k: opt.CacheK = "f16",
     cache_type_v: opt.CacheV = "f16",
     flash_attn: opt.FlashAttn = "on",
@@ -38,7 +49,10 @@ def footprint(
     n_cpu_moe: Annotated[int, typer.Option("--n-cpu-moe", min=0, help="Layers whose experts stay on the host.")] = 0,
     gpus: Annotated[int | None, typer.Option("--gpus", min=0, help="Devices; default 1, 0 for cpu.")] = None,
     tensor_split: Annotated[
-        str | None, typer.Option("--tensor-split", metavar="A,B", help="Share of each device; default: equal.")
+        str | None,
+        typer.Option(
+            "--tensor-split", metavar="A,B", help="Share of each device, none where left out; default: equal."
+        ),
     ] = None,
     no_op_offload: Annotated[
         bool, typer.Option("--no-op-offload", help="Never compute with host weights on a device.")
@@ -62,10 +76,10 @@ def footprint(
     settings = opt.parse_settings(
         quant=None,
         context=None,
-        ctx_size=ctx_size,
+        ctx_size=ctx_size or None,
         parallel=parallel,
         batch_size=batch_size,
-        ubatch_size=ubatch_size,
+        ubatch_size=ubatch_size or batch_size,
         n_gpu_layers=n_gpu_layers,
         n_cpu_moe=n_cpu_moe,
         cache_type_k=cache_type_k,
@@ -86,7 +100,7 @@ def footprint(
         n_parallel=parallel,
         kv_unified=kv_unified,
         n_batch=batch_size,
-        n_ubatch=ubatch_size,
+        n_ubatch=ubatch_size or batch_size,
         cache_type_k=settings.cache_type_k or CacheType.F16,
         cache_type_v=settings.cache_type_v or CacheType.F16,
         flash_attn=settings.flash_attn is not False,
@@ -94,7 +108,7 @@ def footprint(
         n_cpu_moe=n_cpu_moe,
         op_offload=not no_op_offload,
     )
-    _check_cache(config)
+    _check(architecture, config)
     weights = sum_weights(spec, architecture.n_layer)
     names = tuple(f"gpu{idx}" for idx in range(len(shares)))
     held = estimate_footprint(architecture, weights, config, names, every_layer=True)
@@ -110,6 +124,7 @@ def footprint(
 def _shares(backend: str, gpus: int | None, tensor_split: str | None) -> tuple[float, ...]:
     """One weight per device; none without devices."""
     from launcher.errors import UsageError
+    from launcher.planner.footprint.limits import MAX_DEVICES
 
     if backend not in {"gpu", "rpc", "cpu"}:
         msg = f"--backend does not know `{backend}`"
@@ -118,22 +133,34 @@ def _shares(backend: str, gpus: int | None, tensor_split: str | None) -> tuple[f
     if backend == "cpu" and n_devices:
         msg = f"--backend cpu has no devices, not {n_devices}"
         raise UsageError(msg, help="leave --gpus out")
-    if tensor_split is None:
+    if n_devices > MAX_DEVICES:
+        msg = f"{n_devices} devices are more than llama.cpp's {MAX_DEVICES}"
+        raise UsageError(msg, help="use fewer")
+    return _parse_shares(tensor_split, n_devices)
+
+
+def _parse_shares(text: str | None, n_devices: int) -> tuple[float, ...]:
+    """Read ``--tensor-split`` as llama-server does: devices left out get nothing, and only zeros mean equal shares."""
+    from launcher.errors import UsageError
+
+    if text is None:
         return (1.0,) * n_devices
     try:
-        shares = tuple(float(part) for part in tensor_split.split(","))
+        shares = tuple(float(part) for part in text.replace("/", ",").split(","))
     except ValueError:
-        shares = ()
-    if len(shares) != n_devices or min(shares, default=-1) < 0 or not 0 < sum(shares) < float("inf"):
-        msg = f"--tensor-split `{tensor_split}` does not share out {n_devices} devices"
-        raise UsageError(msg, help="give one number per device, for example --gpus 2 --tensor-split 3,1")
-    return shares
+        shares = (-1.0,)
+    shares += (0.0,) * (n_devices - len(shares))
+    if len(shares) != n_devices or not all(0 <= share < float("inf") for share in shares):
+        msg = f"--tensor-split `{text}` does not share out {n_devices} devices"
+        raise UsageError(msg, help="give a number for each device, for example --gpus 2 --tensor-split 3,1")
+    return shares if any(shares) else (1.0,) * n_devices
 
 
-def _check_cache(config: "LlamaCppConfig") -> None:
+def _check(architecture: "Architecture", config: "LlamaCppConfig") -> None:
     from launcher.errors import UsageError
-    from launcher.tensor_types import TRAITS
+    from launcher.planner.footprint.limits import find_contradiction
 
-    if not config.flash_attn and TRAITS[config.cache_type_v.tensor_type].block_size > 1:
-        msg = f"a V cache of {config.cache_type_v} needs flash attention"
-        raise UsageError(msg, help="leave --flash-attn or --cache-type-v out")
+    found = find_contradiction(architecture, config)
+    if found is not None:
+        fact, way_out = found
+        raise UsageError(fact, help=way_out)

@@ -66,6 +66,7 @@ COVERED: Final = frozenset(
         "bailingmoe2",
         "bloom",
         "chatglm",
+        "codeshell",
         "cohere2",
         "command-r",
         "dbrx",
@@ -115,6 +116,7 @@ COVERED: Final = frozenset(
         "olmo2",
         "olmoe",
         "orion",
+        "pangu-embedded",
         "phi2",
         "phi3",
         "phimoe",
@@ -202,7 +204,9 @@ class Heads(Struct, frozen=True, kw_only=True):
 class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     """The dimensions that memory and speed depend on. ``layers`` and ``heads`` have one entry per block, in order.
 
-    ``sliding`` tells which blocks slide, the last ``n_layer_shared`` read the cache of a block before them.
+    ``sliding`` tells which blocks slide, the last ``n_layer_shared`` read the cache of a block before them. The last
+    ``n_layer_nextn`` blocks predict tokens ahead: they count as layers where layers are dealt out, and the engine
+    neither loads nor computes them.
     ``numbers`` are the architecture's own scalar keys, without their prefix; ``n_position`` counts the positions that
     a token has (4 with multi-section rotation); ``n_ctx_short`` is the context that the rotation was trained for.
 
@@ -216,6 +220,7 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     heads: tuple[Heads, ...]
     sliding: tuple[bool, ...]
     n_layer_shared: int
+    n_layer_nextn: int
     numbers: tuple[tuple[str, float], ...]
     n_ctx_train: int
     n_ctx_short: int
@@ -233,6 +238,11 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     def n_layer(self) -> int:
         """Number of blocks; the output layer is not one of them."""
         return len(self.layers)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether one compressed row per token serves as K and V (multi-head latent attention)."""
+        return any(isinstance(layer, FullAttention) and layer.n_embd_k and not layer.n_embd_v for layer in self.layers)
 
     @property
     def is_moe(self) -> bool:
@@ -287,13 +297,19 @@ class _Keys:
         return (self.number(key, default),) * n_layer
 
 
-def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...]:
+def count_nextn(spec: ModelSpec) -> int:
+    """Return how many of the last blocks only predict tokens ahead: weights that llama-server skips by default."""
+    value = spec.metadata.get(f"{spec.architecture}.nextn_predict_layers")
+    return max(0, int(value)) if isinstance(value, int | float) else 0
+
+
+def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int, n_nextn: int) -> tuple[bool, ...]:
     """Return which layers slide (``load_swa_pattern``)."""
     name = spec.architecture
     none = (False,) * n_layer
     if name not in _SWA_PERIOD and name not in _PATTERN_IN_FILE:
         return none
-    if name == "exaone4" and n_layer != _EXAONE4_SLIDING_LAYERS:
+    if name == "exaone4" and n_layer - n_nextn != _EXAONE4_SLIDING_LAYERS:
         return none
     pattern = keys.get("attention.sliding_window_pattern")
     if isinstance(pattern, tuple) and pattern:
@@ -376,6 +392,9 @@ def _caches(
     spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], *, n_swa: int, n_embd: int
 ) -> tuple[LayerCache, ...]:
     n_layer = len(heads)
+    n_trunk = n_layer - count_nextn(spec)
+    # here the engine's filter lets a block that predicts ahead have a cache, unless its length says that it has experts
+    in_hybrid, n_ff = spec.architecture.startswith("nemotron_h"), keys.per_layer("feed_forward_length", n_layer)
     recurrent = _recurrent_layers(spec, n_layer)
     state = _recurrent_state(keys, n_embd, max((head.n_head for head in heads), default=0))
     n_shared = _count_shared(spec, keys, n_layer)
@@ -385,7 +404,9 @@ def _caches(
     for idx, head in enumerate(heads):
         n_embd_k, n_embd_v = head.head_k * head.n_head_kv, head.head_v * head.n_head_kv
         full = FullAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v)
-        if recurrent[idx] and spec.architecture in _BOTH:
+        if idx >= n_trunk and not (in_hybrid and n_ff[idx] == 0):
+            layers.append(NoCache())
+        elif recurrent[idx] and spec.architecture in _BOTH:
             layers.append(AttentionAndState(attention=full, state=state))
         elif recurrent[idx]:
             layers.append(state)
@@ -421,7 +442,8 @@ def read_architecture(spec: ModelSpec) -> Architecture:
     n_vocab = embedding[1] if len(embedding) > 1 else keys.number("vocab_size")
     n_expert, n_expert_used = keys.number("expert_count"), keys.number("expert_used_count")
     n_swa = _window(spec, keys)
-    sliding = _sliding_layers(spec, keys, n_layer) if n_swa else (False,) * n_layer
+    n_nextn = min(n_layer, count_nextn(spec))
+    sliding = _sliding_layers(spec, keys, n_layer, n_nextn) if n_swa else (False,) * n_layer
     heads = _heads(keys, n_layer, n_embd, sliding)
     n_ff = keys.number("feed_forward_length")
     n_ff_expert = keys.number("expert_feed_forward_length", n_ff if n_expert else 0)
@@ -432,6 +454,7 @@ def read_architecture(spec: ModelSpec) -> Architecture:
         heads=heads,
         sliding=sliding,
         n_layer_shared=_count_shared(spec, keys, n_layer),
+        n_layer_nextn=n_nextn,
         numbers=keys.numbers(),
         n_ctx_train=keys.number("context_length"),
         n_ctx_short=keys.number("rope.scaling.original_context_length", keys.number("context_length")),

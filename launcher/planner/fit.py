@@ -15,14 +15,23 @@ from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, 
 from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.choice import pareto_front, pick
+from launcher.planner.footprint.limits import find_contradiction
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.quality import meets_floor
-from launcher.planner.refusal import refuse_context, refuse_disk, refuse_no_artifact, refuse_no_fit
+from launcher.planner.refusal import (
+    refuse_context,
+    refuse_contradiction,
+    refuse_disk,
+    refuse_no_artifact,
+    refuse_no_fit,
+)
 from launcher.planner.rivals import disk_room_bytes, find_vllm, is_rival, worth_sizing
 from launcher.planner.sizing import (
     Candidate,
     Experience,
     Trial,
+    build_config,
+    first_shape,
     partial_bounds,
     partial_trials,
     prepare,
@@ -193,6 +202,10 @@ def _pose(
     target = choose_target(request, trained, inventory, calibration)
     if isinstance(target, Refusal):
         return target
+    for candidate in candidates:
+        config = build_config(trained, target, first_shape(candidate, trained, target))
+        if (found := find_contradiction(candidate.architecture, config)) is not None:
+            return refuse_contradiction(trained, found[0])
     allowed = tuple(candidate for candidate in candidates if _allowed(candidate, trained))
     grown = _grown_context(trained, allowed, target, _Weigher(inventory, rivals))
     return grown, target, candidates, allowed, lowered

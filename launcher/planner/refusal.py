@@ -32,6 +32,16 @@ def refuse_context(ask: Ask, n_ctx_train: int) -> Refusal:
     )
 
 
+def refuse_contradiction(ask: Ask, fact: str) -> Refusal:
+    """Say that the engine would not start with what was asked for on this model."""
+    return Refusal(
+        code=RefusalCode.UNSUPPORTED,
+        model=ask.model,
+        fact=f"`{ask.model}` cannot be served as it was asked for",
+        derivation=(fact,),
+    )
+
+
 def refuse_disk(ask: Ask, smallest: Candidate, free_bytes: int) -> Refusal:
     """Say that the weights would not fit on the disk."""
     needed = smallest.weights.total_bytes

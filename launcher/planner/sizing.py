@@ -27,6 +27,7 @@ from launcher.domain import (
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.ask import Ask
 from launcher.planner.corrections import configuration_class, correct_budgets
+from launcher.planner.footprint.limits import can_pack_heads
 from launcher.planner.footprint.llama_cpp import (
     DEFAULT_N_BATCH,
     DEFAULT_N_UBATCH,
@@ -57,6 +58,7 @@ _X86_REPACK: Final = (
     (TensorType.Q4_0, "avx2"),
     (TensorType.Q4_K, "avx2"),
     (TensorType.IQ4_NL, "avx2"),
+    (TensorType.MXFP4, "avx2"),
     (TensorType.Q2_K, "avx512f"),
     *((kind, "amx_int8") for kind in (TensorType.Q4_1, TensorType.Q8_0, TensorType.Q5_K, TensorType.Q6_K)),
     (TensorType.IQ4_XS, "amx_int8"),
@@ -169,12 +171,15 @@ def first_shape(candidate: Candidate, ask: Ask, target: Target) -> Shape:
     settings = ask.settings
     n_all = all_layers(candidate, target)
     n_batch = min(settings.n_batch or DEFAULT_N_BATCH, ask.n_ctx)
+    type_k, type_v = settings.cache_type_k, settings.cache_type_v
+    if candidate.architecture.is_latent:  # one cache serves as both
+        type_k, type_v = type_k or type_v, type_v or type_k
     return Shape(
         n_gpu_layers=n_all if settings.n_gpu_layers is None else min(settings.n_gpu_layers, n_all),
         n_ubatch=min(settings.n_ubatch or DEFAULT_N_UBATCH, n_batch),
         n_cpu_moe=min(settings.n_cpu_moe or 0, candidate.architecture.n_layer if candidate.architecture.is_moe else 0),
-        cache_type_k=settings.cache_type_k or CacheType.F16,
-        cache_type_v=settings.cache_type_v or CacheType.F16,
+        cache_type_k=type_k or CacheType.F16,
+        cache_type_v=type_v or CacheType.F16,
     )
 
 
@@ -288,7 +293,8 @@ def _cache_types(candidate: Candidate, ask: Ask) -> tuple[CacheType | None, ...]
     settings = ask.settings
     if settings.cache_type_k or settings.cache_type_v or settings.flash_attn is False:
         return (None,)
-    return (None, *cache_types_worth_trying(candidate.architecture.name))
+    kinds = cache_types_worth_trying(candidate.architecture.name)
+    return (None, *(kind for kind in kinds if can_pack_heads(candidate.architecture, kind)))
 
 
 def _first_fitting(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> Trial | None:

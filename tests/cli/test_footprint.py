@@ -170,7 +170,11 @@ def test_the_text_is_a_table_in_mib(model: Path, launch: Launch) -> None:
     [
         (("--backend", "tpu"), "--backend does not know `tpu`"),
         (("--backend", "cpu", "--gpus", "1"), "--backend cpu has no devices, not 1"),
-        (("--gpus", "2", "--tensor-split", "1"), "does not share out 2 devices"),
+        (("--gpus", "2", "--tensor-split", "1,2,3"), "does not share out 2 devices"),
+        (("--gpus", "2", "--tensor-split", "1,-2"), "does not share out 2 devices"),
+        (("--gpus", "16"), "16 devices are more than llama.cpp's 15"),
+        (("--parallel", "300"), "300 slots are more than llama.cpp's 256"),
+        (("--parallel", "4", "--batch-size", "2"), "a batch of 2 tokens cannot give each of 4 slots its token"),
         (("--tensor-split", "nan"), "does not share out 1 devices"),
         (("--tensor-split", "x"), "does not share out 1 devices"),
         (("--cache-type-k", "q9"), "--cache-type-k does not know `q9`"),
@@ -183,6 +187,24 @@ def test_what_has_no_meaning_is_a_usage_error(argv: tuple[str, ...], fact: str, 
     assert (code, out) == (2, "")
     assert fact in err
     assert "help:" in err
+
+
+def test_shares_are_read_as_llama_server_reads_them(model: Path, launch: Launch) -> None:
+    """Devices left out get nothing, a slash separates too, only zeros mean equal shares."""
+
+    def layout(*argv: str) -> list[int]:
+        return [use["weights_bytes"] for use in _json(launch, str(model), "--gpus", "2", *argv)["devices"]]
+
+    assert layout("--tensor-split", "1") == [_weights(4) + _TABLE + 4 * N_EMBD, 0]
+    assert layout("--tensor-split", "4/1") == layout("--tensor-split", "4,1") != layout()
+    assert layout("--tensor-split", "0,0") == layout()
+
+
+def test_zero_means_what_it_means_to_llama_server(model: Path, launch: Launch) -> None:
+    """The trained context, and a step as long as a batch."""
+    assert _json(launch, str(model), "--ctx-size", "0") == _json(launch, str(model), "--ctx-size", "2048")
+    whole = _json(launch, str(model), "--batch-size", "1024", "--ubatch-size", "0")
+    assert whole == _json(launch, str(model), "--batch-size", "1024", "--ubatch-size", "1024")
 
 
 def test_an_unknown_architecture_is_a_marked_figure(tmp_path: Path, launch: Launch) -> None:

@@ -208,8 +208,10 @@ class Blocks:
             self.global_weight("output_norm.bias", home),
             layer_norm=layer_norm,
         )
+        x.is_output = True  # embeddings can be asked for, and drafts start from them
         if picks:
             x = self.pick_outputs(x)
+            x.is_output = True
         table = self.global_weight("output.weight", home)
         if table is None:
             entry = self._table.get("token_embd.weight", Weight(shape(self.n_embd, 1), 0))
@@ -506,6 +508,7 @@ class Blocks:
         v_is_transposed = v.nb[1] > v.nb[2]
         v = permute(v, 0, 2, 1, 3)
         if self.batch.flash_attn:
+            k, v = (fresh(x.ne, x, element=F16) if x.element is F32 else x for x in (k, v))
             x = flash_attn(q, k, v, mask, sinks)
             if v_mla is not None:
                 x = cont(permute(mul_mat(v_mla, permute(x, 0, 2, 1, 3)), 0, 2, 1, 3))

@@ -82,13 +82,14 @@ def _layers(
     architecture: Architecture, shapes: Shapes, places: Places, caches: Caches, *, every_layer: bool
 ) -> tuple[Layer, ...]:
     """Return the layers needed to see every neighbourhood ``_REPEATS`` times, or all of them, in order."""
-    last = architecture.n_layer - 1
+    n_trunk = architecture.n_layer - architecture.n_layer_nextn
+    last = n_trunk - 1
     # each block reads its own slice of what the first device holds
     every_layer = every_layer or (places.n_devices > 1 and any(name == _PER_LAYER for name, _ in shapes.table))
-    kinds = _kinds(architecture, shapes, places)
+    kinds = _kinds(architecture, shapes, places)[:n_trunk]
     seen: Counter[tuple[int, ...]] = Counter()
     kept = []
-    for idx in range(architecture.n_layer):
+    for idx in range(n_trunk):
         around = tuple(kinds[max(0, idx - 1) : idx + 2])
         seen[around] += 1
         if not every_layer and seen[around] > _REPEATS and idx != last and idx >= _FIRST_LAYERS:
@@ -169,7 +170,7 @@ def compute_bytes(
     every_layer: bool,
 ) -> tuple[int, ...]:
     """Return the compute bytes of each device and, last, of the host."""
-    if architecture.n_layer == 0:
+    if architecture.n_layer <= architecture.n_layer_nextn:
         return (0,) * (places.n_devices + 1)
     model = Model(
         name=architecture.name,

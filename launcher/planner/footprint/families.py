@@ -18,12 +18,17 @@ from launcher.planner.footprint.family import (
     feed_forward,
     has_window,
     norm_heads,
+    scale_residual,
 )
 from launcher.planner.footprint.gemma import gemma3n, gemma4
 from launcher.planner.footprint.graph import (
     Graph,
     Tensor,
+    get_rows,
     in_place,
+    mul_mat,
+    reshape,
+    rope,
     shape,
     view,
 )
@@ -31,6 +36,12 @@ from launcher.planner.footprint.latent import kimi_linear, latent_transformer
 from launcher.planner.footprint.recurrent import delta_hybrid, hybrid, state_space
 from launcher.planner.footprint.rwkv import rwkv
 
+_BAICHUAN_ROTATES: Final = 32
+"""Only Baichuan of this depth (7B) rotates: the other has biases by distance."""
+_FACTORS_IN_FULL: Final = frozenset({"step35"})
+"""Only layers that see everything use the file's frequency factors."""
+_NORMS_LATE: Final = frozenset({"hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"})
+"""Queries and keys are normed after they were rotated."""
 _RMS_WITH_BIAS: Final = frozenset({"phi3", "phimoe"})
 """Elsewhere a bias on the norm means that it subtracts the mean."""
 _SECOND_NORM: Final[Mapping[str, str]] = {"dbrx": "attn_output_norm"}
@@ -40,7 +51,7 @@ _SECOND_NORM: Final[Mapping[str, str]] = {"dbrx": "attn_output_norm"}
 # --- Transformers -----------------------------------------------------------------------------------------------
 
 
-def _project_heads(b: Blocks, x: Tensor, layer: Layer, style: Style) -> tuple[Tensor, Tensor, Tensor]:
+def _project_heads(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> tuple[Tensor, Tensor, Tensor]:
     """Q, K and V with their norms and their rotation."""
     q, k, v = b.qkv(x, layer, clamps=style.clamps)
     if style.rests_every:
@@ -48,13 +59,43 @@ def _project_heads(b: Blocks, x: Tensor, layer: Layer, style: Style) -> tuple[Te
             return in_place(q, b.query_scale), k, v
         q, k = b.rope(q, layer), b.rope(k, layer)
         return in_place(q), in_place(k), v
-    ropes = style.ropes_full or layer.heads.slides
+    ropes = style.ropes and (style.ropes_full or layer.heads.slides or not has_window(model))
     ropes = ropes and (style.ropes_not_every == 0 or (layer.number + 1) % style.ropes_not_every != 0)
-    q = norm_heads(b, q, layer, "q")
-    q = b.rope(q, layer) if ropes else q
-    k = norm_heads(b, k, layer, "k")
-    k = b.rope(k, layer) if ropes else k
+    plain = model.name in _FACTORS_IN_FULL and layer.heads.slides
+    late = model.name in _NORMS_LATE
+
+    def prepare(x: Tensor, kind: str) -> Tensor:
+        x = x if late else norm_heads(b, x, layer, kind, layer_norm=style.layer_norm)
+        if ropes:
+            x = rope(x, b.positions) if plain else b.rope(x, layer)
+        return norm_heads(b, x, layer, kind, layer_norm=style.layer_norm) if late else x
+
+    q, k = prepare(q, "q"), prepare(k, "k")
     return (in_place(q) if style.scales_q else q), k, v
+
+
+def _attend(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
+    """Attention and its output product, with a gate between the two where there is one (afmoe, step35)."""
+    q, k, v = _project_heads(b, x, layer, model, style)
+    gate = b.weight(layer, "attn_gate.weight")
+    output = "attn_output" if gate is None else None
+    cur = b.attend(layer, q, k, v, output=output, capped=style.caps_scores, iswa=has_window(model))
+    if gate is None:
+        return cur
+    opening, ne = in_place(mul_mat(gate, x)), cur.ne
+    if opening.ne != ne:  # one gate a head
+        n_head = opening.ne[0]
+        cur, opening = reshape(cur, ne[0] // n_head, n_head, ne[1]), reshape(opening, 1, n_head, ne[1])
+    return b.project(layer, "attn_output", reshape(in_place(cur, opening), ne[0], ne[1]))
+
+
+def _embed_positions(b: Blocks, x: Tensor, model: Model) -> Tensor:
+    """What some old architectures add to the token embeddings, or norm them with."""
+    table = b.global_weight("position_embd.weight", model.cpu)
+    if table is not None:
+        x = in_place(x, get_rows(table, b.positions))
+    weight, bias = (b.global_weight(f"token_embd_norm.{part}", model.layers[0].home) for part in ("weight", "bias"))
+    return x if weight is None else b.norm_by(x, weight, bias, layer_norm=True)
 
 
 def _parallel_part(
@@ -89,8 +130,7 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     attended = normed
     if style.parallel and has("attn_norm_2.weight"):
         attended = b.norm(x, layer, "attn_norm_2", layer_norm=style.layer_norm)
-    q, k, v = _project_heads(b, attended, layer, style)
-    cur = b.attend(layer, q, k, v, capped=style.caps_scores, iswa=has_window(model))
+    cur = _attend(b, attended, layer, model, style)
     if layer.last and not style.picks_at_end:
         cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
         scores = None if scores is None else b.pick_outputs(scores)
@@ -99,8 +139,7 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     norms_output = has("post_attention_norm.weight") and (has("ffn_norm.weight") or has("post_ffw_norm.weight"))
     if norms_output:
         cur = b.norm(cur, layer, "post_attention_norm", layer_norm=style.layer_norm)
-    cur = in_place(cur) if style.scales_residual else cur
-    ffn_input = in_place(cur, residual)
+    ffn_input = in_place(scale_residual(cur, model), residual)
     name = _second_norm(model, layer, norms_output=norms_output)
     cur = ffn_input
     if has(f"{name}.weight") or style.bare_norms:
@@ -110,8 +149,8 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     cur = feed_forward(b, cur, layer, model, style, scores=scores)
     if has("post_ffw_norm.weight"):
         cur = b.norm(cur, layer, "post_ffw_norm", layer_norm=style.layer_norm)
-    cur = in_place(cur) if style.scales_residual else cur
-    return in_place(cur, ffn_input)
+    cur = scale_residual(cur, model)
+    return in_place(ffn_input, cur) if style.residual_first else in_place(cur, ffn_input)
 
 
 def transformer(model: Model) -> Graph:
@@ -121,11 +160,12 @@ def transformer(model: Model) -> Graph:
         style = style._replace(layer_norm=True)
     if model.name == "cohere2moe" and not model.numbers.get("attention.layer_norm_rms_epsilon", 0.0):
         style = style._replace(layer_norm=True)
-    if model.name == "smallthinker" and not has_window(model):
-        style = style._replace(ropes_full=True)
+    if model.name == "baichuan" and model.numbers.get("block_count") != _BAICHUAN_ROTATES:
+        style = style._replace(ropes=False)
     if model.name == "gptneox" and not model.numbers.get("use_parallel_residual", 1):
         style = style._replace(parallel=())
     b, x = begin(model, style)
+    x = _embed_positions(b, x, model)
     n_extra = int(model.numbers.get("n_deepstack_layers", 0))
     embedded = x
     for layer in model.layers:
@@ -152,6 +192,7 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     "rwkv6qwen2": rwkv,
     "rwkv7": rwkv,
     "arwkv7": rwkv,
+    "minicpm3": latent_transformer,
     "mamba": state_space,
     "mamba2": state_space,
     "qwen35": delta_hybrid,

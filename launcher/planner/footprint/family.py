@@ -43,14 +43,18 @@ class Style(NamedTuple):
     picks_at_end: bool = False
     """Output rows are picked after the last block, not inside it."""
     picks_after_norm: bool = False
+    drafts: bool = False
+    """What leaves the last block is an output of the graph: drafts start from it (``t_h_nextn``)."""
     scales_q: bool = False
     caps_scores: bool = False
     caps_logits: bool = False
     scales_logits: bool = False
-    scales_residual: bool = False
     squared: bool = False
+    residual_first: bool = False
+    """The stream, not what the feed-forward part adds to it, is the sum's first operand."""
+    ropes: bool = True
     ropes_full: bool = True
-    """Layers that see everything rotate too, not only sliding ones."""
+    """Layers that see everything rotate too, not only sliding ones (where some slide)."""
     reuses_norm: bool = False
     """Without a norm of its own the feed-forward part reads what attention reads."""
     routes_early: bool = False
@@ -77,7 +81,7 @@ STYLES: Final[Mapping[str, Style]] = {
     "hy_v3": Style(picks_at_end=True, picks_after_norm=True),
     "command-r": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, scales_logits=True),
     "dbrx": Style(layer_norm=True),
-    "mpt": Style(layer_norm=True, ropes_full=False),
+    "mpt": Style(layer_norm=True, ropes=False),
     "falcon": Style(layer_norm=True, parallel=("feed-forward", "attention", "residual")),
     "gptneox": Style(layer_norm=True, parallel=_RESIDUAL_SECOND),
     "olmo": Style(layer_norm=True, bare_norms=True),
@@ -85,13 +89,20 @@ STYLES: Final[Mapping[str, Style]] = {
     "smollm3": Style(ropes_not_every=4),
     "smallthinker": Style(ropes_full=False, routes_early=True),
     "stablelm": Style(reuses_norm=True),
-    "bloom": Style(ropes_full=False),
-    "phimoe": Style(scales_q=True),
+    "afmoe": Style(ropes_not_every=4),
+    "bloom": Style(ropes=False),
+    "exaone-moe": Style(ropes_full=False),
+    "exaone4": Style(ropes_full=False),
+    "gpt2": Style(ropes=False),
+    "minicpm3": Style(scales_embedding=True),
+    "phi3": Style(scales_q=True, residual_first=True),
+    "step35": Style(picks_at_end=True, drafts=True),
+    "phimoe": Style(scales_q=True, residual_first=True),
     "gemma": Style(scales_embedding=True, scales_q=True),
     "gemma2": Style(scales_embedding=True, scales_q=True, caps_scores=True, caps_logits=True),
     "gemma3": Style(scales_rows=True, scales_q=True),
     "llama4": Style(rests_every=4, routing=Routing(SIGMOID, normalizes=False, weighs_first=True)),
-    "gpt-oss": Style(picks_at_end=True, routing=Routing(SOFTMAX_WEIGHT, normalizes=False)),
+    "gpt-oss": Style(picks_at_end=True, drafts=True, routing=Routing(SOFTMAX_WEIGHT, normalizes=False)),
 }
 
 
@@ -116,15 +127,25 @@ def size_of(model: Model, key: str) -> int:
     return max(1, int(model.numbers.get(key, 1)))
 
 
-def norm_heads(b: Blocks, x: Tensor, layer: Layer, kind: str) -> Tensor:
+_SCALING_RESIDUAL: Final = frozenset({"minicpm", "minicpm3"})
+"""Without a word in the file."""
+
+
+def scale_residual(x: Tensor, model: Model) -> Tensor:
+    """Scale what a part adds to the stream, where the file says so (granite, minicpm)."""
+    scaled = model.name in _SCALING_RESIDUAL or model.numbers.get("residual_scale", 0.0)
+    return in_place(x) if scaled else x
+
+
+def norm_heads(b: Blocks, x: Tensor, layer: Layer, kind: str, *, layer_norm: bool = False) -> Tensor:
     """``attn_q_norm``/``attn_k_norm``: per head, or over all heads before they are cut apart (olmo2)."""
     weight = b.weight(layer, f"attn_{kind}_norm.weight")
     if weight is None:
         return x
     if weight.ne[0] != x.ne[0] and x.root is not None and weight.ne[1] == 1:
-        flat = b.norm_by(x.src[0], weight, b.weight(layer, f"attn_{kind}_norm.bias"))
+        flat = b.norm_by(x.src[0], weight, b.weight(layer, f"attn_{kind}_norm.bias"), layer_norm=layer_norm)
         return reshape(flat, *x.ne)
-    return b.norm_by(x, weight, b.weight(layer, f"attn_{kind}_norm.bias"))
+    return b.norm_by(x, weight, b.weight(layer, f"attn_{kind}_norm.bias"), layer_norm=layer_norm)
 
 
 def feed_forward(
@@ -133,7 +154,10 @@ def feed_forward(
     """The dense feed-forward part, or the experts with their shared one."""
     if "ffn_gate_inp.weight" not in layer.weights:
         return b.ffn(x, layer, squared=style.squared)
-    out = b.moe(x, layer, read_routing(model, style), scores=scores)
+    down, up = (b.weight(layer, f"ffn_latent_{part}.weight") for part in ("down", "up"))
+    narrow = x if down is None else mul_mat(down, x)
+    out = b.moe(narrow, layer, read_routing(model, style), scores_from=x, scores=scores)
+    out = out if up is None else mul_mat(up, out)
     if "ffn_up_shexp.weight" not in layer.weights:
         return out
     shared = b.ffn(x, layer, "_shexp")
@@ -161,6 +185,7 @@ def begin(model: Model, style: Style) -> tuple[Blocks, Tensor]:
 def end(b: Blocks, x: Tensor, model: Model, style: Style) -> Graph:
     """Close a graph with the logits."""
     if style.picks_at_end and not style.picks_after_norm:
+        x.is_output = style.drafts
         x = b.pick_outputs(x)
     capped = style.caps_logits or model.numbers.get("final_logit_softcapping", 0.0) != 0.0
     b.head(x, layer_norm=style.layer_norm, capped=capped, scaled=style.scales_logits, picks=style.picks_after_norm)

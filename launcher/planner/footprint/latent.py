@@ -14,6 +14,7 @@ from launcher.planner.footprint.family import (
     end,
     feed_forward,
     read_routing,
+    scale_residual,
     size_of,
 )
 from launcher.planner.footprint.graph import (
@@ -73,16 +74,16 @@ def _latent_attention(b: Blocks, x: Tensor, layer: Layer, model: Model, *, ropes
 
 def latent_transformer(model: Model) -> Graph:
     """DeepSeek V2, V3 and their kin."""
-    style = STYLES.get(model.name, Style(routing=_latent_routing(model)))
+    style = STYLES.get(model.name, PLAIN)._replace(routing=_latent_routing(model))
     b, x = begin(model, style)
     for layer in model.layers:
         cur = _latent_attention(b, b.norm(x, layer, "attn_norm"), layer, model)
         residual = x
         if layer.last:
             cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
-        ffn_input = in_place(cur, residual)
+        ffn_input = in_place(scale_residual(cur, model), residual)
         cur = feed_forward(b, b.norm(ffn_input, layer, "ffn_norm"), layer, model, style)
-        x = in_place(cur, ffn_input)
+        x = in_place(scale_residual(cur, model), ffn_input)
     return end(b, x, model, style)
 
 

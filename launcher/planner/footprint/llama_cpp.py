@@ -8,6 +8,7 @@ It chooses nothing: every value comes in ``LlamaCppConfig``.
 
 import struct
 from bisect import bisect_right
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from itertools import accumulate
@@ -25,12 +26,13 @@ from launcher.planner.architecture import (
     NoCache,
     RecurrentState,
     SlidingAttention,
+    count_nextn,
     is_expert,
     layer_of,
 )
 from launcher.planner.footprint.blocks import Batch, Weight
 from launcher.planner.footprint.compute import Caches, Places, Shapes, compute_bytes
-from launcher.planner.footprint.graph import F16, Element, shape
+from launcher.planner.footprint.graph import F16, F32, Element, shape
 from launcher.tensor_types import TRAITS, TensorType, tensor_bytes
 from launcher.units import pad
 
@@ -41,16 +43,39 @@ DEFAULT_N_UBATCH: Final = 512
 _F32_BYTES: Final = 4
 
 
-_WITHOUT_FLASH_ATTENTION: Final = frozenset({"grok"})
+WITHOUT_FLASH_ATTENTION: Final = frozenset({"grok"})
 """The engine switches it off for these (``llama_init_from_model``)."""
 _OUTPUT_NAMES: Final = ("output", "altup_")
 _ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
 """Their output layer is created before the input layer, which then cannot be shared."""
-_BESIDE_FIRST_BLOCK: Final = frozenset({"per_layer_model_proj.weight", "per_layer_proj_norm.weight"})
+_BESIDE_FIRST_BLOCK: Final = frozenset(
+    {"per_layer_model_proj.weight", "per_layer_proj_norm.weight", "token_embd_norm.weight", "token_embd_norm.bias"}
+)
 """Tensors of no block that the engine keeps where the first block is."""
 
-X86_REPACKED: Final = frozenset({TensorType.Q4_0, TensorType.Q4_K, TensorType.IQ4_NL, TensorType.Q2_K})
+_NEXTN_HEAD: Final = ("nextn.embed_tokens", "nextn.shared_head")
+_LOADED_AHEAD: Final[Mapping[str, tuple[str, ...]]] = {
+    "cohere2moe": _NEXTN_HEAD,
+    "hy_v3": _NEXTN_HEAD,
+    "step35": (
+        *_NEXTN_HEAD,
+        "attn_gate",
+        "attn_k_norm",
+        "attn_q_norm",
+        "exp_probs_b",
+        "ffn_down",
+        "ffn_gate",
+        "ffn_up",
+    ),
+}
+"""How the names begin that are loaded even in blocks that predict ahead: the engine forgot to skip them."""
+
+X86_REPACKED: Final = frozenset(
+    {TensorType.Q4_0, TensorType.Q4_K, TensorType.IQ4_NL, TensorType.MXFP4, TensorType.Q2_K}
+)
 """What a build for AVX-512 without AMX repacks (``ggml/src/ggml-cpu/repack.cpp``): the recorded breakdowns' build."""
+_REPACKED_ROWS: Final = 8
+"""Only matrices of so many rows, or a multiple, are repacked."""
 
 
 class Backend(StrEnum):
@@ -225,6 +250,7 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
     output_bytes: int
     largest_output_bytes: int
     tied_output_type: TensorType | None
+    n_tied_rows: int = 0
     always_twice: bool = False
     shapes: Shapes = Shapes()
     """Every tensor's dimensions, without bytes."""
@@ -288,6 +314,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
     table: list[tuple[str, Weight]] = []
     plain: list[tuple[str, Weight]] = []
     dense, experts = [0] * n_layer, [0] * n_layer
+    n_trunk, loaded_ahead = n_layer - count_nextn(spec), _LOADED_AHEAD.get(spec.architecture, ())
     input_bytes = output_bytes = largest_output = 0
     embedding: TensorInfo | None = None
     has_output = False
@@ -296,6 +323,8 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         if found is None:
             found = known[id(tensor)] = _describe(tensor)
         _, idx, of_expert, n_bytes, sized_pair, plain_pair = found
+        if n_trunk <= idx < n_layer and not _name_within(tensor.name).startswith(loaded_ahead):
+            continue
         if 0 <= idx < n_layer:
             sizes[idx].append(sized_pair)
             shapes[idx].append(plain_pair)
@@ -324,6 +353,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
         tied_output_type=embedding.type if embedding and not has_output else None,
+        n_tied_rows=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
         always_twice=spec.architecture in _ALWAYS_TWICE,
         shapes=_shared(Shapes(tuple(map(tuple, shapes)), tuple(plain))),
         sizes=Shapes(tuple(map(tuple, sizes)), tuple(table)),
@@ -353,7 +383,7 @@ def _cells(architecture: Architecture, config: LlamaCppConfig) -> Cells:
 
 
 def _as_engine(architecture: Architecture, config: LlamaCppConfig) -> LlamaCppConfig:
-    if config.flash_attn and architecture.name in _WITHOUT_FLASH_ATTENTION:
+    if config.flash_attn and architecture.name in WITHOUT_FLASH_ATTENTION:
         return replace(config, flash_attn=False)
     return config
 
@@ -388,7 +418,11 @@ def _held(
     held[output] += weights.output_bytes
     # Tied embeddings are held twice as soon as output and input live in different buffer types.
     if weights.tied_output_type is not None:
-        repacked = config.backend is not Backend.GPU and weights.tied_output_type in config.repacked
+        repacked = (
+            config.backend is not Backend.GPU
+            and weights.tied_output_type in config.repacked
+            and weights.n_tied_rows % _REPACKED_ROWS == 0
+        )
         if placement.output is not None or repacked or weights.always_twice:
             held[output] += weights.largest_output_bytes
     return tuple(map(Held, held, cached))
@@ -396,8 +430,8 @@ def _held(
 
 def _element(cache: CacheType) -> Element:
     kind = cache.tensor_type
-    if kind is TensorType.F16:
-        return F16
+    if kind in {TensorType.F16, TensorType.F32}:
+        return F16 if kind is TensorType.F16 else F32
     traits = TRAITS[kind]
     return Element(cache.value, traits.block_size, traits.block_bytes)
 
@@ -433,7 +467,7 @@ def _compute(
             n_tokens=n_tokens,
             n_seq=cells.n_seq,
             n_stream=cells.n_stream,
-            n_outputs=min(n_tokens, n_outputs),
+            n_outputs=min(cells.n_ubatch, n_outputs),
             flash_attn=config.flash_attn,
             element_k=_element(config.cache_type_k),
             element_v=_element(config.cache_type_v),

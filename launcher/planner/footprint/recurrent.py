@@ -16,6 +16,7 @@ from launcher.planner.footprint.family import (
     feed_forward,
     norm_heads,
     read_routing,
+    scale_residual,
     size_of,
 )
 from launcher.planner.footprint.graph import (
@@ -334,12 +335,12 @@ def hybrid(model: Model) -> Graph:
             if layer.last and not single:
                 cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
             post_norm = named(b, layer, "post_attention_norm")
-            cur = cur if post_norm is None else b.norm_by(cur, post_norm, None)
+            cur = scale_residual(cur if post_norm is None else b.norm_by(cur, post_norm, None), model)
             x = in_place(residual, cur) if residual_first else in_place(cur, residual)
         if "ffn_norm.weight" in layer.weights:
             cur = feed_forward(b, b.norm(x, layer, "ffn_norm"), layer, model, style)
             post_norm = named(b, layer, "post_ffw_norm")
-            cur = cur if post_norm is None else b.norm_by(cur, post_norm, None)
+            cur = scale_residual(cur if post_norm is None else b.norm_by(cur, post_norm, None), model)
             x = in_place(x, cur) if residual_first else in_place(cur, x)
     return end(b, x, model, style)
 

@@ -1,0 +1,57 @@
+"""What llama-server does not start with: settings that contradict the model or each other.
+
+Restates the checks of ``llama_init_from_model`` and the assertions behind them (``src/llama-context.cpp``, llama.cpp
+build 11434). It does not know memories or how large they are.
+"""
+
+from typing import Final
+
+from launcher.domain import CacheType
+from launcher.planner.architecture import Architecture
+from launcher.planner.footprint.llama_cpp import WITHOUT_FLASH_ATTENTION, LlamaCppConfig
+from launcher.tensor_types import TRAITS
+
+MAX_PARALLEL: Final = 256
+"""``LLAMA_MAX_SEQ``."""
+MAX_DEVICES: Final = 15
+"""``--tensor-split`` takes fewer than ``llama_max_devices``, which is 16."""
+
+
+def _block_size(cache: CacheType) -> int:
+    return TRAITS[cache.tensor_type].block_size
+
+
+def can_pack_heads(architecture: Architecture, cache: CacheType) -> bool:
+    """Tell whether every head is a whole number of the cache type's blocks."""
+    block = _block_size(cache)
+    return all(head.head_k % block == head.head_v % block == 0 for head in architecture.heads)
+
+
+def find_contradiction(architecture: Architecture, config: LlamaCppConfig) -> tuple[str, str] | None:
+    """Return the fact for which the engine would refuse, and what to do about it; ``None`` where it would start."""
+    type_k, type_v = config.cache_type_k, config.cache_type_v
+    found = None
+    if config.n_parallel > MAX_PARALLEL:
+        found = f"{config.n_parallel} slots are more than llama.cpp's {MAX_PARALLEL}", "use fewer slots"
+    elif config.n_batch < config.n_parallel:
+        fact = f"a batch of {config.n_batch} tokens cannot give each of {config.n_parallel} slots its token"
+        found = fact, "use a larger batch, or fewer slots"
+    elif _block_size(type_v) > 1 and not config.flash_attn:
+        found = f"a V cache of {type_v} needs flash attention", "switch flash attention on, or use another V cache"
+    elif _block_size(type_v) > 1 and architecture.name in WITHOUT_FLASH_ATTENTION:
+        fact = f"a V cache of {type_v} needs flash attention, which `{architecture.name}` has not"
+        found = fact, "use another V cache"
+    elif architecture.is_latent and type_k is not type_v:
+        fact = f"`{architecture.name}` keeps one cache for both K and V, which cannot be {type_k} and {type_v}"
+        found = fact, "use the same type for both"
+    return found or _find_uneven_head(architecture, config)
+
+
+def _find_uneven_head(architecture: Architecture, config: LlamaCppConfig) -> tuple[str, str] | None:
+    """Packed elements are a whole number per head."""
+    for head in architecture.heads:
+        for cache, size, part in ((config.cache_type_k, head.head_k, "K"), (config.cache_type_v, head.head_v, "V")):
+            if size % _block_size(cache):
+                fact = f"a {part} cache of {cache} packs {_block_size(cache)} elements, and heads have {size}"
+                return fact, "use f16 or another type that is not packed"
+    return None
