@@ -75,12 +75,13 @@ class Exchange:
         try:
             while True:
                 upstream = await self._take_turn(ticket)
+                attempt = self._begin(ticket)
                 try:
-                    return await self._attempt(client, path, body, upstream)
+                    return await self._attempt(client, path, body, upstream, attempt)
                 except LostError as lost:
                     self._judge(lost, ticket)
                 finally:
-                    self.line.leave(ticket)
+                    attempt.end()
         finally:
             self.meters.n_bodies_bytes -= len(body)
 
@@ -93,6 +94,9 @@ class Exchange:
         asked_s = loop.time()
         try:
             upstream = await self.line.enter(ticket)
+            while not self.line.reaches(upstream):  # lost again in the moment between
+                self.line.leave(ticket)
+                upstream = await self.line.enter(ticket)
         except RefusedError as refusal:
             raise self._refuse(refusal) from None
         self.meters.waited.observe(loop.time() - asked_s)
@@ -117,11 +121,23 @@ class Exchange:
             ticket.n_replays += 1
             self.meters.n_replays += 1
 
-    async def _attempt(self, client: Client, path: str, body: bytes, upstream: Upstream) -> web.StreamResponse:
+    def _begin(self, ticket: Ticket) -> Attempt:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine runs in one
-        attempt = Attempt(task)
+
+        def end(attempt: Attempt) -> None:
+            self.running.discard(attempt)
+            self.line.leave(ticket)
+            if not self.running:
+                self.idle.set()
+
+        attempt = Attempt(task, asyncio.get_running_loop().time(), end)
         self.running.add(attempt)
+        return attempt
+
+    async def _attempt(
+        self, client: Client, path: str, body: bytes, upstream: Upstream, attempt: Attempt
+    ) -> web.StreamResponse:
         try:
             async with await self._send(client.request, path, body, upstream) as answer:
                 if answer.status == _UNAVAILABLE and client.request.method == hdrs.METH_POST:
@@ -132,10 +148,6 @@ class Exchange:
             if lost is None:
                 raise
             raise lost from None
-        finally:
-            self.running.discard(attempt)
-            if not self.running:
-                self.idle.set()
 
     async def _send(
         self, request: web.BaseRequest, path: str, body: bytes, upstream: Upstream

@@ -27,7 +27,7 @@ _MODELS: Final = ("/v1/models", "/models")
 
 
 class Load(Noun, frozen=True):
-    """How busy it is. ``silent_s``: for how long no engine has sent anything, although requests run; else ``None``.
+    """How busy it is. ``silent_s``: for how long the engine has sent nothing, although it has requests; else ``None``.
 
     ``n_events`` counts the events passed on since the start, about one per generated token of a stream.
     """
@@ -102,13 +102,15 @@ class Gateway:
     def load(self) -> Load:
         """Return how busy it is now."""
         meters = self._meters
-        n_running = 0 if self._exchange is None else len(self._exchange.running)
+        running = () if self._exchange is None else self._exchange.running
+        now_s = asyncio.get_running_loop().time()
+        since_s = min((attempt.began_s for attempt in running), default=now_s)
         return Load(
-            n_running=n_running,
+            n_running=len(running),
             n_waiting=self._line.n_waiting,
             n_events=meters.n_events,
             n_generated_tokens=meters.n_generated_tokens,
-            silent_s=asyncio.get_running_loop().time() - meters.last_byte_s if n_running else None,
+            silent_s=now_s - max(since_s, meters.last_byte_s) if running else None,
         )
 
     async def stop(self, timeout_s: float, reason: str = "the server is stopping") -> None:

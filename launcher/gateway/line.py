@@ -147,6 +147,10 @@ class Line:
             case Admission.HOLD:
                 return await self._wait(ticket)
 
+    def reaches(self, upstream: Upstream) -> bool:
+        """Whether that engine is still the one that requests get through to."""
+        return self._upstream is not None and self._upstream.generation == upstream.generation
+
     def leave(self, ticket: Ticket) -> None:
         """Give the turn to the next."""
         self.n_running -= ticket.is_work

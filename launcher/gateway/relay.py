@@ -4,6 +4,7 @@ It must not know whose turn it is, nor how the engine was reached; what a loss l
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,17 +34,29 @@ class LostError(Exception):
 
 @dataclass(eq=False, slots=True)
 class Attempt:
-    """A request that an engine works on; the task is what carries it."""
+    """A request that an engine works on; the task is what carries it.
+
+    ``on_end`` is called once, when the engine has no more to do with it: the client may still be taking its answer.
+    """
 
     task: asyncio.Task[object]
+    began_s: float
+    on_end: Callable[["Attempt"], None]
+    has_ended: bool = False
     loss: Loss | None = None
     why: str = ""
 
     def interrupt(self, loss: Loss, why: str) -> None:
         """Take the request back from the engine: its connection is closed, and that ends its work."""
-        if self.loss is None:
+        if self.loss is None and not self.has_ended:
             self.loss, self.why = loss, why
             self.task.cancel()
+
+    def end(self) -> None:
+        """Say that the engine has no more to do with it: from now on, losing the engine does not matter."""
+        if not self.has_ended:
+            self.has_ended = True
+            self.on_end(self)
 
     def absorb(self) -> LostError | None:
         """Return what a cancellation means, where it was only ours: the client may have left in the same moment."""
@@ -73,6 +86,7 @@ class Relay:
             ConnectionError: the client left, or its answer was cut since it could not be completed.
         """
         if self._client.request.method == hdrs.METH_HEAD or self._answer.status in _EMPTY:
+            self._attempt.end()
             return await self._client.finish(self._open_response())
         if self._answer.content_type == "text/event-stream":
             return await self._pass_events(EventStream(dialect_of(path)))
@@ -110,6 +124,7 @@ class Relay:
             n_bytes += len(part)
             if n_bytes > self._limits.answer_bytes:
                 return await self._pass_in_parts(parts)
+        self._attempt.end()
         body = b"".join(parts)
         self._note_first_byte()
         self._note_took(read_took(body) or Took())
@@ -132,6 +147,7 @@ class Relay:
         except asyncio.CancelledError:
             self._cut(self._attempt.absorb())
             raise
+        self._attempt.end()
         return await self._client.finish(response)
 
     def _cut(self, lost: LostError | None) -> None:
@@ -157,6 +173,7 @@ class Relay:
                 raise
         if lost is not None and stream.is_complete(at_end=False):
             lost = None
+        self._attempt.end()
         if lost is not None and not response.prepared:
             raise lost
         self._note_took(stream.took())

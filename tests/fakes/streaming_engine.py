@@ -3,6 +3,8 @@
 It knows nothing of the launcher: standard library only. What a request wants done wrong stands in its JSON body under
 ``fake``; `GET /fake` tells what the engine has seen.
 
+A model called ``NAME@50`` streams 50 tokens a second, for clients whose other fields do not get through.
+
 - ``first_s``, ``tps``: seconds before the first token; tokens per second, without end or as fast as can be.
 - ``die_at``: kill the whole process before this token; ``close_at``: only close the connection; ``end_at``: end the
   stream in good order, without the last word; ``hang_at``: say nothing more; ``error_at``: an error event of its own;
@@ -20,6 +22,10 @@ from pathlib import Path
 from typing import Any
 
 SEEN: dict[str, Any] = {"n_requests": 0, "n_running": 0, "n_cancelled": 0, "n_connections": 0, "last": None}
+
+_CHUNK = b'data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m",'
+EVENT = _CHUNK + b'"choices":[{"index":0,"delta":{"content":"t%d "},"finish_reason":null}]}'
+LAST = _CHUNK + b'"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":%d,"total_tokens":0}}'
 
 
 def chunk(data: bytes) -> bytes:
@@ -100,6 +106,8 @@ class Connection(asyncio.Protocol):
         try:
             asked = json.loads(body) if body[:1] == b"{" else {}
             wrong = asked.get("fake", {})
+            if "@" in asked.get("model", ""):
+                wrong = {**wrong, "tps": float(asked["model"].partition("@")[2])}
             if "once" in wrong and not first_time(wrong["once"]):
                 wrong = {"tps": wrong.get("tps", 0)}
             if asked.get("stream"):
@@ -120,7 +128,8 @@ class Connection(asyncio.Protocol):
         if "hang_at" in wrong:
             await asyncio.sleep(3600)
         usage = {"prompt_tokens": 3, "completion_tokens": n}
-        value = {"choices": [{"text": "x" * wrong.get("answer_bytes", 1)}], "usage": usage}
+        text = "x" * wrong.get("answer_bytes", 1)
+        value = {"choices": [{"index": 0, "text": text, "finish_reason": "stop"}], "usage": usage}
         if "die_at" in wrong or "close_at" in wrong:
             body = json.dumps(value).encode()
             part = body[: len(body) // 2]
@@ -150,7 +159,7 @@ class Connection(asyncio.Protocol):
             if idx in {wrong.get("die_at"), wrong.get("close_at"), wrong.get("end_at"), wrong.get("hang_at")}:
                 await self.misbehave(idx, wrong, started=started)
                 return
-            event = b'data: {"choices":[{"index":0,"delta":{"content":"t%d "}}]}' % idx + end
+            event = EVENT % idx + end
             data = chunk(event)
             if not started:
                 data = head(200, "text/event-stream", "Transfer-Encoding: chunked") + data
@@ -164,7 +173,7 @@ class Connection(asyncio.Protocol):
             elif idx % 32 == 31:
                 await asyncio.sleep(0)
             await self.flowing.wait()
-        last = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":%d}}' % n + end
+        last = LAST % n + end
         done = b"data: [DONE]" + end if path != "/completion" else b""
         if wrong.get("no_end"):
             self.transport.write(chunk(last + done))

@@ -1,6 +1,7 @@
 """Engines that are lost: every accepted request still gets a whole answer."""
 
 import asyncio
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -278,6 +279,52 @@ async def test_a_large_answer_that_cannot_be_completed_is_cut(engine: Engine) ->
         with pytest.raises(aiohttp.ClientError):
             await served.ask({"fake": {"answer_bytes": 5_000_000, "close_at": 0}})
         assert await served.figure("launcher_answers_cut_total") == 1
+
+
+async def test_an_answer_that_is_only_being_taken_is_not_asked_for_again(engine: Engine) -> None:
+    """The engine has answered in full, the client takes its time, the engine is lost: nobody loses anything by it."""
+    async with serving(engine, answer_bytes=1 << 27, n_running=1) as served:
+        size = 40_000_000
+        body = json.dumps({"fake": {"answer_bytes": size}}).encode()
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+        fields = f"Host: x\r\nConnection: close\r\nContent-Length: {len(body)}"
+        writer.write(f"POST {CHAT} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body)
+        await until(lambda: any(client.sending_s for client in served.gateway._front.clients))
+        assert served.gateway.load().n_running == 0, "the engine is free for the next"
+        served.gateway.detach("lost")
+        data = await reader.read()
+        writer.close()
+        assert data.count(b"HTTP/1.1 ") == 1
+        assert data.count(b"x" * size) == 1
+        assert engine.seen()["n_requests"] == 1
+
+
+async def test_silence_is_told_from_the_oldest_request_on(engine: Engine) -> None:
+    """What a supervisor asks to notice a hang: nothing while nothing runs, and no silence from before it began."""
+    async with serving(engine) as served:
+        await served.ask(STREAM)
+        assert served.gateway.load().silent_s is None
+        await asyncio.sleep(0.3)
+        asked = asyncio.create_task(served.ask({"fake": {"first_s": 0.2}}))
+        await until(lambda: served.gateway.load().n_running == 1)
+        silent_s = served.gateway.load().silent_s
+        assert silent_s is not None
+        assert silent_s < 0.2
+        assert (await asked)[0] == 200
+
+
+async def test_an_engine_that_is_lost_at_once_gets_nothing(start_engine: Start) -> None:
+    """Attached and detached in one moment: who had waited waits on, and is answered by the next."""
+    brief, engine = start_engine(), start_engine()
+    async with serving() as served:
+        asked = asyncio.create_task(served.ask(STREAM))
+        await until(lambda: served.gateway.load().n_waiting == 1)
+        served.gateway.attach(brief.url)
+        served.gateway.detach("lost at once")
+        await asyncio.sleep(0.1)
+        assert (served.gateway.load().n_waiting, brief.seen()["n_requests"]) == (1, 0)
+        served.gateway.attach(engine.url)
+        assert (await asked)[0] == 200
 
 
 async def test_every_request_is_answered_while_engines_die(start_engine: Start) -> None:
