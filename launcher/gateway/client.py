@@ -101,7 +101,7 @@ class Client:
     async def begin(self, response: web.StreamResponse) -> None:
         """Send the head of an answer."""
         self.sending_s = self._loop.time()
-        await response.prepare(self.request)
+        await self._prepare(response)
         self.sending_s = None
 
     async def write(self, response: web.StreamResponse, data: bytes) -> None:
@@ -113,10 +113,16 @@ class Client:
     async def finish(self, response: web.StreamResponse) -> web.StreamResponse:
         """Send what is left of an answer, and its end."""
         self.sending_s = self._loop.time()
-        await response.prepare(self.request)
+        await self._prepare(response)
         await response.write_eof()
         self.sending_s = None
         return response
+
+    async def _prepare(self, response: web.StreamResponse) -> None:
+        if hdrs.UPGRADE in self.request.headers and not response.prepared:
+            # No upgrade is made, and aiohttp's parser loses what came behind a request for one: let it be sent anew.
+            response.force_close()
+        await response.prepare(self.request)
 
     def cut(self) -> None:
         """End the connection at once: what was sent cannot be completed, or the client does not take it."""

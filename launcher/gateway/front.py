@@ -172,6 +172,8 @@ class Front(web.Server):
             raise HttpError(503, "too-many-connections", message, retry_after_s=1, last=True)
         if request.method in _REFUSED_METHODS:
             raise HttpError(405, "bad-method", f"{request.method} is not served here", last=True)
+        if not request.rel_url.raw_path.startswith("/"):  # `OPTIONS *`; behind an engine's address it would be a host
+            raise HttpError(400, "bad-target", "the request's target is no path", last=True)
 
 
 def only(request: web.BaseRequest, *methods: str) -> None:

@@ -1,6 +1,7 @@
 """Clients of every kind: in a hurry, slow, rude, or gone."""
 
 import asyncio
+import contextlib
 import gzip
 import io
 import json
@@ -29,6 +30,13 @@ def _post(body: bytes | dict[str, Any], *fields: str, version: str = "1.1", path
 def _answers(data: bytes) -> list[int]:
     """Return the statuses of the answers in what came on one connection."""
     return [int(part[2:5]) for part in data.split(b"HTTP/1.")[1:]]
+
+
+async def _rest(reader: asyncio.StreamReader) -> bytes:
+    """Return what comes until the connection ends, in good order or not."""
+    with contextlib.suppress(ConnectionResetError):
+        return await reader.read()
+    return b""
 
 
 # --- What passes ---
@@ -132,6 +140,30 @@ async def test_a_head_request_gets_no_body(engine: Engine) -> None:
         assert b'"object"' not in data
 
 
+@pytest.mark.parametrize(
+    "target", ["http://elsewhere.example/v1/models", "/v1/models", "//elsewhere.example/v1/models"]
+)
+async def test_every_target_is_of_this_endpoint(engine: Engine, target: str) -> None:
+    """Whatever host a request names, none but the attached engine is asked."""
+    async with serving(engine) as served:
+        data = await served.raw(
+            f"GET {target} HTTP/1.1\r\nHost: elsewhere.example\r\nConnection: close\r\n\r\n".encode()
+        )
+        assert _answers(data) == [200]
+        assert engine.seen()["n_requests"] == int(target.startswith("//"))
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+async def test_an_upgrade_is_not_made(engine: Engine, protocol: str) -> None:
+    """The request is answered as if it had not asked, its connection ends, and the engine hears nothing of it."""
+    async with serving(engine) as served:
+        ask = _post(STREAM, "Connection: Upgrade", f"Upgrade: {protocol}")
+        data = await served.raw(ask + b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert _answers(data) == [200]
+        assert b"Connection: close" in data
+        assert "upgrade" not in engine.seen()["last"]["headers"]
+
+
 # --- What is bounded ---
 
 
@@ -147,6 +179,10 @@ async def test_a_head_request_gets_no_body(engine: Engine) -> None:
         (b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n", 400, "bad-request"),
         (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 405, "bad-method"),
         (b"TRACE / HTTP/1.1\r\nHost: x\r\n\r\n", 405, "bad-method"),
+        (b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-target"),
+        (b"GET @127.0.0.1:1/ HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-"),
+        (b"GET :1@127.0.0.1/ HTTP/1.1\r\nHost: x\r\n\r\n", 400, "bad-"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "bad-request"),
         (b"DELETE /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405, "bad-method"),
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400, "bad-"),
     ],
@@ -209,7 +245,7 @@ async def test_a_slow_head_is_bounded(start: bytes) -> None:
     """A connection that never comes to its request is closed after the time, though bytes keep dripping."""
     async with serving(idle_timeout_s=0.3) as served:
         reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
-        reading = asyncio.create_task(reader.read())
+        reading = asyncio.create_task(_rest(reader))
         while not reading.done():
             if start:
                 writer.write(start)
@@ -233,7 +269,7 @@ async def test_a_client_that_does_not_read_is_cut(engine: Engine) -> None:
         await until(lambda: served.gateway._meters.n_stalled == 1)
         await until(lambda: engine.seen()["n_running"] == 0)
         assert engine.seen()["n_cancelled"] == 1
-        rest = await reader.read()
+        rest = await _rest(reader)
         assert not rest.endswith(b"0\r\n\r\n")
         writer.close()
 
@@ -247,7 +283,7 @@ async def test_connections_are_bounded(engine: Engine) -> None:
         assert b"Retry-After" in data
         assert b"Connection: close" in data
         many = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(65)]
-        assert await many[-1][0].read() == b""
+        assert await _rest(many[-1][0]) == b""
         for _, writer in idle + many:
             writer.close()
         await until(lambda: served.gateway._front.n_connections == 0)
