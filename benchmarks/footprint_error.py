@@ -167,10 +167,10 @@ def main() -> None:
         print(title)
         every: list[float] = []
         for name, figures in group:
-            errors = [figure.error for figure in figures if figure.error is not None]
+            errors = [figure.error for figure in figures if figure.error is not None] or [0.0]
             n_exact = sum(all(figure.is_exact(kind) for kind in range(3)) for figure in figures)
             under = max(figure.under_mib for figure in figures)
-            every += errors
+            every += [figure.error for figure in figures if figure.error is not None]
             print(
                 f"{name:<26}{len(figures):>8}{n_exact:>8}{median(errors) * 100:>10.2f}"
                 f"{max(errors) * 100:>9.2f}{max(0, under):>7.0f}"

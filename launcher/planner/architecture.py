@@ -51,6 +51,14 @@ _DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096, "exaone4": 4096, "ex
 _OWN_CACHES: Final[Mapping[str, int]] = {"gemma3n": 20}
 """The engine lets only that many blocks cache, whatever the file says (``n_layer_kv_from_start``)."""
 
+_INDEXED: Final = frozenset({"deepseek32", "glm-dsa"})
+"""Latent attention to the tokens that an indexer chooses."""
+_ALL_INDEXED_BELOW: Final = 1 << 20
+"""Files of GLM 5 that were trained for less context have an indexer in every block."""
+
+_CACHES_NOTHING: Final = frozenset({"deci"})
+"""Layers without K have a cache of no width, which grows to the widest V without flash attention."""
+
 _BOTH: Final = frozenset({"falcon-h1"})
 
 _SECTIONED: Final = frozenset({"qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp"})
@@ -60,18 +68,27 @@ _N_SECTIONS: Final = 4
 COVERED: Final = frozenset(
     (
         "afmoe",
+        "apertus",
         "arcee",
+        "arctic",
+        "arwkv7",
         "baichuan",
         "bailingmoe",
         "bailingmoe2",
+        "bitnet",
         "bloom",
+        "chameleon",
         "chatglm",
         "codeshell",
         "cohere2",
+        "cohere2moe",
         "command-r",
         "dbrx",
+        "deci",
         "deepseek",
         "deepseek2",
+        "deepseek2-ocr",
+        "deepseek32",
         "dots1",
         "ernie4_5",
         "ernie4_5-moe",
@@ -79,48 +96,66 @@ COVERED: Final = frozenset(
         "exaone-moe",
         "exaone4",
         "falcon",
+        "falcon-h1",
         "gemma",
         "gemma2",
         "gemma3",
         "gemma3n",
         "gemma4",
+        "glm-dsa",
         "glm4",
         "glm4moe",
         "gpt-oss",
         "gpt2",
         "gptneox",
         "granite",
+        "granite_swa",
         "granitehybrid",
         "granitemoe",
         "grok",
+        "grovemoe",
         "hunyuan-dense",
         "hunyuan-moe",
+        "hunyuan_vl",
+        "hy_v3",
         "internlm2",
+        "jais",
+        "jais2",
         "jamba",
+        "kimi-linear",
         "lfm2",
         "lfm2moe",
         "llama",
         "llama4",
+        "maincoder",
         "mamba",
         "mamba2",
+        "mellum",
         "mimo2",
         "minicpm",
         "minicpm3",
         "minimax-m2",
         "mistral3",
+        "mistral4",
         "mpt",
+        "nanbeige",
         "nemotron",
         "nemotron_h",
         "nemotron_h_moe",
         "olmo",
         "olmo2",
         "olmoe",
+        "openelm",
         "orion",
+        "paddleocr",
         "pangu-embedded",
         "phi2",
         "phi3",
         "phimoe",
+        "plamo",
         "plamo2",
+        "plamo3",
+        "qwen",
         "qwen2",
         "qwen2moe",
         "qwen2vl",
@@ -131,6 +166,9 @@ COVERED: Final = frozenset(
         "qwen3next",
         "qwen3vl",
         "qwen3vlmoe",
+        "refact",
+        "rwkv6",
+        "rwkv6qwen2",
         "rwkv7",
         "seed_oss",
         "smallthinker",
@@ -185,11 +223,20 @@ class AttentionAndState(Struct, frozen=True, kw_only=True):
     state: RecurrentState
 
 
+class IndexedAttention(Struct, frozen=True, kw_only=True):
+    """A layer of latent attention that caches beside K the keys of an indexer, ``n_index`` elements per token."""
+
+    n_embd_k: int
+    n_index: int
+
+
 class NoCache(Struct, frozen=True, kw_only=True):
     """A layer that keeps nothing: it reuses another layer's cache, or attends to nothing."""
 
 
-LayerCache: TypeAlias = FullAttention | SlidingAttention | RecurrentState | AttentionAndState | NoCache
+LayerCache: TypeAlias = (
+    FullAttention | SlidingAttention | RecurrentState | AttentionAndState | IndexedAttention | NoCache
+)
 
 
 class Heads(Struct, frozen=True, kw_only=True):
@@ -388,6 +435,18 @@ def _count_shared(spec: ModelSpec, keys: _Keys, n_layer: int) -> int:
     return min(n_layer, keys.number("attention.shared_kv_layers"))
 
 
+def _indexed_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...]:
+    """Return which layers choose tokens by an indexer of their own (``is_indexer_full``); others reuse its choice."""
+    if spec.architecture not in _INDEXED:
+        return (False,) * n_layer
+    kinds = keys.get("attention.indexer.types")
+    if isinstance(kinds, tuple) and kinds:
+        return tuple(kind != 0 for kind in keys.per_layer("attention.indexer.types", n_layer))
+    if spec.architecture == "deepseek32" or keys.number("context_length") < _ALL_INDEXED_BELOW:
+        return (True,) * n_layer
+    return tuple(idx < 2 or (idx - 2) % 4 == 0 for idx in range(n_layer))  # noqa: PLR2004 - GLM 5.2's fixed pattern
+
+
 def _caches(
     spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], *, n_swa: int, n_embd: int
 ) -> tuple[LayerCache, ...]:
@@ -400,6 +459,8 @@ def _caches(
     n_shared = _count_shared(spec, keys, n_layer)
     # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
     latent = keys.number("attention.key_length_mla") > 0
+    indexed = _indexed_layers(spec, keys, n_layer)
+    n_index = keys.number("attention.indexer.key_length")
     layers: list[LayerCache] = []
     for idx, head in enumerate(heads):
         n_embd_k, n_embd_v = head.head_k * head.n_head_kv, head.head_v * head.n_head_kv
@@ -410,8 +471,12 @@ def _caches(
             layers.append(AttentionAndState(attention=full, state=state))
         elif recurrent[idx]:
             layers.append(state)
-        elif head.n_head_kv == 0 or (n_shared and idx >= n_layer - n_shared):
+        elif (head.n_head_kv == 0 and spec.architecture not in _CACHES_NOTHING) or (
+            n_shared and idx >= n_layer - n_shared
+        ):
             layers.append(NoCache())
+        elif indexed[idx]:
+            layers.append(IndexedAttention(n_embd_k=n_embd_k, n_index=n_index))
         elif latent:
             layers.append(FullAttention(n_embd_k=n_embd_k, n_embd_v=0))
         elif sliding[idx]:
@@ -426,6 +491,11 @@ def _is_sectioned(spec: ModelSpec, keys: _Keys) -> bool:
         return True
     sections = keys.get("rope.dimension_sections")
     return isinstance(sections, tuple) and len(sections) > 1 and all(int(item) > 0 for item in sections[:2])
+
+
+def _is_known(spec: ModelSpec, keys: _Keys) -> bool:
+    """Whether the architecture was compared with the engine's figures, and the file has nothing that was not."""
+    return spec.architecture in COVERED and keys.number("num_loops", 1) <= 1
 
 
 def read_architecture(spec: ModelSpec) -> Architecture:
@@ -466,5 +536,5 @@ def read_architecture(spec: ModelSpec) -> Architecture:
         n_expert=n_expert,
         n_expert_used=n_expert_used,
         n_position=_N_SECTIONS if _is_sectioned(spec, keys) else 1,
-        known=spec.architecture in COVERED and n_layer > 0 and n_embd > 0 and n_vocab > 0,
+        known=_is_known(spec, keys) and n_layer > 0 and n_embd > 0 and n_vocab > 0,
     )

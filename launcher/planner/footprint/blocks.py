@@ -12,6 +12,7 @@ from launcher.planner.footprint.graph import (
     F32,
     I32,
     I64,
+    LEAF,
     STORE,
     Element,
     Graph,
@@ -66,6 +67,8 @@ class Layer(NamedTuple):
     experts_home: int
     heads: Heads
     recurrent: tuple[int, int]
+    n_index: int
+    """Elements that an indexer caches per token: 0 without one."""
     n_expert_used: int
     last: bool
     number: int
@@ -139,6 +142,7 @@ class Blocks:
         self.own_state_ids = view(self.state_ids, shape(batch.n_seq), self.state_ids.nb)
         self._other_state_ids = view(self.state_ids, shape(batch.n_seq - 1), self.state_ids.nb)
         self.rotates_k = self.rotates_v = True
+        self._index_inputs: _AttentionInput | None = None
 
     # --- Weights ------------------------------------------------------------------------------------------------
 
@@ -198,9 +202,19 @@ class Blocks:
         return x
 
     def head(
-        self, x: Tensor, *, layer_norm: bool = False, capped: bool = False, scaled: bool = False, picks: bool = False
+        self,
+        x: Tensor,
+        *,
+        layer_norm: bool = False,
+        capped: bool = False,
+        scaled: bool = False,
+        picks: bool = False,
+        on_host: bool = False,
     ) -> None:
-        """The output norm and the logits; ``picks`` output rows between the two."""
+        """The output norm and the logits; ``picks`` output rows between the two.
+
+        Without an output tensor the token embeddings serve, ``on_host`` where they are.
+        """
         home = self._output_home
         x = self.norm_by(
             x,
@@ -215,7 +229,7 @@ class Blocks:
         table = self.global_weight("output.weight", home)
         if table is None:
             entry = self._table.get("token_embd.weight", Weight(shape(self.n_embd, 1), 0))
-            table = new_weight(entry.ne, entry.n_bytes, home)
+            table = new_weight(entry.ne, entry.n_bytes, self._cpu if on_host else home)
         logits = mul_mat(table, x)
         bias = self.global_weight("output.bias", home)
         if bias is not None:
@@ -442,17 +456,65 @@ class Blocks:
             x = _rotate(x, inp.v_rot)
         return x if output is None else self.project(layer, output, x)
 
-    def attend_latent(self, layer: Layer, q: Tensor, k: Tensor, n_v: int) -> Tensor:
-        """``build_attn`` of MLA: one compressed row per token serves as K and, in part, as V."""
+    def choose_tokens(self, layer: Layer, q: Tensor, k: Tensor, weights: Tensor, n_top: int) -> Tensor:
+        """The lightning indexer: store this batch's keys, then return the tokens that each query may see.
+
+        ``q``, ``k`` are not yet spread by the Hadamard matrix; ``weights`` gives the part of the graph that weighs heads
+        and is built after the keys are stored.
+        """
+        heads, batch = layer.heads, self.batch
+        n_per_stream = batch.n_tokens // batch.n_stream
+        if self._index_inputs is None:
+            self._index_inputs = _AttentionInput(
+                new_input(I64, batch.n_tokens),
+                new_input(I64, 1),
+                new_input(F16, heads.n_cells, n_per_stream, 1, batch.n_stream),
+                new_input(F32, layer.n_index, layer.n_index),
+                None,
+            )
+        inp = self._index_inputs
+        matrix = inp.k_rot or new_input(F32, layer.n_index, layer.n_index)
+        q, k = mul_mat(matrix, q), mul_mat(matrix, k)
+        cache = self._cache(layer, layer.number, "index", batch.element_k, layer.n_index)
+        self.graph.expand(self._store_rows(k, cache, inp.k_idxs))
+        n_head = q.ne[1]
+        q = view(q, (q.ne[0], n_head, n_per_stream, batch.n_stream), (*q.nb[:3], q.nb[2] * n_per_stream))
+        row = weights.nb[1]
+        weights = in_place(
+            view(weights, (n_head, n_per_stream, 1, batch.n_stream), (4, row, row * n_per_stream, row * n_per_stream))
+        )
+        keys = self._cache_view(cache, layer.n_index, 1)
+        scores = fresh((heads.n_cells, n_per_stream, 1, batch.n_stream), q, keys, weights, inp.mask)
+        top = fresh((min(n_top, heads.n_cells), n_per_stream, 1, batch.n_stream), scores, element=I32)
+        return cont(top)
+
+    @staticmethod
+    def _unmask(mask: Tensor, chosen: Tensor) -> Tensor:
+        """A mask that leaves only the chosen tokens visible."""
+        n_cells, n_rows, _, n_stream = mask.ne
+        hidden = in_place(mask)
+        hidden = view(hidden, (1, n_cells, n_rows, n_stream), (mask.nb[0], mask.nb[0], mask.nb[1], mask.nb[3]))
+        ids = view(chosen, (chosen.ne[0], n_rows, n_stream, 1), (4, chosen.nb[1], chosen.nb[3], chosen.nb[3]))
+        # a leaf of its own in each block: all of them are allocated before the first node
+        zeros = in_place(Tensor(LEAF, F32, (1, chosen.ne[0], n_rows, n_stream)))
+        shown = store(zeros, hidden, ids)
+        return in_place(view(shown, mask.ne, mask.nb), mask)
+
+    def attend_latent(self, layer: Layer, q: Tensor, k: Tensor, n_v: int, chosen: Tensor | None = None) -> Tensor:
+        """``build_attn`` of MLA: one compressed row per token serves as K and, in part, as V.
+
+        ``chosen`` are the tokens that an indexer lets through.
+        """
         heads, batch = layer.heads, self.batch
         inp = self._attention_input(heads)
         for tensor in (q, k):
             self.graph.expand(tensor)
         cache = self._cache(layer, layer.number, "k", batch.element_k, heads.head_k * heads.n_head_kv)
         self.graph.expand(self._store_rows(k, cache, inp.k_idxs))
+        mask = inp.mask if chosen is None else self._unmask(inp.mask, chosen)
         k_view = self._cache_view(cache, heads.head_k, heads.n_head_kv)
         v_view = view(k_view, (n_v, *k_view.ne[1:]), k_view.nb)
-        x = self._mha(q, k_view, v_view, inp.mask, None, v_mla=self.weight(layer, "attn_v_b.weight"))
+        x = self._mha(q, k_view, v_view, mask, None, v_mla=self.weight(layer, "attn_v_b.weight"))
         return self.project(layer, "attn_output", x)
 
     def _store_rows(self, value: Tensor, cache: Tensor, ids: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from msgspec import Struct
 from launcher.planner.architecture import (
     Architecture,
     AttentionAndState,
+    IndexedAttention,
     LayerCache,
     RecurrentState,
 )
@@ -31,10 +32,21 @@ _FIRST_LAYERS: Final = 3
 _UNKNOWN_PERCENT: Final = 115
 """Assumed of architectures that were not compared with the engine: most are transformers like the others."""
 _EXOTIC: Final = frozenset(
-    ("arwkv7", "deepseek32", "deepseek4", "gemma3n", "kimi-linear", "plamo2", "rwkv6", "rwkv6qwen2", "rwkv7", "t5")
+    (
+        "bailingmoe3",
+        "deepseek4",
+        "dots3note",
+        "glm5-next",
+        "hy_v4",
+        "kimi-k3",
+        "minimax-01",
+        "minimax-m3",
+        "qwen4exp",
+        "t5",
+    )
 )
 _EXOTIC_PERCENT: Final = 350
-"""Of those whose graph is known to hold more than their tensors tell: gemma3n and rwkv7 need up to 3.2 times it."""
+"""Of those whose graph is known to hold more than their tensors tell; the same step was up to 3.2 times it in others."""
 _CACHE_SIZE: Final = 4096
 
 
@@ -86,6 +98,8 @@ def _layers(
     last = n_trunk - 1
     # each block reads its own slice of what the first device holds
     every_layer = every_layer or (places.n_devices > 1 and any(name == _PER_LAYER for name, _ in shapes.table))
+    # each block has a mask of its own, all of which are allocated first
+    every_layer = every_layer or any(isinstance(cache, IndexedAttention) for cache in architecture.layers)
     kinds = _kinds(architecture, shapes, places)[:n_trunk]
     seen: Counter[tuple[int, ...]] = Counter()
     kept = []
@@ -95,6 +109,7 @@ def _layers(
         if not every_layer and seen[around] > _REPEATS and idx != last and idx >= _FIRST_LAYERS:
             continue
         home, experts_home, heads = places.blocks[idx], places.experts[idx], architecture.heads[idx]
+        cache = architecture.layers[idx]
         slides = architecture.sliding[idx]
         owner = _owner(architecture, idx)
         n_cells = caches.n_cells_sliding if slides else caches.n_cells
@@ -104,7 +119,8 @@ def _layers(
                 home=home,
                 experts_home=experts_home,
                 heads=Heads(heads.n_head, heads.n_head_kv, heads.head_k, heads.head_v, n_cells, slides),
-                recurrent=_state(architecture.layers[idx]),
+                recurrent=_state(cache),
+                n_index=cache.n_index if isinstance(cache, IndexedAttention) else 0,
                 n_expert_used=max(1, architecture.n_expert_used),
                 last=idx == last,
                 number=idx,

@@ -175,8 +175,35 @@ def transformer(model: Model) -> Graph:
     return end(b, x, model, style)
 
 
+# --- Blocks that lack parts -------------------------------------------------------------------------------------
+
+
+def thinned(model: Model) -> Graph:
+    """``llama_model_deci::graph``: attention replaced by one product or by nothing, some feed-forward parts missing."""
+    b, x = begin(model, PLAIN)
+    for layer in model.layers:
+        heads, cur, residual = layer.heads, x, x
+        if heads.n_head:
+            cur = b.norm(x, layer, "attn_norm")
+            if heads.n_head_kv:
+                q, k, v = _project_heads(b, cur, layer, model, PLAIN)
+                cur = b.attend(layer, q, k, v)
+            else:
+                cur = b.project(layer, "attn_output", cur)
+        if layer.last:
+            cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
+        if "ffn_up.weight" not in layer.weights:
+            continue
+        ffn_input = in_place(cur, residual) if heads.n_head else cur
+        x = in_place(b.ffn(b.norm(ffn_input, layer, "ffn_norm"), layer), ffn_input)
+    return end(b, x, model, PLAIN)
+
+
 FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
+    "deci": thinned,
     "deepseek2": latent_transformer,
+    "deepseek32": latent_transformer,
+    "glm-dsa": latent_transformer,
     "falcon-h1": hybrid,
     "gemma3n": gemma3n,
     "gemma4": gemma4,
@@ -185,6 +212,8 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     "kimi-linear": kimi_linear,
     "lfm2": hybrid,
     "lfm2moe": hybrid,
+    "minicpm3": latent_transformer,
+    "mistral4": latent_transformer,
     "nemotron_h": hybrid,
     "nemotron_h_moe": hybrid,
     "plamo2": hybrid,
@@ -192,7 +221,6 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     "rwkv6qwen2": rwkv,
     "rwkv7": rwkv,
     "arwkv7": rwkv,
-    "minicpm3": latent_transformer,
     "mamba": state_space,
     "mamba2": state_space,
     "qwen35": delta_hybrid,

@@ -61,6 +61,8 @@ class Style(NamedTuple):
     """Experts are chosen by the residual before attention."""
     scales_experts: bool = False
     """The sum of routed and shared experts is scaled."""
+    output_on_host: bool = False
+    """The token embeddings serve as output where they are."""
     ropes_not_every: int = 0
     """Each such block does not rotate."""
     clamps: bool = False
@@ -76,7 +78,12 @@ _RESIDUAL_SECOND: Final = ("feed-forward", "residual", "attention")
 STYLES: Final[Mapping[str, Style]] = {
     "cohere2": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, scales_logits=True, ropes_full=False),
     "cohere2moe": Style(
-        parallel=_RESIDUAL_SECOND, scales_logits=True, picks_at_end=True, picks_after_norm=True, scales_experts=True
+        ropes_full=False,
+        parallel=_RESIDUAL_SECOND,
+        scales_logits=True,
+        picks_at_end=True,
+        picks_after_norm=True,
+        scales_experts=True,
     ),
     "hy_v3": Style(picks_at_end=True, picks_after_norm=True),
     "command-r": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, scales_logits=True),
@@ -86,9 +93,13 @@ STYLES: Final[Mapping[str, Style]] = {
     "gptneox": Style(layer_norm=True, parallel=_RESIDUAL_SECOND),
     "olmo": Style(layer_norm=True, bare_norms=True),
     "phi2": Style(layer_norm=True, parallel=("attention", "feed-forward", "residual"), scales_q=True),
+    "plamo": Style(parallel=("feed-forward", "attention", "residual")),
+    "jais": Style(layer_norm=True, ropes=False),
+    "refact": Style(ropes=False),
     "smollm3": Style(ropes_not_every=4),
     "smallthinker": Style(ropes_full=False, routes_early=True),
     "stablelm": Style(reuses_norm=True),
+    "bitnet": Style(output_on_host=True),
     "afmoe": Style(ropes_not_every=4),
     "bloom": Style(ropes=False),
     "exaone-moe": Style(ropes_full=False),
@@ -188,5 +199,12 @@ def end(b: Blocks, x: Tensor, model: Model, style: Style) -> Graph:
         x.is_output = style.drafts
         x = b.pick_outputs(x)
     capped = style.caps_logits or model.numbers.get("final_logit_softcapping", 0.0) != 0.0
-    b.head(x, layer_norm=style.layer_norm, capped=capped, scaled=style.scales_logits, picks=style.picks_after_norm)
+    b.head(
+        x,
+        layer_norm=style.layer_norm,
+        capped=capped,
+        scaled=style.scales_logits,
+        picks=style.picks_after_norm,
+        on_host=style.output_on_host,
+    )
     return b.graph

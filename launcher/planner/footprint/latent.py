@@ -27,6 +27,7 @@ from launcher.planner.footprint.graph import (
     mul_mat,
     permute,
     reshape,
+    rope,
     shape,
     transpose,
     view,
@@ -34,7 +35,29 @@ from launcher.planner.footprint.graph import (
 from launcher.planner.footprint.recurrent import packed
 
 
-def _latent_attention(b: Blocks, x: Tensor, layer: Layer, model: Model, *, ropes: bool = True) -> Tensor:
+class _Chooser:
+    """The tokens that the last indexer chose: blocks without one of their own reuse them."""
+
+    def __init__(self) -> None:
+        self.chosen: Tensor | None = None
+
+    def choose(self, b: Blocks, x: Tensor, compressed: Tensor, layer: Layer, model: Model) -> Tensor | None:
+        """``compressed`` is the query before its heads are expanded."""
+        if layer.n_index == 0:
+            return self.chosen
+        n_tokens, n_head = model.batch.n_tokens, size_of(model, "attention.indexer.head_count")
+        q = reshape(b.project(layer, "indexer.attn_q_b", compressed), layer.n_index, n_head, n_tokens)
+        k = b.norm(b.project(layer, "indexer.attn_k", x), layer, "indexer.k_norm", layer_norm=True)
+        k = rope(reshape(k, layer.n_index, 1, n_tokens), b.positions)
+        weights = b.project(layer, "indexer.proj", x)
+        n_top = size_of(model, "attention.indexer.top_k")
+        self.chosen = b.choose_tokens(layer, rope(q, b.positions), k, weights, n_top)
+        return self.chosen
+
+
+def _latent_attention(
+    b: Blocks, x: Tensor, layer: Layer, model: Model, *, ropes: bool = True, chooser: _Chooser | None = None
+) -> Tensor:
     """``llama_model_deepseek2::graph``: compressed keys and values."""
     numbers, n_tokens = model.numbers, model.batch.n_tokens
     n_head = layer.heads.n_head
@@ -42,8 +65,11 @@ def _latent_attention(b: Blocks, x: Tensor, layer: Layer, model: Model, *, ropes
     n_rope = int(numbers.get("rope.dimension_count", 0))
     head_k = int(numbers.get("attention.key_length_mla", 0)) or layer.heads.head_k
     head_v = int(numbers.get("attention.value_length_mla", 0)) or layer.heads.head_v
+    chosen = None
     if b.weight(layer, "attn_q_a.weight") is not None:
-        q = b.project(layer, "attn_q_b", b.norm(b.project(layer, "attn_q_a", x), layer, "attn_q_a_norm"))
+        q = b.norm(b.project(layer, "attn_q_a", x), layer, "attn_q_a_norm")
+        chosen = None if chooser is None else chooser.choose(b, x, q, layer, model)
+        q = b.project(layer, "attn_q_b", q)
     else:
         q = b.project(layer, "attn_q", x)
     q = reshape(q, head_k, n_head, n_tokens)
@@ -61,7 +87,7 @@ def _latent_attention(b: Blocks, x: Tensor, layer: Layer, model: Model, *, ropes
         absorbed = mul_mat(b.need(layer, "attn_k_b.weight"), permute(q_nope, 0, 2, 1, 3))
         query = concat(permute(absorbed, 0, 2, 1, 3), q_pe, 0)
         key = concat(reshape(compressed, n_lora, 1, n_tokens), k_pe, 0)
-        return b.attend_latent(layer, query, key, n_lora)
+        return b.attend_latent(layer, query, key, n_lora, chosen)
     kv = b.project(layer, "attn_kv_b", compressed)
     width = 4 * (n_nope + head_v)
     nb = (4, width, width * n_head, width * n_head * n_tokens)
@@ -76,8 +102,9 @@ def latent_transformer(model: Model) -> Graph:
     """DeepSeek V2, V3 and their kin."""
     style = STYLES.get(model.name, PLAIN)._replace(routing=_latent_routing(model))
     b, x = begin(model, style)
+    chooser = _Chooser() if any(layer.n_index for layer in model.layers) else None
     for layer in model.layers:
-        cur = _latent_attention(b, b.norm(x, layer, "attn_norm"), layer, model)
+        cur = _latent_attention(b, b.norm(x, layer, "attn_norm"), layer, model, chooser=chooser)
         residual = x
         if layer.last:
             cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)

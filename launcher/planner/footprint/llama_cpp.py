@@ -22,6 +22,7 @@ from launcher.planner.architecture import (
     Architecture,
     AttentionAndState,
     FullAttention,
+    IndexedAttention,
     LayerCache,
     NoCache,
     RecurrentState,
@@ -48,6 +49,8 @@ WITHOUT_FLASH_ATTENTION: Final = frozenset({"grok"})
 _OUTPUT_NAMES: Final = ("output", "altup_")
 _ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
 """Their output layer is created before the input layer, which then cannot be shared."""
+_NEVER_TWICE: Final = frozenset({"bitnet"})
+"""Here the token embeddings serve as output where they are, on the host."""
 _BESIDE_FIRST_BLOCK: Final = frozenset(
     {"per_layer_model_proj.weight", "per_layer_proj_norm.weight", "token_embd_norm.weight", "token_embd_norm.bias"}
 )
@@ -156,7 +159,7 @@ def layer_cache_bytes(layer: LayerCache, cells: Cells, type_k: CacheType, type_v
         n_rows = n_cells * cells.n_stream
         k_bytes = tensor_bytes(type_k.tensor_type, (n_embd_k, n_rows))
         # without flash attention all V caches have rows of the longest (TAG_V_CACHE_VARIABLE)
-        n_v = max(n_embd_v, cells.n_embd_v_padded) if n_embd_v else 0
+        n_v = max(n_embd_v, cells.n_embd_v_padded) if n_embd_v or not n_embd_k else 0
         return k_bytes + tensor_bytes(type_v.tensor_type, (n_v, n_rows))
 
     match layer:
@@ -164,6 +167,8 @@ def layer_cache_bytes(layer: LayerCache, cells: Cells, type_k: CacheType, type_v
             return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.n_cells)
         case SlidingAttention():
             return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.sliding(layer.n_swa))
+        case IndexedAttention():
+            return attention_bytes(layer.n_embd_k, 0, cells.n_cells) + attention_bytes(layer.n_index, 0, cells.n_cells)
         case RecurrentState():
             return layer.n_elements * _F32_BYTES * cells.n_seq
         case AttentionAndState():
@@ -352,7 +357,9 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         input_bytes=input_bytes,
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
-        tied_output_type=embedding.type if embedding and not has_output else None,
+        tied_output_type=None
+        if embedding is None or has_output or spec.architecture in _NEVER_TWICE
+        else embedding.type,
         n_tied_rows=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
         always_twice=spec.architecture in _ALWAYS_TWICE,
         shapes=_shared(Shapes(tuple(map(tuple, shapes)), tuple(plain))),
