@@ -121,6 +121,7 @@ def read_known(machine: "Inventory", name: str | None) -> "Calibration | None":
 def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outcome | Refusal":
     """Measure bandwidth, then engines, under the lock that keeps calibrations from disturbing each other."""
     import asyncio
+    import time
 
     from launcher.store import list_instances, open_instance
     from launcher.tune.bandwidth import BLOCK_BYTES, measure_bandwidth
@@ -135,6 +136,7 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
         if view.supervisor_alive:
             report(f"warning: `{view.name}` is being served, and takes part of what is measured")
     with open_instance("calibrate") as instance:
+        begin_s = time.monotonic()
         n_bytes = min(BLOCK_BYTES, inventory.host.free_bytes // 4)
         bandwidth = measure_bandwidth(inventory.host.n_cpu, n_bytes=n_bytes)
         report(f"memory: {format_rate(bandwidth)} with {inventory.host.n_cpu} threads")
@@ -146,6 +148,6 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
                 host_bandwidth_bytes_per_s=bandwidth,
                 report=report,
                 known=known,
-                max_s=max_s,
+                max_s=max_s - (time.monotonic() - begin_s),
             )
         )

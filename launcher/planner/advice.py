@@ -5,7 +5,7 @@ it knows other models and machines only as values that the caller hands in.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
 from msgspec.structs import replace
@@ -73,7 +73,7 @@ def plan(
         seen={},
     )
     if isinstance(outcome, Refusal):
-        outcome = replace(outcome, advice=_ways_out(outcome, search, alternatives))
+        outcome = _with_ways_out(outcome, search, alternatives)
     return replace(outcome, verdicts=find_verdicts(outcome, search, alternatives))
 
 
@@ -96,14 +96,15 @@ def advise(
         calibration=calibration,
         seen={},
     )
-    return replace(refusal, advice=_ways_out(refusal, search, alternatives))
+    return _with_ways_out(refusal, search, alternatives)
 
 
-def _ways_out(refusal: Refusal, search: Search, alternatives: Alternatives) -> tuple[Advice, ...]:
-    """Return at most three ways out, by what the user loses; the last place is ``--force``'s where that is a way."""
+def _with_ways_out(refusal: Refusal, search: Search, alternatives: Alternatives) -> Refusal:
+    """Return the refusal with at most three ways out; where ``--force`` is one that has no room, it is stated as a fact."""
     forced = tuple(_forced(refusal, search))
-    kept = islice(_by_loss(refusal, search, alternatives), MAX_ADVICE - len(forced))
-    return (*kept, *forced)
+    advice = tuple(islice(chain(_by_loss(refusal, search, alternatives), forced), MAX_ADVICE))
+    facts = tuple(each.text for each in forced if each not in advice)
+    return replace(refusal, advice=advice, derivation=(*refusal.derivation, *facts))
 
 
 def _by_loss(refusal: Refusal, search: Search, alternatives: Alternatives) -> Iterator[Advice]:

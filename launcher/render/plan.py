@@ -6,7 +6,18 @@ from typing import Any, Final
 
 import msgspec
 
-from launcher.domain import SCHEMA_VERSION, Budget, Condition, Engine, Outcome, Plan, Refusal, Speed, Verdict
+from launcher.domain import (
+    SCHEMA_VERSION,
+    Budget,
+    Condition,
+    Engine,
+    Outcome,
+    Plan,
+    Refusal,
+    RefusalCode,
+    Speed,
+    Verdict,
+)
 from launcher.render.text import wrapped
 from launcher.units import GIB
 
@@ -230,8 +241,15 @@ def render_refusal(refusal: Refusal) -> str:
     for advice in refusal.advice:
         lines += [f"help: {advice.text}", f"    {shlex.join(advice.argv)}"]
     if not refusal.advice:
-        lines.append("help: `launch list` shows the models known, `launch hardware` what this machine has")
+        lines.append(f"help: {_where_to_look(refusal)}")
     return "\n".join(lines) + "\n"
+
+
+def _where_to_look(refusal: Refusal) -> str:
+    """Say where to look when nothing that could be checked helps."""
+    if refusal.code in {RefusalCode.NO_ENGINE, RefusalCode.ENGINE_TOO_OLD}:
+        return "`launch hardware` lists the engines found; README.md says how to get one"
+    return "`launch list` shows the models known, `launch hardware` what this machine has"
 
 
 def _is_advised(verdict: Verdict, refusal: Refusal) -> bool:

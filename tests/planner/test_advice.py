@@ -165,7 +165,8 @@ def test_only_margins_can_be_forced_away() -> None:
     tight = on(used + 100 * MIB, force=False)
     assert isinstance(tight, Refusal)
     assert not tight.certain
-    assert "--force" in tight.advice[-1].argv
+    said = [*tight.derivation, *(advice.text for advice in tight.advice)]
+    assert any("--force runs it all the same: q5_k_m, about " in text for text in said), said
     forced = on(used + 100 * MIB, force=True)
     assert isinstance(forced, Plan)
     assert any("nothing is left free on purpose" in fact for fact in forced.given_up)
@@ -208,12 +209,17 @@ def test_a_harmless_cache_is_advised_where_a_wide_one_was_fixed() -> None:
     assert any("with a q8_0 cache" in text and "KL divergence 0.001" in text for text in texts), texts
 
 
-def test_a_ruinous_quantization_comes_after_a_smaller_model() -> None:
-    """By what the user loses: below the default floor another model is the better answer, and the price is told."""
-    outcome = _ask(Settings(), "cpu-16g", "gemma2-27b")
+def test_a_ruinous_quantization_comes_last_with_its_price() -> None:
+    """By what the user loses: below the default floor another model, or another machine, is the better answer."""
+    profile = replace(load_profile("llama3.1-70b"), limits=Limits(min_generation_tps=20.0))
+    outcome = plan(Request(profile=profile), _RTX4090, alternatives=_OTHERS)
     assert isinstance(outcome, Refusal)
-    kinds = ["--quant" in advice.argv and advice.argv[2] == "gemma2-27b" for advice in outcome.advice]
-    assert kinds == sorted(kinds)
+    assert len(outcome.advice) == 3
+    last = outcome.advice[-1]
+    assert (last.argv[2], last.argv[3]) == ("llama3.1-70b", "--quant")
+    assert "KL divergence" in last.text
+    assert all(advice.argv[2] != "llama3.1-70b" or "--inventory" in advice.argv for advice in outcome.advice[:-1])
+    assert any(fact.startswith("--force runs it all the same: ") for fact in outcome.derivation)
 
 
 @pytest.mark.parametrize("context", [1, 2, 3])
