@@ -306,20 +306,20 @@ def _choose(
 def _least_offloaded(
     candidates: tuple[Candidate, ...], ask: Ask, target: Target, experience: Experience
 ) -> Trial | None:
-    """Return the trial with the least on the host, then the best quality, among each candidate's fastest.
+    """Return the trial with the fewest layers on the host, then the best quality, among each candidate's fastest.
 
-    Candidates that cannot keep less on the host than the best so far, or be quick enough, are not sized.
+    Candidates that cannot keep fewer on the host than the best so far, or be quick enough, are not sized.
     """
     bounds = [(*partial_bounds(c, ask, target), idx) for idx, c in enumerate(candidates)]
-    found: list[tuple[int, float, int, Trial]] = []
-    for offloaded_bytes, tps, idx in sorted(bounds):
-        if found and offloaded_bytes > min(found)[0]:
+    found: list[tuple[int, float, int, int, Trial]] = []
+    for n_layer, _, tps, idx in sorted(bounds):
+        if found and n_layer > min(found)[0]:
             break
         if tps < ask.min_tps:
             continue
         trial = _fastest(partial_trials(candidates[idx], ask, target, experience))
         if trial is not None and _quick_enough((trial,), ask):
-            found.append((trial.offloaded_bytes, trial.kl, idx, trial))
+            found.append((trial.layers_on_host, trial.kl, trial.offloaded_bytes, idx, trial))
     return min(found)[-1] if found else None
 
 

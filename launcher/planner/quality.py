@@ -31,9 +31,13 @@ KL_DIVERGENCE: Final[Mapping[str, float]] = {
     "f16": 0.0006,
     "mxfp4": 0.0,  # the form that such models are released in
     "q8_0": 0.0014,
-    "fp8": 0.003,  # assumed, as are the next two: near q8_0 and q4_k_m
+    "fp8": 0.003,  # assumed, as are the next six: near q8_0 and q4_k_m
+    "int8": 0.003,
+    "gptq-int8": 0.003,
     "awq-int4": 0.03,
     "gptq-int4": 0.035,
+    "int4": 0.035,
+    "nvfp4": 0.04,
     "q6_k": 0.0055,
     "q5_k_m": 0.0108,
     "q5_k_s": 0.0166,

@@ -397,8 +397,8 @@ def partial_trials(
             yield _with_larger_step(trial, ask, known)
 
 
-def partial_bounds(candidate: Candidate, ask: Ask, target: Target) -> tuple[int, float]:
-    """Return what no partial placement can beat: bytes offloaded, from below, and tokens per second, from above.
+def partial_bounds(candidate: Candidate, ask: Ask, target: Target) -> tuple[int, int, float]:
+    """Return what no partial placement can beat: layers and bytes on the host, from below, tokens/s from above.
 
     Neither needs a compute buffer to be sized.
     """
@@ -410,7 +410,9 @@ def partial_bounds(candidate: Candidate, ask: Ask, target: Target) -> tuple[int,
     if found >= 0:
         ends.append(by_experts[found])
     on_host = min(_host_weights(candidate, ask, target, shape) for shape in ends)
-    return on_host - candidate.weights.input_bytes, tps
+    n_all = all_layers(candidate, target)
+    n_layer = min(max(0, n_all - shape.n_gpu_layers) or shape.n_cpu_moe for shape in ends)
+    return n_layer, on_host - candidate.weights.input_bytes, tps
 
 
 def _shapes_by_layers(candidate: Candidate, ask: Ask, target: Target) -> list[Shape]:

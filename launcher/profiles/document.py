@@ -39,6 +39,7 @@ _QUANTIZATIONS: Final = (
     *("f32", "bf16", "f16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q4_1", "q4_0"),
     *("mxfp4", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "iq3_m", "iq3_s", "iq3_xs", "iq3_xxs", "q2_k"),
     *("q2_k_s", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "fp8", "awq-int4", "gptq-int4"),
+    *("int8", "int4", "gptq-int8", "nvfp4"),
 )
 """What a floor may name beside the quantizations of the profile itself."""
 

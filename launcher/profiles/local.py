@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 from typing import Final
 
-from launcher.domain import Artifact, ArtifactFile, ModelSpec, Profile, WeightsFormat, Wishes
+from launcher.domain import Artifact, ArtifactFile, Engine, ModelSpec, Profile, WeightsFormat, Wishes
+from launcher.tensor_types import TensorType
 
 _FILE_TYPES: Final = (
     *("f32", "f16", "q4_0", "q4_1", None, None, None, "q8_0", "q5_0", "q5_1", "q2_k", "q3_k_s", "q3_k_m", "q3_k_l"),
@@ -16,6 +17,26 @@ _FILE_TYPES: Final = (
     *("mxfp4", "nvfp4", "q1_0", "q2_0"),
 )
 """Quantizations by a GGUF file's `general.file_type` (``enum llama_ftype`` in llama.cpp's ``include/llama.h``, build 11434)."""
+
+_METHODS: Final = {
+    "awq": "awq-int",
+    "gptq": "gptq-int",
+    "auto-round": "int",
+    "fp8": "fp8",
+    "fbgemm_fp8": "fp8",
+    "mxfp4": "mxfp4",
+    "modelopt": "fp8",
+    "modelopt_fp4": "nvfp4",
+    "quark": "fp8",
+}
+"""Quantizations of safetensors by ``quantization_config.quant_method``; what ends in ``int`` has its bits behind it."""
+_DEFAULT_BITS: Final = 4
+
+_ENGINES: Final = {
+    WeightsFormat.GGUF: (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON),
+    WeightsFormat.SAFETENSORS: (Engine.VLLM,),
+}
+"""What loads a format."""
 
 _SHARD: Final = re.compile(r"-(\d{5})-of-(\d{5})(?=\.[a-z]+$)")
 _MAX_SHARDS: Final = 1000
@@ -56,11 +77,23 @@ def profile_for_artifacts(
     name = re.sub(r"[^a-z0-9._-]+", "-", title.lower()).strip(".-_")[:64] or "model"
     spec = next((artifact.spec for artifact in artifacts if artifact.spec is not None), None)
     wishes = Wishes() if spec is None else _wishes(spec)
-    return Profile(name=name, title=title, artifacts=artifacts, wishes=wishes, source=source, urls=urls, asked=asked)
+    formats = {artifact.format for artifact in artifacts}
+    engines = tuple(engine for kind in WeightsFormat if kind in formats for engine in _ENGINES[kind])
+    return Profile(
+        name=name,
+        title=title,
+        artifacts=artifacts,
+        engines=engines,
+        wishes=wishes,
+        source=source,
+        urls=urls,
+        asked=asked,
+    )
 
 
 def _wishes(spec: ModelSpec) -> Wishes:
-    n_ctx_train = spec.metadata.get(f"{spec.architecture}.context_length")
+    names = (f"{spec.architecture}.context_length", "max_position_embeddings", "text_config.max_position_embeddings")
+    n_ctx_train = next((spec.metadata[name] for name in names if name in spec.metadata), None)
     default = Wishes()
     if isinstance(n_ctx_train, int) and 0 < n_ctx_train < default.n_ctx_per_request:
         return Wishes(n_ctx_per_request=n_ctx_train)
@@ -81,6 +114,22 @@ def _file(path: Path) -> ArtifactFile:
         return ArtifactFile(name=path.name)
 
 
+def _name_method(spec: ModelSpec) -> str | None:
+    """Name the quantization of safetensors as profiles do, by the configuration's own word."""
+    method = spec.metadata.get("quantization_config.quant_method")
+    if method == "compressed-tensors":
+        types = {tensor.type for tensor in spec.tensors}
+        if any(tensor.name.endswith("weight_global_scale") for tensor in spec.tensors):
+            return "nvfp4"
+        by_type = {TensorType.F8_E4M3: "fp8", TensorType.I32: "int4", TensorType.I8: "int8"}
+        return next((name for kind, name in by_type.items() if kind in types), None)
+    named = _METHODS.get(method.lower()) if isinstance(method, str) else None
+    if named is None or not named.endswith("int"):
+        return named
+    bits = spec.metadata.get("quantization_config.bits")
+    return f"{named}{bits if isinstance(bits, int) else _DEFAULT_BITS}"
+
+
 def name_quantization(spec: ModelSpec) -> str:
     """Name the quantization by the file's own word, or by the type that most of the bytes have."""
     file_type = spec.metadata.get("general.file_type")
@@ -88,6 +137,8 @@ def name_quantization(spec: ModelSpec) -> str:
         named = _FILE_TYPES[file_type]
         if named is not None:
             return named
+    if spec.format is WeightsFormat.SAFETENSORS and (named := _name_method(spec)) is not None:
+        return named
     n_bytes: dict[str, int] = {}
     for tensor in spec.tensors:
         kind = tensor.type.lower()

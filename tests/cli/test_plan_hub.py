@@ -1,6 +1,7 @@
 """``launch plan`` and ``launch inspect`` of what is on a hub, as processes against a hub on loopback."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -171,3 +172,69 @@ def test_a_plan_for_a_profile_imports_no_network() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def _safetensors_repository(**config: object) -> dict[str, bytes]:
+    """A whole small Llama in safetensors: 2 layers of width 256, its data all zeros."""
+    n_embd, n_ff, n_vocab = 256, 512, 4096
+    shapes = {"model.embed_tokens": (n_vocab, n_embd), "lm_head": (n_vocab, n_embd), "model.norm": (n_embd,)}
+    for idx in range(2):
+        layer = f"model.layers.{idx}"
+        shapes |= {f"{layer}.self_attn.{part}_proj": (n_embd, n_embd) for part in "qkvo"}
+        shapes |= {f"{layer}.mlp.{part}_proj": (n_ff, n_embd) for part in ("gate", "up")}
+        shapes |= {f"{layer}.mlp.down_proj": (n_embd, n_ff)}
+        shapes |= {f"{layer}.{part}_layernorm": (n_embd,) for part in ("input", "post_attention")}
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[f"{name}.weight"] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    described = {
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": n_embd,
+        "intermediate_size": n_ff,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "vocab_size": n_vocab,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        **config,
+    }
+    weights = len(text).to_bytes(8, "little") + text + bytes(end)
+    return {"config.json": json.dumps(described).encode(), "model.safetensors": weights}
+
+
+def test_a_safetensors_repository_is_planned_for_vllm(run: Launch, hub: Hub) -> None:
+    """Its format decides the engine; the header and the configuration are enough, and its own context is not exceeded."""
+    hub.files["some/tiny"] = _safetensors_repository()
+    result = run("plan", "hf:some/tiny", "--inventory", "rtx4090", "--json")
+    assert result.returncode == 0, result.stderr
+    plan = json.loads(result.stdout)["plan"]
+    assert (plan["engine"], plan["format"], plan["quantization"]) == ("vllm", "safetensors", "bf16")
+    assert (plan["n_layer"], plan["n_ctx_per_request"]) == (2, 2048)
+    assert hub.n_sent < len(hub.files["some/tiny"]["model.safetensors"])
+    assert "headers only" in result.stderr
+
+
+def test_a_context_beyond_a_repository_s_own_is_refused(run: Launch, hub: Hub) -> None:
+    """As an order it is no plan of vLLM's either, whatever is forced; what is advised plans."""
+    hub.files["some/tiny"] = _safetensors_repository()
+    words = ("plan", "hf:some/tiny", "--context", "4096", "--inventory", "rtx4090")
+    result, forced = run(*words), run(*words, "--force")
+    assert result.returncode == forced.returncode == 3
+    assert "error[exceeds-context]: `tiny` was trained for 2048 tokens" in forced.stderr
+    commands = [line.split()[1:] for line in result.stderr.splitlines() if line.startswith("    launch ")]
+    assert commands
+    for advised in commands:
+        assert run(*advised).returncode == 0, advised
+
+
+def test_a_safetensors_repository_is_not_served(run: Launch, hub: Hub) -> None:
+    """``serve`` never comes to a plan that this release cannot start."""
+    hub.files["some/tiny"] = _safetensors_repository()
+    result = run("serve", "hf:some/tiny")
+    assert result.returncode in {1, 3}
+    assert "\nhelp: " in result.stderr
+    assert "Traceback" not in result.stderr

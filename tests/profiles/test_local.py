@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
-from launcher.domain import Artifact, ModelSpec, TensorInfo, WeightsFormat
+from launcher.domain import Artifact, Engine, ModelSpec, TensorInfo, WeightsFormat
 from launcher.profiles import is_local, profile_for_weights
 from launcher.tensor_types import TensorType
 
@@ -82,3 +83,48 @@ def test_what_is_elsewhere_is_not_local(tmp_path: Path) -> None:
     package = Artifact(format=WeightsFormat.GGUF, quantization="q8_0", package="no_such_package_here")
     assert not any(is_local(artifact) for artifact in (base, missing, package))
     assert is_local(Artifact(format=WeightsFormat.GGUF, quantization="q8_0", package="msgspec"))
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "name"),
+    [
+        ("awq", 4, "awq-int4"),
+        ("gptq", 8, "gptq-int8"),
+        ("fp8", None, "fp8"),
+        ("MXFP4", None, "mxfp4"),
+        ("odd", 4, "bf16"),
+    ],
+)
+def test_safetensors_are_named_by_their_configuration(tmp_path: Path, method: str, bits: int | None, name: str) -> None:
+    """The quantization has the name that profiles use; an unknown method falls back to the tensors' own type."""
+    metadata: dict[str, str | int] = {"quantization_config.quant_method": method}
+    if bits is not None:
+        metadata["quantization_config.bits"] = bits
+    described = structs.replace(spec(WeightsFormat.SAFETENSORS), metadata=metadata)
+    assert profile_for_weights(tmp_path, described).artifacts[0].quantization == name
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "name"),
+    [
+        ("weight", TensorType.F8_E4M3, "fp8"),
+        ("weight_packed", TensorType.I32, "int4"),
+        ("weight", TensorType.I8, "int8"),
+        ("weight_global_scale", TensorType.F32, "nvfp4"),
+    ],
+)
+def test_compressed_tensors_are_named_by_their_types(tmp_path: Path, suffix: str, kind: TensorType, name: str) -> None:
+    """One method stands for several quantizations, which the tensors tell apart."""
+    plain = spec(WeightsFormat.SAFETENSORS)
+    described = structs.replace(
+        plain,
+        metadata={"quantization_config.quant_method": "compressed-tensors"},
+        tensors=(*plain.tensors, TensorInfo(name=f"x.{suffix}", shape=(8, 8), type=kind)),
+    )
+    assert profile_for_weights(tmp_path, described).artifacts[0].quantization == name
+
+
+def test_the_format_decides_the_engines(tmp_path: Path) -> None:
+    """GGUF is for llama.cpp, safetensors for vLLM."""
+    assert profile_for_weights(tmp_path / "x.gguf", spec()).engines == (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
+    assert profile_for_weights(tmp_path, spec(WeightsFormat.SAFETENSORS)).engines == (Engine.VLLM,)
