@@ -276,6 +276,22 @@ class DeviceProcess(Noun, frozen=True):
     used_bytes: int | None = None
 
 
+class DeviceLoad(Noun, frozen=True):
+    """What a device does at one moment. Shares are 0 to 1; what its driver does not tell is ``None``."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    processes: tuple[DeviceProcess, ...] = ()
+    utilization: float | None = None
+    """Share of the last interval in which it computed anything."""
+    power_w: float | None = None
+    power_limit_w: float | None = None
+    temperature_c: int | None = None
+    throttled: tuple[str, ...] = ()
+    """Why its clocks are lower than they could be, empty where they are not."""
+
+
 class Device(Noun, frozen=True):
     """One GPU or other accelerator with memory of its own. ``name`` is ours (``gpu0``)."""
 

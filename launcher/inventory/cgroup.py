@@ -6,7 +6,7 @@ and ``cgroup-v1/memory``.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
@@ -90,14 +90,19 @@ def _share(quota: str, period: str) -> float | None:
     return quota_us / period_us if quota_us > 0 and period_us > 0 else None
 
 
-def probe_memory(root: Path = Path("/")) -> CgroupMemory:
-    """Return the memory limit that leaves this process least, over its group, all groups above it and both versions.
+def probe_memory(root: Path = Path("/"), pid: int | None = None) -> CgroupMemory:
+    """Return the memory limit that leaves a process least, over its group, all groups above it and both versions.
 
     That is the level with the smallest difference of limit and use, which need not be the smallest limit: a parent may
     be full of siblings. Use is counted as Kubernetes counts its working set: without the inactive file cache
     (``inactive_file``), which the kernel gives back before it kills anything.
     """
-    levels = [level for level in _memory_levels(root) if level.limit_bytes is not None]
+    return read_memory(find_folders(root, "memory", pid))
+
+
+def read_memory(folders: Iterable[tuple[int, Path]]) -> CgroupMemory:
+    """Return the same for the folders of `find_folders`, which may be found once and read often."""
+    levels = [level for level in _memory_levels(folders) if level.limit_bytes is not None]
     return min(levels, key=_headroom_bytes, default=CgroupMemory())
 
 
@@ -108,7 +113,7 @@ def _headroom_bytes(level: CgroupMemory) -> int:
 def probe_cpu_quota(root: Path = Path("/")) -> float | None:
     """Return the processors' worth of time this process may use, the least of all levels; ``None`` without a quota."""
     shares = []
-    for version, folder in _folders(root, "cpu"):
+    for version, folder in find_folders(root, "cpu"):
         if version == 1:
             share = _share(_text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us"))
         else:
@@ -129,8 +134,7 @@ def find_oom_counter(root: Path = Path("/"), pid: int | None = None) -> Path | N
     Version 1 counts the group's own processes, version 2 also those of groups below; where there is no group, the whole
     machine's count stands in. To be found while the process lives: read with `read_oom_kills` before and after its end.
     """
-    process = "self" if pid is None else str(pid)
-    for version, folder in _folders(root, "memory", process):
+    for version, folder in find_folders(root, "memory", pid):
         counter = folder / ("memory.oom_control" if version == 1 else "memory.events")
         if read_oom_kills(counter) is not None:
             return counter
@@ -145,8 +149,8 @@ def read_oom_kills(counter: Path) -> int | None:
     return parse_oom_kills(_text(counter))
 
 
-def _memory_levels(root: Path) -> Iterator[CgroupMemory]:
-    for version, folder in _folders(root, "memory"):
+def _memory_levels(folders: Iterable[tuple[int, Path]]) -> Iterator[CgroupMemory]:
+    for version, folder in folders:
         stat = parse_stat(_text(folder / "memory.stat"))
         if version == 1:
             # The second is the least limit of all ancestors, those included that a container cannot see.
@@ -161,9 +165,9 @@ def _memory_levels(root: Path) -> Iterator[CgroupMemory]:
         yield CgroupMemory(limit, None if used_bytes is None else max(0, used_bytes - inactive))
 
 
-def _folders(root: Path, controller: str, process: str = "self") -> Iterator[tuple[int, Path]]:
-    """Yield version and folder of a process's group and of every visible group above it."""
-    memberships = parse_self_cgroup(_text(root / "proc" / process / "cgroup"))
+def find_folders(root: Path, controller: str, pid: int | None = None) -> Iterator[tuple[int, Path]]:
+    """Yield version and folder of a process's group, by default this one's, and of every visible group above it."""
+    memberships = parse_self_cgroup(_text(root / "proc" / ("self" if pid is None else str(pid)) / "cgroup"))
     for mount in parse_mountinfo(_text(root / "proc/self/mountinfo")):
         if mount.version == 1 and controller not in mount.controllers:
             continue

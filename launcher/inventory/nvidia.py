@@ -61,7 +61,7 @@ def probe_nvidia() -> NvidiaProbe:
     try:
         return _probe_all()
     finally:
-        _ask(pynvml.nvmlShutdown)
+        ask(pynvml.nvmlShutdown)
 
 
 def _init_notes(error: pynvml.NVMLError) -> tuple[str, ...]:
@@ -79,13 +79,13 @@ def _remedy(error: pynvml.NVMLError) -> str:
 def _probe_all() -> NvidiaProbe:
     devices: list[Device] = []
     notes: list[str] = []
-    for idx in range(_ask(pynvml.nvmlDeviceGetCount) or 0):
+    for idx in range(ask(pynvml.nvmlDeviceGetCount) or 0):
         try:
             handle = pynvml.nvmlDeviceGetHandleByIndex(idx)
         except pynvml.NVMLError as error:
             notes.append(f"NVIDIA's GPU {idx} is out of use: {_words(error)}")
             continue
-        for part, is_slice in _parts(handle):
+        for part, is_slice in parts(handle):
             name = f"gpu{len(devices)}"
             device = _device(name, part, handle, is_slice=is_slice)
             if device is None:
@@ -97,79 +97,79 @@ def _probe_all() -> NvidiaProbe:
     return NvidiaProbe(tuple(devices), tuple(notes))
 
 
-def _parts(handle: Any) -> Iterator[tuple[Any, bool]]:
+def parts(handle: Any) -> Iterator[tuple[Any, bool]]:
     """Yield the GPU itself, or its slices where it is divided (multi-instance GPU), which alone can be used then."""
-    mode = _ask(pynvml.nvmlDeviceGetMigMode, handle)
-    n_slices = _ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) if mode and mode[0] else None
+    mode = ask(pynvml.nvmlDeviceGetMigMode, handle)
+    n_slices = ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, handle) if mode and mode[0] else None
     if not n_slices:
         yield handle, False
         return
     for idx in range(n_slices):
-        part = _ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, idx)
+        part = ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, handle, idx)
         if part is not None:
             yield part, True
 
 
 def _device(name: str, part: Any, handle: Any, *, is_slice: bool) -> Device | None:
-    memory = _memory(part)
+    memory = read_memory(part)
     if memory is None:
         return None
     total_bytes, free_bytes = memory
-    bus_id = _ask(lambda: str(pynvml.nvmlDeviceGetPciInfo(handle).busId))
+    bus_id = ask(lambda: str(pynvml.nvmlDeviceGetPciInfo(handle).busId))
     # A slice has a share of the bandwidth that NVML does not tell.
-    clock_mhz = None if is_slice else _ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM)
-    bus_width_bits = None if is_slice else _ask(pynvml.nvmlDeviceGetMemoryBusWidth, handle)
+    clock_mhz = None if is_slice else ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_MEM)
+    bus_width_bits = None if is_slice else ask(pynvml.nvmlDeviceGetMemoryBusWidth, handle)
     return Device(
         name=name,
         kind=DeviceKind.CUDA,
-        description=printable(_ask(pynvml.nvmlDeviceGetName, part) or "NVIDIA GPU"),
+        description=printable(ask(pynvml.nvmlDeviceGetName, part) or "NVIDIA GPU"),
         total_bytes=total_bytes,
         free_bytes=free_bytes,
         bandwidth_bytes_per_s=memory_bandwidth(clock_mhz, bus_width_bits),
         pcie_bytes_per_s=_pcie(handle),
-        compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
-        uuid=_ask(pynvml.nvmlDeviceGetUUID, part),
+        compute_capability=ask(pynvml.nvmlDeviceGetCudaComputeCapability, handle),
+        uuid=ask(pynvml.nvmlDeviceGetUUID, part),
         bus_id=None if bus_id is None else normal_bus_id(bus_id),
-        processes=_processes(part),
+        processes=read_processes(part),
     )
 
 
-def _memory(part: Any) -> tuple[int, int] | None:
+def read_memory(part: Any) -> tuple[int, int] | None:
     """Return total and free bytes; drivers before 510 have only the first version of the call."""
-    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, part, pynvml.nvmlMemory_v2)
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, part, pynvml.nvmlMemory_v2)
     if memory is None:
-        memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, part)
+        memory = ask(pynvml.nvmlDeviceGetMemoryInfo, part)
     return (memory.total, min(memory.free, memory.total)) if memory is not None and memory.total else None
 
 
 def _pcie(handle: Any) -> float | None:
     """Return the link's bandwidth: highest generation, because an idle GPU lowers it; present width, which stays."""
-    generation = _ask(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle)
-    n_lanes = _ask(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle) or _ask(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle)
-    return pcie_bandwidth(generation or _ask(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle), n_lanes)
+    generation = ask(pynvml.nvmlDeviceGetMaxPcieLinkGeneration, handle)
+    n_lanes = ask(pynvml.nvmlDeviceGetCurrPcieLinkWidth, handle) or ask(pynvml.nvmlDeviceGetMaxPcieLinkWidth, handle)
+    return pcie_bandwidth(generation or ask(pynvml.nvmlDeviceGetCurrPcieLinkGeneration, handle), n_lanes)
 
 
 def _link_notes(name: str, handle: Any) -> Iterator[str]:
-    now, most = (_ask(call, handle) for call in (pynvml.nvmlDeviceGetCurrPcieLinkWidth, pynvml.nvmlDeviceGetMaxPcieLinkWidth))  # fmt: skip
+    now, most = (ask(call, handle) for call in (pynvml.nvmlDeviceGetCurrPcieLinkWidth, pynvml.nvmlDeviceGetMaxPcieLinkWidth))  # fmt: skip
     if now and most and now < most:
         yield f"{name} uses {now} of the {most} PCI Express lanes it could: offloaded weights reach it more slowly"
 
 
-def _processes(part: Any) -> tuple[DeviceProcess, ...]:
+def read_processes(part: Any) -> tuple[DeviceProcess, ...]:
     """Return who holds memory; a process that both computes and draws is listed by both calls."""
     found: dict[int, DeviceProcess] = {}
     for calls in (
         (pynvml.nvmlDeviceGetComputeRunningProcesses_v3, pynvml.nvmlDeviceGetComputeRunningProcesses_v2),
         (pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3, pynvml.nvmlDeviceGetGraphicsRunningProcesses_v2),
     ):
-        for process in next((answer for call in calls if (answer := _ask(call, part)) is not None), ()):
-            path = _ask(pynvml.nvmlSystemGetProcessName, process.pid)
+        for process in next((answer for call in calls if (answer := ask(call, part)) is not None), ()):
+            path = ask(pynvml.nvmlSystemGetProcessName, process.pid)
             name = printable(path.rsplit("/", 1)[-1]) if path else None
             found[process.pid] = DeviceProcess(pid=process.pid, name=name, used_bytes=process.usedGpuMemory)
     return tuple(found[pid] for pid in sorted(found))
 
 
-def _ask(call: Callable[..., T], *args: Any) -> T | None:
+def ask(call: Callable[..., T], *args: Any) -> T | None:
     """Return NVML's answer, or ``None`` where device or driver has none, or has no text that can be read."""
     try:
         return call(*args)

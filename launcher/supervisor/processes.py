@@ -7,11 +7,12 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from launcher.domain import Noun, ProcessId
+from launcher.domain import DeviceProcess, Noun, ProcessId
+from launcher.inventory.text import printable
 from launcher.store import is_alive
 from launcher.supervisor.guard import descendants
 
@@ -43,6 +44,50 @@ def measure_tree(root: int) -> Activity:
             counters = dict(line.split(b":") for line in (folder / "io").read_bytes().splitlines())
             read_bytes += int(counters[b"rchar"])
     return Activity(cpu_s=cpu_ticks / _TICKS_PER_S, read_bytes=read_bytes, resident_bytes=resident_pages * _PAGE_BYTES)
+
+
+class Survey(Noun, frozen=True):
+    """All processes that can be seen, at one moment: those below one of them, and the largest of all by resident bytes."""
+
+    below: frozenset[int] = frozenset()
+    largest: tuple[DeviceProcess, ...] = ()
+
+
+def survey(root: int | None, n_largest: int = 32) -> Survey:
+    """Read every process once; ``root`` is the one whose descendants are wanted, if any."""
+    parents: dict[int, int] = {}
+    found: list[DeviceProcess] = []
+    for pid in all_pids():
+        with contextlib.suppress(OSError, ValueError):
+            before, _, after = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")
+            fields = after.split()
+            parents[pid] = int(fields[1])
+            name = printable(before.partition(b"(")[2].decode(errors="replace"))
+            found.append(DeviceProcess(pid=pid, name=name, used_bytes=int(fields[21]) * _PAGE_BYTES))
+    found.sort(key=lambda process: -(process.used_bytes or 0))
+    return Survey(below=_below(root, parents), largest=tuple(found[:n_largest]))
+
+
+def _below(root: int | None, parents: Mapping[int, int]) -> frozenset[int]:
+    children: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
+    found: set[int] = set()
+    queue = [] if root is None else [root]
+    while queue:
+        below = children.pop(queue.pop(), [])
+        found.update(below)
+        queue += below
+    return frozenset(found)
+
+
+def resident_bytes(pids: Iterable[int]) -> int:
+    """Sum what the processes hold in memory, shared pages counted in each; one that is gone counts as nothing."""
+    n_pages = 0
+    for pid in pids:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            n_pages += int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
+    return n_pages * _PAGE_BYTES
 
 
 # --- Sockets ----------------------------------------------------------------------------------------------------

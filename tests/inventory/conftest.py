@@ -1,7 +1,6 @@
 """Tools of the inventory's tests: the stand-in NVML, and small programs that pose as engines."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,8 +10,7 @@ import msgspec
 import pytest
 
 from launcher.domain import Inventory
-
-STUB_SOURCE = Path(__file__).with_name("nvml_stub.c")
+from tests.fakes.nvml import compile_stub as compile_nvml
 
 NvmlProbe = Callable[..., Inventory]
 
@@ -30,19 +28,11 @@ sys.stdout.buffer.write(msgspec.json.encode(Inventory(name="x", host=host, devic
 @pytest.fixture(scope="session")
 def compile_stub(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Compile the stand-in NVML; returns a folder with ``libnvidia-ml.so.1``, one per set of macros."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for the stand-in NVML: apt-get install gcc libc6-dev")
     built: dict[tuple[str, ...], Path] = {}
 
     def build(*macros: str) -> Path:
         if macros not in built:
-            folder = tmp_path_factory.mktemp("nvml")
-            options = ["-shared", "-fPIC", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror"]
-            options += [f"-D{macro}" for macro in macros]
-            target = folder / "libnvidia-ml.so.1"
-            subprocess.run([compiler, *options, "-o", target, STUB_SOURCE], check=True, timeout=60)
-            built[macros] = folder
+            built[macros] = compile_nvml(tmp_path_factory.mktemp("nvml"), *macros)
         return built[macros]
 
     return build

@@ -36,12 +36,15 @@ typedef struct {
     unsigned int gpuInstanceId, computeInstanceId;
 } nvmlProcessInfo_t;
 
+typedef struct { unsigned int gpu, memory; } nvmlUtilization_t;
+
 static device_t devices[MAX_DEVICES][MAX_SLICES + 1];
 
 /* Sizes of the structures above, for the test that compares them with pynvml's. */
 unsigned int stub_sizeof(const char *name) {
     if (!strcmp(name, "c_nvmlMemory_t")) return sizeof(nvmlMemory_t);
     if (!strcmp(name, "c_nvmlMemory_v2_t")) return sizeof(nvmlMemory_v2_t);
+    if (!strcmp(name, "c_nvmlUtilization_t")) return sizeof(nvmlUtilization_t);
     if (!strcmp(name, "nvmlPciInfo_t")) return sizeof(nvmlPciInfo_t);
     if (!strcmp(name, "c_nvmlProcessInfo_t")) return sizeof(nvmlProcessInfo_t);
     return 0;
@@ -145,6 +148,18 @@ nvmlReturn_t nvmlDeviceGetCurrPcieLinkWidth(nvmlDevice_t d, unsigned int *n) { r
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *info) {
     memset(info, 0xFF, sizeof *info);
     return text(device, "bus_id", info->busId, sizeof info->busId);
+}
+nvmlReturn_t nvmlDeviceGetUtilizationRates(nvmlDevice_t device, nvmlUtilization_t *rates) {
+    rates->memory = 0;
+    return small_number(device, "utilization", &rates->gpu);
+}
+nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t d, unsigned int *mw) { return small_number(d, "power_mw", mw); }
+nvmlReturn_t nvmlDeviceGetEnforcedPowerLimit(nvmlDevice_t d, unsigned int *mw) { return small_number(d, "limit_mw", mw); }
+nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned int *degrees) {
+    return sensor == 0 ? small_number(device, "temperature", degrees) : NVML_ERROR_INVALID_ARGUMENT;
+}
+nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *reasons) {
+    return number(device->key, "throttle", reasons);
 }
 nvmlReturn_t nvmlSystemGetProcessName(unsigned int pid, char *out, unsigned int length) {
     char field[32], value[512];

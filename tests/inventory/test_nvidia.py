@@ -34,7 +34,9 @@ def machine(*devices: dict[str, object], **also: object) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", ["c_nvmlMemory_t", "c_nvmlMemory_v2_t", "nvmlPciInfo_t", "c_nvmlProcessInfo_t"])
+@pytest.mark.parametrize(
+    "name", ["c_nvmlMemory_t", "c_nvmlMemory_v2_t", "nvmlPciInfo_t", "c_nvmlProcessInfo_t", "c_nvmlUtilization_t"]
+)
 def test_structures_agree(name: str, compile_stub: Callable[..., Path]) -> None:
     """The stand-in's structures have the size of pynvml's, so that a test cannot pass on a layout of our own."""
     stub = ctypes.CDLL(str(compile_stub() / "libnvidia-ml.so.1"))
