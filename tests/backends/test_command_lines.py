@@ -140,9 +140,9 @@ def test_a_plan_for_another_machine_cannot_be_started() -> None:
 
 
 def test_the_environment_is_the_installs() -> None:
-    """What the engine needs in its environment travels with its command."""
+    """What the engine needs in its environment travels with its command; an abort is not delayed by a debugger."""
     command = build_command(_PLAN, weights_path="w", address=_ADDRESS, alias="m")
-    assert command.env == {"GGML_X": "1"}
+    assert command.env == {"GGML_X": "1", "GGML_NO_BACKTRACE": "1"}
     assert command.expected_gpu_layers == 40
 
 
