@@ -11,6 +11,7 @@ from launcher.domain import Engine, Inventory, Plan
 from launcher.planner.abilities import describe_lack, missing_options
 from launcher.planner.ask import Ask
 from launcher.planner.basis import bases_of
+from launcher.planner.footprint.limits import can_flash
 from launcher.planner.footprint.llama_cpp import place_layers
 from launcher.planner.footprint.serving import checkpoint_bytes
 from launcher.planner.losses import list_losses
@@ -61,6 +62,8 @@ def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
         if budget.residual_learnt:
             kept = format_bytes(budget.residual_bytes)
             notes.append(f"{budget.name}: {kept} are kept free beside the margin, learnt from earlier runs here")
+    if not trial.config.flash_attn and not can_flash(trial.candidate.architecture):
+        notes.append("no GPU has flash attention for heads of this size: it is off, else the CPU would attend")
     if trial.tuning is not None:
         notes.append(describe_tuning(trial.tuning))
     return tuple(notes)

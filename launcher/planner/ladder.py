@@ -190,6 +190,7 @@ def _place_of(plan: Plan, wished: Ask, prepared: tuple[Candidate, ...]) -> Place
         n_cpu_moe=plan.n_cpu_moe,
         cache_type_k=plan.cache_type_k,
         cache_type_v=plan.cache_type_v,
+        flash_attn=plan.flash_attn,
     )
     return Place(candidate=candidate, ask=ask, shape=shape)
 
@@ -227,7 +228,7 @@ def _smaller_steps(place: Place, wished: Ask, _target: Target, _prepared: tuple[
 
 def _smaller_cache(place: Place, wished: Ask, _target: Target, _prepared: tuple[Candidate, ...]) -> Iterator[Place]:
     settings, shape = wished.settings, place.shape
-    if settings.cache_type_k or settings.cache_type_v or settings.flash_attn is False:
+    if settings.cache_type_k or settings.cache_type_v or not shape.flash_attn:
         return
     if (shape.cache_type_k, shape.cache_type_v) != (CacheType.F16, CacheType.F16):
         return

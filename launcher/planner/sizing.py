@@ -27,7 +27,7 @@ from launcher.domain import (
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.ask import Ask
 from launcher.planner.corrections import configuration_class, correct_budgets
-from launcher.planner.footprint.limits import can_pack_heads
+from launcher.planner.footprint.limits import can_flash, can_pack_heads
 from launcher.planner.footprint.llama_cpp import (
     DEFAULT_N_BATCH,
     DEFAULT_N_UBATCH,
@@ -45,7 +45,7 @@ from launcher.planner.parameters import count_active
 from launcher.planner.quality import cache_kl, cache_types_worth_trying, kl_divergence
 from launcher.planner.speed import estimate_speed
 from launcher.planner.target import Target
-from launcher.tensor_types import TensorType
+from launcher.tensor_types import TRAITS, TensorType
 
 _BOUNDARY: Final = 3
 """Layer counts looked at above the boundary that bisection found."""
@@ -86,6 +86,7 @@ class Shape(Struct, frozen=True, kw_only=True):
     cache_type_k: CacheType = CacheType.F16
     cache_type_v: CacheType = CacheType.F16
     shares: tuple[float, ...] = ()
+    flash_attn: bool = True
 
 
 class Trial(Struct, frozen=True, kw_only=True):
@@ -180,7 +181,17 @@ def first_shape(candidate: Candidate, ask: Ask, target: Target) -> Shape:
         n_cpu_moe=min(settings.n_cpu_moe or 0, candidate.architecture.n_layer if candidate.architecture.is_moe else 0),
         cache_type_k=type_k or CacheType.F16,
         cache_type_v=type_v or CacheType.F16,
+        flash_attn=_flash_attn(candidate, ask, target),
     )
+
+
+def _flash_attn(candidate: Candidate, ask: Ask, target: Target) -> bool:
+    """What the user fixed; else on, unless devices would leave it to the CPU."""
+    if ask.settings.flash_attn is not None:
+        return ask.settings.flash_attn
+    wanted = ask.settings.cache_type_v
+    needed = wanted is not None and TRAITS[wanted.tensor_type].block_size > 1
+    return needed or not target.devices or can_flash(candidate.architecture)
 
 
 @lru_cache(maxsize=64)
@@ -208,7 +219,7 @@ def build_config(ask: Ask, target: Target, shape: Shape) -> LlamaCppConfig:
         n_ubatch=n_ubatch,
         cache_type_k=shape.cache_type_k,
         cache_type_v=shape.cache_type_v,
-        flash_attn=True if settings.flash_attn is None else settings.flash_attn,
+        flash_attn=shape.flash_attn,
         n_cpu_moe=shape.n_cpu_moe,
         repacked=_repacked_types(target.host.isa, target.backend),
         swa_full=bare,
@@ -279,7 +290,7 @@ def whole_trials(candidate: Candidate, ask: Ask, target: Target) -> Iterator[Tri
     start = first_shape(candidate, ask, target)
     if candidate.weights.total_bytes > target.budget_bytes:
         return
-    for cache_type in _cache_types(candidate, ask):
+    for cache_type in _cache_types(candidate, ask, start):
         shape = start if cache_type is None else replace(start, cache_type_k=cache_type, cache_type_v=cache_type)
         trial = _first_fitting(candidate, ask, target, shape)
         if trial is not None:
@@ -288,10 +299,10 @@ def whole_trials(candidate: Candidate, ask: Ask, target: Target) -> Iterator[Tri
                 return  # a smaller cache could only cost quality
 
 
-def _cache_types(candidate: Candidate, ask: Ask) -> tuple[CacheType | None, ...]:
+def _cache_types(candidate: Candidate, ask: Ask, start: Shape) -> tuple[CacheType | None, ...]:
     """Return the cache types to try in turn; ``None`` stands for what the first shape has."""
     settings = ask.settings
-    if settings.cache_type_k or settings.cache_type_v or settings.flash_attn is False:
+    if settings.cache_type_k or settings.cache_type_v or not start.flash_attn:
         return (None,)
     kinds = cache_types_worth_trying(candidate.architecture.name)
     return (None, *(kind for kind in kinds if can_pack_heads(candidate.architecture, kind)))

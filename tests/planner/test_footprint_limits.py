@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from launcher.domain import CacheType, MetadataValue, ModelSpec, TensorInfo, WeightsFormat
 from launcher.planner.architecture import NoCache, read_architecture
-from launcher.planner.footprint.limits import can_pack_heads, find_contradiction
+from launcher.planner.footprint.limits import can_flash, can_pack_heads, find_contradiction
 from launcher.planner.footprint.llama_cpp import (
     X86_REPACKED,
     Backend,
@@ -108,6 +108,24 @@ def test_ordinary_settings_contradict_nothing() -> None:
     config = replace(CONFIG, cache_type_k=CacheType.Q8_0, cache_type_v=CacheType.IQ4_NL, n_parallel=8, n_batch=8)
     assert find_contradiction(architecture, config) is None
     assert can_pack_heads(architecture, CacheType.Q4_1)
+
+
+@pytest.mark.parametrize(
+    ("keys", "has_kernel"),
+    [
+        ({}, True),
+        ({"attention.key_length": 100, "attention.value_length": 100}, False),
+        ({"attention.key_length": 128, "attention.value_length": 64}, False),
+        ({"attention.key_length": 576, "attention.value_length": 512, "attention.head_count_kv": 1}, True),
+        ({"attention.key_length": 192, "attention.value_length": 128, "attention.head_count_kv": 1}, True),
+        ({"attention.key_length": 192, "attention.value_length": 128}, False),
+    ],
+)
+def test_flash_attention_is_for_heads_that_cuda_has_a_kernel_for(
+    keys: dict[str, MetadataValue], *, has_kernel: bool
+) -> None:
+    """Elsewhere the engine would attend on the CPU when it is told to use it."""
+    assert can_flash(read_architecture(_spec(keys=keys))) is has_kernel
 
 
 def test_blocks_that_predict_ahead_are_dealt_out_but_not_held() -> None:

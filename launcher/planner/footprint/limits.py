@@ -4,10 +4,11 @@ Restates the checks of ``llama_init_from_model`` and the assertions behind them 
 build 11434). It does not know memories or how large they are.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from launcher.domain import CacheType
-from launcher.planner.architecture import Architecture
+from launcher.planner.architecture import Architecture, Heads, NoCache, RecurrentState
 from launcher.planner.footprint.llama_cpp import WITHOUT_FLASH_ATTENTION, LlamaCppConfig
 from launcher.tensor_types import TRAITS
 
@@ -25,6 +26,28 @@ def can_pack_heads(architecture: Architecture, cache: CacheType) -> bool:
     """Tell whether every head is a whole number of the cache type's blocks."""
     block = _block_size(cache)
     return all(head.head_k % block == head.head_v % block == 0 for head in architecture.heads)
+
+
+_ALIKE: Final = frozenset({40, 64, 72, 80, 96, 112, 128, 256})
+_GROUPED: Final[Mapping[tuple[int, int], int]] = {(192, 128): 8, (320, 256): 32, (512, 512): 1, (576, 512): 1}
+"""Sizes of K and V heads, and what the number of query heads to each must divide by (``ggml-cuda/fattn.cu``)."""
+
+
+def can_flash(architecture: Architecture) -> bool:
+    """Tell whether CUDA has a kernel for every attention head; else flash attention would run on the CPU."""
+    return all(
+        _has_kernel(head)
+        for head, layer in zip(architecture.heads, architecture.layers, strict=True)
+        if not isinstance(layer, NoCache | RecurrentState)
+    )
+
+
+def _has_kernel(head: Heads) -> bool:
+    if head.head_k == head.head_v and head.head_k in _ALIKE:
+        return True
+    group = _GROUPED.get((head.head_k, head.head_v))
+    n_query = head.n_head // max(1, head.n_head_kv)
+    return group is not None and n_query > 1 and n_query % group == 0
 
 
 def find_contradiction(architecture: Architecture, config: LlamaCppConfig) -> tuple[str, str] | None:
