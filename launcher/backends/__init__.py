@@ -5,7 +5,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from launcher.backends import llama_cpp_python, llama_server
-from launcher.domain import Address, Command, Engine, Plan
+from launcher.domain import Address, Command, Engine, EngineInstall, Plan
 from launcher.errors import EngineMissingError
 
 _NO_BACKTRACE: Final = {"GGML_NO_BACKTRACE": "1"}
@@ -23,15 +23,19 @@ def build_command(plan: Plan, *, weights_path: str, address: Address, alias: str
     if plan.install is None:
         msg = f"{plan.engine} is not installed on this machine"
         raise EngineMissingError(msg, help="`launch hardware` lists the engines found; README.md says how to get one")
+    command = _build(plan, plan.install, weights_path, address, alias)
+    return replace(command, env={**_NO_BACKTRACE, **command.env})
+
+
+def _build(plan: Plan, install: EngineInstall, weights_path: str, address: Address, alias: str) -> Command:
     match plan.engine:
         case Engine.LLAMA_SERVER:
-            command = llama_server.build_command(plan, plan.install, weights_path, address, alias)
+            return llama_server.build_command(plan, install, weights_path, address, alias)
         case Engine.LLAMA_CPP_PYTHON:
-            command = llama_cpp_python.build_command(plan, plan.install, weights_path, address, alias)
+            return llama_cpp_python.build_command(plan, install, weights_path, address, alias)
         case Engine.VLLM:
             msg = "this release cannot start vllm"
             raise EngineMissingError(msg, help="choose another engine: --engine llama-server")
-    return replace(command, env={**_NO_BACKTRACE, **command.env})
 
 
 def tell_before_load(command: Command, engine: Engine) -> Command | None:
