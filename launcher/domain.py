@@ -432,7 +432,7 @@ class Lesson(StrEnum):
     MEASURED = "measured"
     """The engine ran, and this is what it held beyond the plan."""
     OUT_OF_MEMORY = "out-of-memory"
-    """It ran out of memory: what it needed beyond the plan was at least this."""
+    """It ran out of memory, or would have: what must be kept beside plan and margin is at least this."""
 
 
 class Correction(Noun, frozen=True):
@@ -720,6 +720,12 @@ class InstanceRecord(Noun, frozen=True):
     engine: ProcessId | None = None
     ready_at: float | None = None
     n_restarts: int = 0
+    n_ladder_steps: int = 0
+    """How many steps below its first plan it serves."""
+    story: tuple[str, ...] = ()
+    """Of the last step: what happened, what was measured, what changed, what it costs."""
+    offer: str | None = None
+    """What it could give more by now, were it started again."""
     last_exit: str | None = None
     log_path: str = ""
     plan: Plan | None = None

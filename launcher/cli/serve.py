@@ -1,6 +1,7 @@
 """``launch serve``: plan, start, wait until it answers, keep it so until it is told to stop."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,13 +10,18 @@ from launcher.cli import options as opt
 from launcher.cli.calibrate import read_known
 
 if TYPE_CHECKING:
-    from launcher.domain import Address, Plan
+    from launcher.domain import Plan
     from launcher.store import Instance
     from launcher.supervisor.notices import Notice, Report
+    from launcher.supervisor.setback import Service
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it is ready; end it with `launch stop`.")]
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option("--api-key-file", help="File of API keys, one a line; $LAUNCHER_API_KEY holds one as well."),
+]
 StallTimeout = Annotated[
     float, typer.Option("--stall-timeout", min=1.0, help="Seconds without any progress before a start is given up.")
 ]
@@ -48,14 +54,16 @@ def serve(
     min_tps: opt.MinTps = None,
     stall_timeout: StallTimeout = 120.0,
     force: opt.Force = False,
+    api_key_file: ApiKeyFile = None,
     detach: Detach = False,
 ) -> None:
     """Serve a model until Ctrl-C; exit code 3 if no plan fits this machine."""
     from msgspec.structs import replace
 
+    from launcher.cli.service import build_service, read_keys
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
-    from launcher.gateway.keys import Keys, check_exposure
+    from launcher.gateway.keys import check_exposure
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import render_outcome
     from launcher.store import open_instance
@@ -78,7 +86,8 @@ def serve(
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     profile = replace(profile, address=opt.with_address(profile.address, host=host, port=port))
-    check_exposure(profile.address, Keys())
+    keys = read_keys(api_key_file)
+    check_exposure(profile.address, keys)
     if detach:
         raise typer.Exit(_detach(profile.name))
     with open_instance(profile.name) as instance:
@@ -91,7 +100,8 @@ def serve(
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             raise typer.Exit(EXIT_REFUSED)
-        _run(outcome, instance, stall_timeout)
+        service = build_service(outcome, request, keys=keys, argv=argv, alternatives=others)
+        _run(outcome, instance, service, stall_timeout)
 
 
 def _detach(name: str) -> int:
@@ -110,39 +120,36 @@ def _detach(name: str) -> int:
     return code
 
 
-def _run(plan: "Plan", instance: "Instance", stall_timeout_s: float) -> None:
-    """Start the plan's engine and stay with it."""
-    from msgspec.structs import replace
-
-    from launcher.backends import build_command
-    from launcher.fetch import require_weights
+def _run(plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s: float) -> None:
+    """Start the plan's engine behind its endpoint and stay with it."""
     from launcher.supervisor import runner
-    from launcher.supervisor.checks import free_port
 
-    weights = require_weights(plan.artifact)
-    address = plan.address
-    if address.port is None:
-        address = replace(address, port=free_port(address.host))
-    command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
-    options = runner.RunOptions(stall_timeout_s=stall_timeout_s)
-    runner.serve(command, instance=instance, plan=plan, options=options, report=_reporter(plan.model, address))
+    runner.serve(
+        service.make_command(plan),
+        instance=instance,
+        plan=plan,
+        options=runner.RunOptions(stall_timeout_s=stall_timeout_s),
+        report=_reporter(plan.model),
+        service=service,
+    )
 
 
-def _reporter(model: str, address: "Address") -> "Report":
+def _reporter(model: str) -> "Report":
     """Return what tells a person of each notice: lines on stderr, and the endpoint on stdout once it answers."""
     from launcher.render.serve import render_endpoint
 
     overwrites = sys.stderr.isatty()
-    pending = False
+    pending = is_told = False
 
     def report(notice: "Notice") -> None:
-        nonlocal pending
+        nonlocal pending, is_told
         clear = "\r\x1b[K" if pending else ""
         pending = notice.transient and overwrites
         sys.stderr.write(f"{clear}{notice.text}" + ("" if pending else "\n"))
         sys.stderr.flush()
-        if notice.event == "engine.ready":
-            sys.stdout.write(render_endpoint(model, address))
+        if notice.event == "engine.ready" and not is_told:
+            is_told = True
+            sys.stdout.write(render_endpoint(model, str(notice.facts["host"]), int(notice.facts["port"] or 0)))
             sys.stdout.flush()
 
     return report

@@ -13,9 +13,9 @@ def base_url(address: Address) -> str:
     return f"http://[{host}]:{address.port}" if ":" in host else f"http://{host}:{address.port}"
 
 
-def render_endpoint(model: str, address: Address) -> str:
+def render_endpoint(model: str, host: str, port: int) -> str:
     """Return the endpoint, and a command to paste that asks it something."""
-    url = base_url(address)
+    url = base_url(Address(host=host, port=port))
     body = {"model": model, "messages": [{"role": "user", "content": "Say hello in five words."}], "max_tokens": 32}
     data = shlex.quote(msgspec.json.encode(body).decode())
     return (

@@ -24,16 +24,22 @@ DIED_FOR_GOOD, with a sign that the next start would end alike (a broken file, a
 not suffice): *clearing to fail*. A guard that is itself gone (GUARD_LOST) leaves its engine to the runner, which must
 RECLAIM it: find and kill the tree by what was recorded. GONE follows there too.
 
-The tree is always gone before the next step: no phase but *idle*, *backoff* and the two ends is without a guard, and
-SPAWN is an effect of START and RETRY alone. So there never are two engines.
+Memory has a way of its own. An engine that ran OUT_OF_MEMORY, or of which it is known before it allocates that it
+would (OVERDRAWN), is *clearing to step*: once it is GONE the runner asks for the next plan. While *stepping* nothing
+runs; STEPPED has a command to SPAWN, and at the FOOT of the ladder the instance has failed. Pressure seen in time
+(STRAINED), or room for a better plan (ROOMIER), makes a ready instance *drain*: the front forwards no new request,
+and once the running ones have ended or their time is over (DRAINED) the engine is terminated and the next plan is
+asked for. An engine that is up but no longer answers is HUNG: it is killed, for it would not heed a request, and
+started again.
+
+The tree is always gone before the next step: no phase but *idle*, *backoff*, *stepping* and the two ends is without a guard,
+and SPAWN is an effect of START, RETRY and STEPPED alone. So there never are two engines.
 
 In *backoff* the runner consults the restart policy: RETRY when the delay is over, EXHAUSTED when too many deaths fell
 into the window. STOP ends the wait at once.
 
 *Stopped* and *failed* are the ends; only START leads out. A request to stop that arrives while failing does not
 change the failure into a success.
-
-``draining`` among the instance's states belongs to a front that holds requests back; no phase here shows it.
 
 Every pair is one of three: a row of the table; a late or repeated event that changes nothing (``IGNORED``, listed,
 because the world is concurrent); or impossible, and then ``step`` raises ``LifecycleBugError``.
@@ -54,10 +60,13 @@ class Phase(StrEnum):
     LOADING = "loading"
     PROVING = "proving"
     READY = "ready"
+    DRAINING = "draining"
     STOPPING = "stopping"
     CLEARING_TO_RETRY = "clearing-to-retry"
     CLEARING_TO_FAIL = "clearing-to-fail"
+    CLEARING_TO_STEP = "clearing-to-step"
     BACKOFF = "backoff"
+    STEPPING = "stepping"
     STOPPED = "stopped"
     FAILED = "failed"
 
@@ -71,12 +80,21 @@ class Event(StrEnum):
     PROGRESS = "progress"
     ANSWERED = "answered"
     USURPED = "usurped"
+    DISPLACED = "displaced"
     PROVED = "proved"
     UNPROVED = "unproved"
     MISPLACED = "misplaced"
     STALLED = "stalled"
     DIED = "died"
     DIED_FOR_GOOD = "died-for-good"
+    OUT_OF_MEMORY = "out-of-memory"
+    OVERDRAWN = "overdrawn"
+    STRAINED = "strained"
+    ROOMIER = "roomier"
+    DRAINED = "drained"
+    HUNG = "hung"
+    STEPPED = "stepped"
+    FOOT = "foot"
     GUARD_LOST = "guard-lost"
     GONE = "gone"
     STOP = "stop"
@@ -97,6 +115,8 @@ class Effect(StrEnum):
     KILL = "kill"
     RECLAIM = "reclaim"
     CONSULT_POLICY = "consult-policy"
+    DRAIN = "drain"
+    REPLAN = "replan"
 
 
 class LifecycleBugError(AssertionError):
@@ -109,16 +129,19 @@ _STATES: Final[Mapping[Phase, State]] = {
     Phase.LOADING: State.STARTING,
     Phase.PROVING: State.STARTING,
     Phase.READY: State.READY,
+    Phase.DRAINING: State.DRAINING,
     Phase.STOPPING: State.STOPPING,
     Phase.CLEARING_TO_RETRY: State.STOPPING,
     Phase.CLEARING_TO_FAIL: State.STOPPING,
+    Phase.CLEARING_TO_STEP: State.STOPPING,
     Phase.BACKOFF: State.BACKOFF,
+    Phase.STEPPING: State.BACKOFF,
     Phase.STOPPED: State.STOPPED,
     Phase.FAILED: State.FAILED,
 }
 
 ENDS: Final = frozenset({Phase.STOPPED, Phase.FAILED})
-GUARDED: Final = frozenset(Phase) - ENDS - {Phase.IDLE, Phase.BACKOFF}
+GUARDED: Final = frozenset(Phase) - ENDS - {Phase.IDLE, Phase.BACKOFF, Phase.STEPPING}
 """Phases in which a guard, and perhaps an engine below it, exists."""
 
 _Row = tuple[Phase, tuple[Effect, ...]]
@@ -126,6 +149,7 @@ _Row = tuple[Phase, tuple[Effect, ...]]
 _DEATHS: Final[Mapping[Event, _Row]] = {
     Event.DIED: (Phase.CLEARING_TO_RETRY, ()),
     Event.DIED_FOR_GOOD: (Phase.CLEARING_TO_FAIL, ()),
+    Event.OUT_OF_MEMORY: (Phase.CLEARING_TO_STEP, ()),
     Event.GUARD_LOST: (Phase.CLEARING_TO_RETRY, (Effect.RECLAIM,)),
 }
 _STOP: Final[Mapping[Event, _Row]] = {
@@ -149,6 +173,8 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
         Event.PROGRESS: (Phase.LOADING, (Effect.POSTPONE_STALL,)),
         Event.ANSWERED: (Phase.PROVING, (Effect.PROVE,)),
         Event.USURPED: (Phase.CLEARING_TO_FAIL, (Effect.TERMINATE,)),
+        Event.DISPLACED: (Phase.CLEARING_TO_RETRY, (Effect.TERMINATE,)),
+        Event.OVERDRAWN: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         Event.MISPLACED: (Phase.CLEARING_TO_FAIL, (Effect.TERMINATE,)),
         Event.STALLED: (Phase.CLEARING_TO_RETRY, (Effect.TERMINATE,)),
         **_DEATHS,
@@ -158,12 +184,22 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
         Event.PROGRESS: (Phase.PROVING, (Effect.POSTPONE_STALL,)),
         Event.PROVED: (Phase.READY, (Effect.ANNOUNCE,)),
         Event.UNPROVED: (Phase.CLEARING_TO_RETRY, (Effect.TERMINATE,)),
+        Event.OVERDRAWN: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         Event.MISPLACED: (Phase.CLEARING_TO_FAIL, (Effect.TERMINATE,)),
         Event.STALLED: (Phase.CLEARING_TO_RETRY, (Effect.TERMINATE,)),
         **_DEATHS,
         **_STOP,
     },
     Phase.READY: {
+        Event.STRAINED: (Phase.DRAINING, (Effect.DRAIN,)),
+        Event.ROOMIER: (Phase.DRAINING, (Effect.DRAIN,)),
+        Event.HUNG: (Phase.CLEARING_TO_RETRY, (Effect.KILL,)),
+        **_DEATHS,
+        **_STOP,
+    },
+    Phase.DRAINING: {
+        Event.DRAINED: (Phase.CLEARING_TO_STEP, (Effect.TERMINATE,)),
+        Event.HUNG: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         **_DEATHS,
         **_STOP,
     },
@@ -183,9 +219,21 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
         Event.GUARD_LOST: (Phase.CLEARING_TO_FAIL, (Effect.RECLAIM,)),
         Event.GONE: (Phase.FAILED, ()),
     },
+    Phase.CLEARING_TO_STEP: {
+        Event.STOP: (Phase.STOPPING, ()),
+        Event.FORCE: (Phase.STOPPING, (Effect.KILL,)),
+        Event.GUARD_LOST: (Phase.CLEARING_TO_STEP, (Effect.RECLAIM,)),
+        Event.GONE: (Phase.STEPPING, (Effect.REPLAN,)),
+    },
     Phase.BACKOFF: {
         Event.RETRY: (Phase.SPAWNING, (Effect.SPAWN,)),
         Event.EXHAUSTED: (Phase.FAILED, ()),
+        Event.STOP: (Phase.STOPPED, ()),
+        Event.FORCE: (Phase.STOPPED, ()),
+    },
+    Phase.STEPPING: {
+        Event.STEPPED: (Phase.SPAWNING, (Effect.SPAWN,)),
+        Event.FOOT: (Phase.FAILED, ()),
         Event.STOP: (Phase.STOPPED, ()),
         Event.FORCE: (Phase.STOPPED, ()),
     },
@@ -194,25 +242,35 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
 }
 
 _LATE_WATCH: Final = frozenset(
-    {Event.PROGRESS, Event.ANSWERED, Event.USURPED, Event.PROVED, Event.UNPROVED, Event.MISPLACED, Event.STALLED}
+    {
+        *(Event.PROGRESS, Event.ANSWERED, Event.USURPED, Event.PROVED, Event.UNPROVED, Event.MISPLACED),
+        *(Event.DISPLACED, Event.STALLED, Event.OVERDRAWN),
+    }
 )
 """What a watcher may still report although it has just been told to stop."""
-_LATE_END: Final = frozenset({Event.SPAWNED, Event.SPAWN_FAILED, Event.DIED, Event.DIED_FOR_GOOD})
+_LATE_END: Final = frozenset({Event.SPAWNED, Event.SPAWN_FAILED, Event.DIED, Event.DIED_FOR_GOOD, Event.OUT_OF_MEMORY})
 """What the guard reports of an engine whose end is already under way."""
+_LATE_SENSE: Final = frozenset({Event.STRAINED, Event.ROOMIER, Event.DRAINED, Event.HUNG})
+"""What the monitors and the front may still report of a ready engine that is ready no more."""
 _REQUESTS: Final = frozenset({Event.STOP, Event.FORCE})
+
+_LATE: Final = _LATE_WATCH | _LATE_SENSE
 
 IGNORED: Final[Mapping[Phase, frozenset[Event]]] = {
     Phase.IDLE: frozenset(),
-    Phase.SPAWNING: _LATE_WATCH,
-    Phase.LOADING: frozenset({Event.PROVED, Event.UNPROVED}),
-    Phase.PROVING: frozenset({Event.ANSWERED, Event.USURPED}),
-    Phase.READY: _LATE_WATCH,
-    Phase.STOPPING: _LATE_WATCH | _LATE_END | {Event.STOP},
-    Phase.CLEARING_TO_RETRY: _LATE_WATCH | _LATE_END,
-    Phase.CLEARING_TO_FAIL: _LATE_WATCH | _LATE_END | {Event.STOP},
-    Phase.BACKOFF: _LATE_WATCH,
-    Phase.STOPPED: _LATE_WATCH | _REQUESTS | {Event.RETRY, Event.EXHAUSTED},
-    Phase.FAILED: _LATE_WATCH | _REQUESTS | {Event.RETRY, Event.EXHAUSTED},
+    Phase.SPAWNING: _LATE,
+    Phase.LOADING: frozenset({Event.PROVED, Event.UNPROVED}) | _LATE_SENSE,
+    Phase.PROVING: frozenset({Event.ANSWERED, Event.USURPED, Event.DISPLACED}) | _LATE_SENSE,
+    Phase.READY: _LATE_WATCH | {Event.DRAINED},
+    Phase.DRAINING: _LATE_WATCH | {Event.STRAINED, Event.ROOMIER},
+    Phase.STOPPING: _LATE | _LATE_END | {Event.STOP},
+    Phase.CLEARING_TO_RETRY: _LATE | _LATE_END,
+    Phase.CLEARING_TO_FAIL: _LATE | _LATE_END | {Event.STOP},
+    Phase.CLEARING_TO_STEP: _LATE | _LATE_END,
+    Phase.BACKOFF: _LATE,
+    Phase.STEPPING: _LATE,
+    Phase.STOPPED: _LATE | _REQUESTS | {Event.RETRY, Event.EXHAUSTED, Event.STEPPED, Event.FOOT},
+    Phase.FAILED: _LATE | _REQUESTS | {Event.RETRY, Event.EXHAUSTED, Event.STEPPED, Event.FOOT},
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from launcher.domain import DeviceProcess, Noun, ProcessId
+from launcher.inventory.cgroup import find_oom_counter, read_oom_kills
 from launcher.inventory.text import printable
 from launcher.store import is_alive
 from launcher.supervisor.guard import descendants
@@ -88,6 +89,25 @@ def resident_bytes(pids: Iterable[int]) -> int:
         with contextlib.suppress(OSError, ValueError, IndexError):
             n_pages += int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
     return n_pages * _PAGE_BYTES
+
+
+class OomKills(Noun, frozen=True):
+    """The kernel's count of kills for memory around one engine, as it was when that was started."""
+
+    counter: str | None = None
+    n_before: int = 0
+
+    @classmethod
+    def of(cls, pid: int) -> "OomKills":
+        """Find the count of a living process's group, and read it."""
+        counter = find_oom_counter(pid=pid)
+        n_before = read_oom_kills(counter) if counter is not None else None
+        return cls() if counter is None or n_before is None else cls(counter=str(counter), n_before=n_before)
+
+    def rise(self) -> int | None:
+        """Return by how much the count has risen since; ``None`` where there is none."""
+        now = None if self.counter is None else read_oom_kills(Path(self.counter))
+        return None if now is None else now - self.n_before
 
 
 # --- Sockets ----------------------------------------------------------------------------------------------------

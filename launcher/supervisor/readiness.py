@@ -54,6 +54,15 @@ async def await_answer(session: aiohttp.ClientSession, path: str) -> None:
         pause_s = min(pause_s * _PAUSE_GROWTH, _MAX_PAUSE_S)
 
 
+async def answers(session: aiohttp.ClientSession, path: str, timeout_s: float) -> bool:
+    """Tell whether ``path`` answers anything at all in time: an engine that says 503 is alive."""
+    try:
+        async with session.get(path, timeout=aiohttp.ClientTimeout(total=timeout_s), allow_redirects=False):
+            return True
+    except _UNREACHABLE:
+        return False
+
+
 async def send_canary(session: aiohttp.ClientSession, path: str, body: str) -> str | None:
     """Ask for one completion without a time limit; return what was wrong with the answer, or ``None``."""
     try:

@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import secrets as random_source
+import shlex
 import signal
 import threading
 import time
@@ -18,18 +19,19 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from launcher.domain import Command, InstanceRecord, Noun, Plan, ProcessId, State
+from launcher.domain import Command, InstanceRecord, Noun, Plan, ProcessId, Refusal, State
 from launcher.errors import EngineFailedError, LauncherError, PlacementError, PortInUseError, StateError
 from launcher.store import Instance, identify
-from launcher.supervisor import faults, placement
+from launcher.supervisor import faults, placement, sickness
 from launcher.supervisor.checks import check_start
 from launcher.supervisor.guard import become_subreaper, descendants
 from launcher.supervisor.logs import RotatingFile, redact, secrets_of
 from launcher.supervisor.machine import ENDS, GUARDED, Effect, Event, Phase, state_of, step
 from launcher.supervisor.notices import Fact, Notice, Report, write_notice
-from launcher.supervisor.processes import Activity, measure_tree, probe_listeners, socket_owners, who_listens
+from launcher.supervisor.processes import Activity, OomKills, measure_tree, probe_listeners, socket_owners, who_listens
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
+from launcher.supervisor.setback import Front, Service, Setback, Shortage
 from launcher.supervisor.signs import Cause
 from launcher.supervisor.tether import Tether
 from launcher.units import MIB, format_bytes
@@ -42,6 +44,8 @@ _N_PLACEMENT: Final = 4000  # lines; a verbose log of a hundred layers has some 
 _N_PROGRESS: Final = 80  # characters of the engine's last line that are shown while it loads
 _N_PLACEMENT_SHOWN: Final = 12
 _LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
+_SERVING: Final = frozenset({Phase.READY, Phase.DRAINING})
+_GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_STEP})
 
 
 def _words(line: str) -> str:
@@ -59,6 +63,13 @@ class RunOptions(Noun, frozen=True):
     """The same, where the supervisor itself is gone."""
     guard_patience_s: float = 15.0
     """Beyond the grace, until a guard that does not report the end is itself killed, and its work done for it."""
+    drain_s: float = 30.0
+    """For requests to come to their end before a step that can wait."""
+    stop_drain_s: float = 5.0
+    """The same, before the end."""
+    health_pause_s: float = 5.0
+    """Between two looks at a ready engine, and for it to answer one."""
+    hang: sickness.HangPolicy = sickness.HangPolicy()
     log_bytes: int = 8 * MIB
     events_bytes: int = MIB
     restarts: RestartPolicy = RestartPolicy()
@@ -81,6 +92,8 @@ class _Fault(Noun, frozen=True):
     message: str
     help: str | None = None
     lines: tuple[str, ...] = ()
+    setback: Setback | None = None
+    """What memory ran short, where that is the cause."""
 
     def to_error(self) -> LauncherError:
         return self.kind(self.message, help=self.help, details=self.lines)
@@ -93,8 +106,12 @@ def serve(
     plan: Plan | None = None,
     options: RunOptions = RunOptions(),  # noqa: B008 - an immutable value
     report: Report,
+    service: Service | None = None,
 ) -> ServeResult:
     """Serve the command in the foreground until it is stopped; the caller holds the instance's lock.
+
+    With a ``service`` the endpoint is its front's, each engine has a private port, and one that ran out of memory is
+    followed by one with a smaller plan; without it the command's own address is served, and that is an end.
 
     SIGINT, SIGTERM and SIGHUP end the engine gracefully, a second one at once. ``report`` hears every act, in the
     thread that called. Whatever happens, nothing of the engine is left running on return.
@@ -110,20 +127,43 @@ def serve(
         check_start(command, plan, instance.path)
         if options.adopt_orphans:
             become_subreaper()
-        supervision = _Supervision(command, instance, plan, options, report)
+        supervision = _Supervision(command, instance, plan, options, report, service=service)
         stack.callback(supervision.close)
         if n_reclaimed:
             supervision.notify("instance.reclaimed", "ended what an earlier, killed supervisor had left running")
         return asyncio.run(supervision.run())
 
 
+def _refused(refusal: Refusal) -> _Fault:
+    """Return the foot of the ladder as a fault: the facts, then the first way out."""
+    ways = [f"{item.text}: {shlex.join(item.argv)}" for item in refusal.advice] or ["`launch plan` says what would fit"]
+    return _Fault(kind=EngineFailedError, message=refusal.fact, help=ways[0], lines=(*refusal.derivation, *ways[1:]))
+
+
+def _without_tensors(plan: Plan | None) -> Plan | None:
+    """Return a plan for the record: the tensors of a large model are most of its bytes, and nobody reads them there."""
+    return plan and replace(plan, artifact=replace(plan.artifact, spec=None))
+
+
 class _Supervision:
     """The one owner of an instance's lifecycle state; lives in one event loop."""
 
     def __init__(
-        self, command: Command, instance: Instance, plan: Plan | None, options: RunOptions, report: Report
+        self,
+        command: Command,
+        instance: Instance,
+        plan: Plan | None,
+        options: RunOptions,
+        report: Report,
+        *,
+        service: Service | None,
     ) -> None:
         self._command = command
+        self._plan = plan
+        self._service = service
+        self._n_spawns = 0
+        self._oom_kills = OomKills()
+        self._load_s: float | None = None
         self._instance = instance
         self._options = options
         self._report = report
@@ -159,8 +199,7 @@ class _Supervision:
             started_at=time.time(),
             changed_at=time.time(),
             log_path=str(instance.log_path),
-            # The tensors of a large model are most of a plan's bytes, and nobody reads them here.
-            plan=plan and replace(plan, artifact=replace(plan.artifact, spec=None)),
+            plan=_without_tensors(plan),
         )
         self._record_unwritable = False
         try:
@@ -199,6 +238,8 @@ class _Supervision:
                 )
         else:
             self._record_unwritable = False
+        if self._service is not None:
+            self._service.front.publish(self._record, self._load_s)
 
     # --- The loop ---
 
@@ -207,8 +248,9 @@ class _Supervision:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
         handled = self._handle_signals(loop)
-        self._post(Event.START)
         try:
+            await self._open_front()
+            self._post(Event.START)
             while self._phase not in ENDS:
                 event, generation, fault = await self._queue.get()
                 if generation in {0, self._generation}:
@@ -220,6 +262,11 @@ class _Supervision:
         if self._phase is Phase.FAILED and self._failure is not None:
             raise self._failure.to_error()
         return ServeResult(was_ready=self._was_ready, n_restarts=self._record.n_restarts)
+
+    async def _open_front(self) -> None:
+        """Have the endpoint before the engine: what clients ask meanwhile waits, and the address is known."""
+        if self._service is not None:
+            self._update_record(address=await self._service.front.start())
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
@@ -249,7 +296,7 @@ class _Supervision:
     def _advance(self, event: Event, fault: _Fault | None) -> None:
         before = self._phase
         after, effects = step(before, event)
-        if event is Event.START or (before is Phase.BACKOFF and event is Event.RETRY):
+        if event in {Event.START, Event.RETRY, Event.STEPPED} and after is Phase.SPAWNING:
             self._generation += 1
         self._phase = after
         if after is not before:
@@ -258,11 +305,14 @@ class _Supervision:
             self._carry_out(effect)
 
     def _on_change(self, before: Phase, after: Phase, event: Event, fault: _Fault | None) -> None:
-        if after not in _LOADING or before is Phase.BACKOFF:
+        if after not in _LOADING or before in {Phase.BACKOFF, Phase.STEPPING}:
             self._cancel_tasks()
-        if fault is not None and after in {Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL}:
+        if before in _SERVING and after not in _SERVING and self._service is not None:
+            self._service.front.detach(fault.message if fault is not None else f"it is {state_of(after)}")
+        if fault is not None and after in _GIVING_UP:
             self._failure = fault
-            self._remember_death()
+            if after is not Phase.CLEARING_TO_STEP:  # a step has its own bound: each is smaller than the last
+                self._remember_death()
             self.notify("engine.failed", fault.message, cause=event.value)
         if after is Phase.FAILED and self._failure is not None:
             self.notify("instance.failed", f"`{self._instance.name}` failed: {self._failure.message}")
@@ -277,7 +327,7 @@ class _Supervision:
 
     def _describe_change(self, before: Phase, after: Phase) -> None:
         changes: dict[str, object] = {"state": state_of(after)}
-        if after in {Phase.BACKOFF, Phase.FAILED} and self._failure is not None:
+        if after in {Phase.BACKOFF, Phase.STEPPING, Phase.DRAINING, Phase.FAILED} and self._failure is not None:
             changes |= {"reason": self._failure.message, "details": self._failure.lines}
         elif after in {Phase.READY, Phase.STOPPED}:
             changes |= {"reason": None, "details": ()}
@@ -313,21 +363,30 @@ class _Supervision:
                 self._announce()
             case Effect.TERMINATE | Effect.KILL:
                 self._end_engine(effect)
-            case Effect.RECLAIM:
-                self._start_task(self._reclaim(), to_its_end=True)
             case Effect.CONSULT_POLICY:
                 self._consult_policy()
+            case Effect.RECLAIM | Effect.DRAIN | Effect.REPLAN:
+                work = {Effect.RECLAIM: self._reclaim, Effect.DRAIN: self._drain, Effect.REPLAN: self._replan}[effect]
+                self._start_task(work(), to_its_end=effect is Effect.RECLAIM)
 
     def _end_engine(self, effect: Effect) -> None:
         if self._tether is None:
             return
         patience_s = self._options.guard_patience_s
-        if effect is Effect.TERMINATE:
+        if effect is Effect.TERMINATE and self._phase is Phase.STOPPING and self._service is not None:
+            self._start_task(self._close_front_first(self._service.front, self._tether))
+        elif effect is Effect.TERMINATE:
             self._tether.terminate(self._options.grace_s)
             self._start_task(self._outlast_guard(self._tether, self._options.grace_s + patience_s))
         else:
             self._tether.kill()
             self._start_task(self._outlast_guard(self._tether, patience_s))
+
+    async def _close_front_first(self, front: Front, tether: Tether) -> None:
+        """Let running requests end before the engine is asked to; what waits for one is refused at once."""
+        await front.stop(self._options.stop_drain_s, "the server is stopping")
+        tether.terminate(self._options.grace_s)
+        await self._outlast_guard(tether, self._options.grace_s + self._options.guard_patience_s)
 
     async def _outlast_guard(self, tether: Tether, patience_s: float) -> None:
         """Kill a guard that does not obey: a stopped one, for example. That it is lost then has its own way on."""
@@ -360,6 +419,13 @@ class _Supervision:
     # --- Effects ---
 
     def _spawn(self) -> None:
+        try:
+            self._renew_command()
+        except LauncherError as error:
+            fault = _Fault(kind=type(error), message=error.message, help=error.help, lines=error.details)
+            self._post(Event.SPAWN_FAILED, fault)
+            self._post(Event.GONE)
+            return
         self._started_s = self._moved_s = time.monotonic()
         self._activity = Activity()
         self._ring.clear()
@@ -382,6 +448,13 @@ class _Supervision:
             self._post(Event.SPAWN_FAILED, fault)
             self._post(Event.GONE)
 
+    def _renew_command(self) -> None:
+        """Give every engine but the first a command of its own, for the plan of now and on a port that is free now."""
+        self._n_spawns += 1
+        if self._service is not None and self._plan is not None and self._n_spawns > 1:
+            self._command = self._service.make_command(self._plan)
+            self._env = {**os.environ, **self._command.env}
+
     def _lost_fault(self) -> _Fault:
         return _Fault(
             kind=EngineFailedError,
@@ -398,6 +471,7 @@ class _Supervision:
             case "spawned":
                 assert self._tether is not None  # noqa: S101 - it is who reports
                 engine = identify(int(report["pid"]))
+                self._oom_kills = OomKills.of(int(report["pid"]))
                 self._update_record(guard=self._tether.guard, engine=engine, last_exit=self._record.last_exit)
                 self._notify_spawned(engine, int(report["pid"]))
                 self._post(Event.SPAWNED)
@@ -435,18 +509,43 @@ class _Supervision:
         expected = self._phase in {Phase.STOPPING, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_RETRY}
         self.notify("engine.exited", f"the engine ended ({how})", expected=expected, code=code, signal=signal_number)
         was_ready = self._phase not in _LOADING
-        end = faults.End(lines=tuple(self._ring), code=code, signal_number=signal_number, was_ready=was_ready)
-        found = faults.classify(end)
+        found = faults.classify(
+            faults.End(
+                lines=tuple(self._ring),
+                code=code,
+                signal_number=signal_number,
+                was_ready=was_ready,
+                n_oom_kills=self._oom_kills.rise(),
+            )
+        )
         when = "while it served" if was_ready else "while it loaded"
         is_port = found.cause is Cause.PORT
+        may_step = found.answer is faults.Answer.STEP_DOWN and self._service is not None and self._plan is not None
+        message = f"the engine ended {when} ({how}): {faults.describe(found)}"
         fault = _Fault(
             kind=PortInUseError if is_port else EngineFailedError,
-            message=f"the engine ended {when} ({how}): {faults.describe(found)}",
+            message=message,
             help=found.help or f"read its whole log with `launch logs {self._instance.name}`",
             lines=found.lines,
+            setback=self._setback(found, message) if may_step else None,
         )
-        may_mend = found.answer is faults.Answer.RESTART
-        self._post(Event.DIED if may_mend else Event.DIED_FOR_GOOD, fault)
+        if may_step:
+            self._post(Event.OUT_OF_MEMORY, fault)
+        elif found.answer is faults.Answer.RESTART or (is_port and self._service is not None):
+            self._post(Event.DIED, fault)  # a port behind a front was the runner's choice: the next start has another
+        else:
+            self._post(Event.DIED_FOR_GOOD, fault)
+
+    def _setback(self, found: faults.Fault, words: str) -> Setback:
+        """Describe a want of memory to whoever finds the next plan."""
+        assert self._plan is not None  # noqa: S101 - asked for with a service alone
+        return Setback(
+            plan=self._plan,
+            shortage=Shortage.SERVING if found.was_ready else Shortage.AT_LOAD,
+            words=words,
+            memory=faults.planned_memory(found, self._plan),
+            failed_bytes=found.n_bytes,
+        )
 
     def _on_line(self, line: str) -> None:
         line = redact(line, self._secrets)
@@ -467,10 +566,11 @@ class _Supervision:
         if usurper is None:
             self._post(Event.ANSWERED)
             return
+        event = Event.USURPED if self._service is None else Event.DISPLACED
         address = self._command.address
         message = f"{address.host}:{address.port} is answered by {usurper}, not by the engine"
         help_ = "choose another with `--port`, or end what listens there"
-        self._post(Event.USURPED, _Fault(kind=PortInUseError, message=message, help=help_))
+        self._post(event, _Fault(kind=PortInUseError, message=message, help=help_))
 
     def _usurper(self) -> str | None:
         """Return who listens on the engine's port where the engine does not."""
@@ -480,6 +580,33 @@ class _Supervision:
             return None
         owners, complete = socket_owners(inodes, descendants(self._tether.pid))
         return None if owners or not complete else who_listens(port) or "another user's process"
+
+    async def _watch_health(self, front: Front) -> None:
+        """Give up a ready engine that is hung: deaf to questions about its health, or to the requests it took."""
+        from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
+
+        policy = self._options.hang
+        pause_s = self._options.health_pause_s
+        watch, before = sickness.Watch(), Activity()
+        async with readiness.open_session(self._command, self._env) as session:
+            while self._tether is not None:
+                await asyncio.sleep(pause_s)
+                load = front.load()
+                now = await asyncio.to_thread(measure_tree, self._tether.pid) if load.n_in_flight else before
+                pulse = sickness.Pulse(
+                    at_s=time.monotonic(),
+                    is_answering=await readiness.answers(session, self._command.ready_path, pause_s),
+                    n_in_flight=load.n_in_flight,
+                    n_delivered=load.n_delivered,
+                    is_busy=now.cpu_s - before.cpu_s >= _BUSY_SHARE * pause_s,
+                )
+                before = now
+                watch, fault = sickness.look(watch, pulse, policy)
+                if fault is not None:
+                    lines = faults.telling_lines(tuple(self._ring))
+                    message = f"the engine hangs: {fault.meaning}"
+                    self._post(Event.HUNG, _Fault(kind=EngineFailedError, message=message, lines=lines))
+                    return
 
     async def _watch_progress(self) -> None:
         """Report progress by what the engine prints, reads, computes and holds; report a stall when none of it moves."""
@@ -571,11 +698,19 @@ class _Supervision:
         self._was_ready = True
         self._ready_since_s = time.monotonic()
         elapsed_s = time.monotonic() - self._started_s
+        self._load_s = elapsed_s
         realised = placement.parse_placement(self._placement_lines)
-        address = self._command.address
+        address = self._record.address
+        if self._service is not None:
+            from launcher.supervisor.readiness import base_url  # noqa: PLC0415 - loaded by now
+
+            self._service.front.attach(base_url(self._command.address))
+            self._start_task(self._watch_health(self._service.front))
         self.notify(
             "engine.ready",
             f"ready after {elapsed_s:.1f} s at http://{address.host}:{address.port}",
+            host=address.host,
+            port=address.port,
             elapsed_s=round(elapsed_s, 3),
             n_gpu_layers=realised.realised_gpu_layers,
             placement=placement.describe(realised),
@@ -610,6 +745,36 @@ class _Supervision:
         await asyncio.sleep(delay_s)
         self._post(Event.RETRY)
 
+    # --- Stepping ---
+
+    async def _drain(self) -> None:
+        assert self._service is not None  # noqa: S101 - pressure is watched for with a service alone
+        reason = self._failure.message if self._failure is not None else "another plan is taken"
+        n_left = await self._service.front.drain(self._options.drain_s, reason)
+        self.notify("instance.drained", f"drained; {n_left} requests were taken back", n_requests=n_left)
+        self._post(Event.DRAINED)
+
+    async def _replan(self) -> None:
+        """Ask for the next plan in a thread: the machine has to settle and to be measured."""
+        fault = self._failure
+        assert self._service is not None and fault is not None and fault.setback is not None  # noqa: S101, PT018
+        try:
+            answer = await asyncio.to_thread(self._service.stepper.next_plan, fault.setback)
+        except LauncherError as error:
+            self._failure = _Fault(kind=type(error), message=error.message, help=error.help, lines=error.details)
+            self._post(Event.FOOT, self._failure)
+            return
+        if isinstance(answer, Refusal):
+            self._failure = _refused(answer)
+            self._post(Event.FOOT, self._failure)
+            return
+        self._plan = answer.plan
+        n_steps = self._record.n_ladder_steps + (0 if answer.is_retry else 1)
+        self._update_record(plan=_without_tensors(answer.plan), story=answer.story, n_ladder_steps=n_steps)
+        event, what = ("ladder.retry", "once more") if answer.is_retry else ("ladder.step", f"step {n_steps} down")
+        self.notify(event, f"{what}: {'; '.join(answer.story)}", n_steps=n_steps, memory=fault.setback.memory)
+        self._post(Event.STEPPED)
+
     # --- Leaving ---
 
     def _drop_tether(self) -> None:
@@ -622,6 +787,8 @@ class _Supervision:
         self._cancel_tasks()
         self._drop_tether()
         await asyncio.gather(*self._duties, return_exceptions=True)
+        if self._service is not None:
+            await self._service.front.stop(0.0, "the server has stopped")
 
     def close(self) -> None:
         """Close the files."""

@@ -27,6 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--tag", help="changes nothing: a test finds the process by it")
     parser.add_argument("--load-s", type=float, default=0.0, help="load this long, with progress lines")
     parser.add_argument("--silent-load-s", type=float, default=0.0, help="load this long without a sign of life")
     parser.add_argument("--never-ready", action="store_true")

@@ -99,3 +99,14 @@ def start(
             text=True,
         )
     return Served(name, port, process, output)
+
+
+def start_stepping(scenario: dict[str, Any], *, name: str, port: int, output: Path, options: dict[str, Any]) -> Served:
+    """Start a supervisor with gateway and stepper over fake engines; ``port`` is the gateway's."""
+    quick = {"grace_s": 1.0, "orphan_grace_s": 0.3, "drain_s": 1.0, "stop_drain_s": 1.0, **options}
+    arguments = [name, str(port), json.dumps(quick), json.dumps(scenario)]
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(FAKES / "serve_stepping.py"), *arguments], stdout=file, stderr=file, text=True
+        )
+    return Served(name, port, process, output)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.supervisor.checks import free_port
-from tests.fakes.harness import Served, poll, start
+from tests.fakes.harness import Served, poll, start, start_stepping
 
 
 def is_gone(served: Served) -> bool:
@@ -26,10 +26,9 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def serve(state_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
-    """Start supervisors; whatever a test leaves is ended after it, and nothing of an engine may be left then."""
+def serve(started: list[Served], state_dir: Path, tmp_path: Path) -> Callable[..., Served]:
+    """Start supervisors."""
     del state_dir
-    started: list[Served] = []
 
     def begin(*arguments: str, name: str = "fake", port: int | None = None, **more: Any) -> Served:
         output = tmp_path / f"output-{len(started)}"
@@ -37,7 +36,29 @@ def serve(state_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Served]]:
         started.append(served)
         return served
 
-    yield begin
+    return begin
+
+
+@pytest.fixture
+def serve_stepping(started: list[Served], state_dir: Path, tmp_path: Path) -> Callable[..., Served]:
+    """Start supervisors with a gateway, whose engines may be replaced."""
+    del state_dir
+
+    def begin(port: int | None = None, options: dict[str, Any] | None = None, **scenario: Any) -> Served:
+        output = tmp_path / f"output-{len(started)}"
+        port = port or free_port("127.0.0.1")
+        served = start_stepping(scenario, name="fake", port=port, output=output, options=options or {})
+        started.append(served)
+        return served
+
+    return begin
+
+
+@pytest.fixture
+def started() -> Iterator[list[Served]]:
+    """Collect supervisors; whatever a test leaves is ended after it, and nothing of an engine may be left then."""
+    started: list[Served] = []
+    yield started
     for served in started:
         if served.process.poll() is None:
             served.process.send_signal(signal.SIGKILL)

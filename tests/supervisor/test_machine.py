@@ -59,13 +59,13 @@ def test_every_phase_can_be_reached_and_left_towards_an_end() -> None:
 
 def test_a_user_can_always_ask_to_stop() -> None:
     """STOP and FORCE are defined wherever something is or may come to be running."""
-    for phase in GUARDED | {Phase.BACKOFF}:
+    for phase in GUARDED | {Phase.BACKOFF, Phase.STEPPING}:
         assert {Event.STOP, Event.FORCE} <= set(possible(phase))
 
 
 def test_every_state_that_a_supervisor_shows_is_shown_by_a_phase() -> None:
-    """All but draining, which belongs to a front that holds requests."""
-    assert {state_of(phase) for phase in Phase} == set(State) - {State.DRAINING}
+    """The states of the domain are those of the phases."""
+    assert {state_of(phase) for phase in Phase} == set(State)
 
 
 @st.composite
@@ -105,12 +105,15 @@ def test_there_are_never_two_engines(run: list[tuple[Phase, Event, Phase, tuple[
 
 @given(histories())
 def test_an_engine_is_asked_before_it_is_killed(run: list[tuple[Phase, Event, Phase, tuple[Effect, ...]]]) -> None:
-    """KILL follows TERMINATE, or an end that the engine or its guard came to by itself."""
+    """KILL follows TERMINATE, an end that the engine came to by itself, or what no request could prevent in time."""
     asked = False
     for _, event, _, effects in run:
         if Effect.SPAWN in effects:
             asked = False
-        asked = asked or event in {Event.DIED, Event.DIED_FOR_GOOD, Event.GUARD_LOST, Event.SPAWN_FAILED}
+        asked = asked or event in {
+            *(Event.DIED, Event.DIED_FOR_GOOD, Event.OUT_OF_MEMORY, Event.GUARD_LOST, Event.SPAWN_FAILED),
+            *(Event.OVERDRAWN, Event.HUNG),  # about to take memory that is not there; deaf to any request
+        }
         for effect in effects:
             asked = asked or effect is Effect.TERMINATE
             assert effect is not Effect.KILL or asked

@@ -1,0 +1,125 @@
+"""What stands around a served engine: the gateway as the runner's front, the stepper, and how a plan becomes a command."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from launcher.domain import Address, Command, InstanceRecord, Inventory, Plan, Request
+    from launcher.gateway.gateway import Gateway
+    from launcher.gateway.keys import Keys
+    from launcher.planner.search import Alternatives
+    from launcher.supervisor.setback import Load, Service
+
+
+class GatewayFront:
+    """The gateway in the runner's words."""
+
+    def __init__(self, make_gateway: "Callable[[], Gateway]", address: "Address") -> None:
+        """Hold how the gateway is made, in the event loop in which it will live, and where it is to listen."""
+        self._make = make_gateway
+        self._gateway: Gateway | None = None
+        self._address = address
+
+    async def start(self) -> "Address":
+        """Listen, and return where."""
+        gateway = self._make()
+        address = await gateway.start(self._address)
+        self._gateway = gateway
+        return address
+
+    def attach(self, base_url: str) -> None:
+        """Let requests through to an engine."""
+        if self._gateway is not None:
+            self._gateway.attach(base_url)
+
+    def detach(self, reason: str) -> None:
+        """Take everything back from the engine."""
+        if self._gateway is not None:
+            self._gateway.detach(reason)
+
+    async def drain(self, timeout_s: float, reason: str) -> int:
+        """Let running requests end, for so long."""
+        return 0 if self._gateway is None else await self._gateway.drain(timeout_s, reason)
+
+    def publish(self, record: "InstanceRecord", expected_ready_s: float | None) -> None:
+        """Tell clients what the record says of the instance."""
+        from launcher.gateway.health import Status
+
+        if self._gateway is None:
+            return
+        story = "; ".join(record.story) if record.n_ladder_steps else None
+        self._gateway.publish(
+            Status(
+                state=record.state,
+                reason=record.reason or story,
+                is_degraded=record.n_ladder_steps > 0,
+                plan=record.plan,
+                n_restarts=record.n_restarts,
+                n_ladder_steps=record.n_ladder_steps,
+                expected_ready_s=expected_ready_s,
+            )
+        )
+
+    def load(self) -> "Load":
+        """Return what the engine has to do."""
+        from launcher.supervisor.setback import Load
+
+        if self._gateway is None:
+            return Load(n_in_flight=0, n_delivered=0)
+        load = self._gateway.load()
+        return Load(n_in_flight=load.n_running, n_delivered=load.n_events)
+
+    async def stop(self, timeout_s: float, reason: str) -> None:
+        """Stop listening, once."""
+        gateway, self._gateway = self._gateway, None
+        if gateway is not None:
+            await gateway.stop(timeout_s, reason)
+
+
+def make_command(plan: "Plan") -> "Command":
+    """Return the command of a plan's engine, on a port of loopback that is free now."""
+    from launcher.backends import build_command
+    from launcher.domain import Address
+    from launcher.fetch import require_weights
+    from launcher.supervisor.checks import free_port
+
+    weights = require_weights(plan.artifact)
+    address = Address(host="127.0.0.1", port=free_port("127.0.0.1"))
+    return build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
+
+
+def build_service(
+    plan: "Plan", request: "Request", *, keys: "Keys", argv: tuple[str, ...], alternatives: "Alternatives"
+) -> "Service":
+    """Put the parts together for one instance; nothing is started yet."""
+    from launcher.domain import Engine
+    from launcher.gateway.gateway import Gateway
+    from launcher.gateway.policy import Limits
+    from launcher.supervisor.setback import Service
+    from launcher.supervisor.stepping import MachineStepper
+
+    # llama-server queues what comes beyond its slots; llama_cpp.server interrupts one request for the next.
+    n_running = None if plan.engine is Engine.LLAMA_SERVER else plan.n_parallel
+
+    def make_gateway() -> Gateway:
+        return Gateway(plan.model, limits=Limits(n_running=n_running), keys=keys)
+
+    stepper = MachineStepper(request, probe=_probe, argv=argv, alternatives=alternatives)
+    return Service(front=GatewayFront(make_gateway, plan.address), stepper=stepper, make_command=make_command)
+
+
+def _probe() -> "Inventory":
+    from launcher.inventory import probe_inventory
+
+    return probe_inventory()
+
+
+def read_keys(file: Path | None) -> "Keys":
+    """Return the endpoint's API keys: from a file, and from the environment."""
+    import os
+
+    from launcher.gateway.keys import read_keys
+
+    return read_keys(os.environ, file)

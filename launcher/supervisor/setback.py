@@ -1,0 +1,107 @@
+"""What a supervisor needs of others to replace an engine by a smaller one: the questions, and their answers' shape.
+
+It must not know how an answer is found, nor how engines are started.
+"""
+
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Protocol
+
+from msgspec import Struct
+
+from launcher.domain import Address, Command, InstanceRecord, Noun, Plan, Refusal
+
+
+class Shortage(StrEnum):
+    """How it became known that memory does not suffice."""
+
+    AT_LOAD = "at-load"
+    """The engine could not allocate while it loaded."""
+    SERVING = "serving"
+    """It could not allocate, or was killed for memory, while it served."""
+    FORESEEN = "foreseen"
+    """Its own figure, told before it allocated, exceeds what is free."""
+    PRESSURE = "pressure"
+    """What is free ran low while it served; nothing has failed yet."""
+
+
+class Setback(Noun, frozen=True):
+    """One shortage under one plan.
+
+    ``memory`` is our name of it, ``None`` where nobody said which; ``failed_bytes`` what could not be had;
+    ``told_bytes`` what the engine itself said that it takes there. ``words`` tell what happened.
+    """
+
+    plan: Plan
+    shortage: Shortage
+    words: str
+    memory: str | None = None
+    failed_bytes: int | None = None
+    told_bytes: int | None = None
+
+
+class Step(Noun, frozen=True):
+    """The plan to go on with: a smaller one, or the same again where others had taken the memory.
+
+    ``story`` says line by line what was measured, what changed and what it costs.
+    """
+
+    plan: Plan
+    story: tuple[str, ...]
+    is_retry: bool = False
+
+
+class Stepper(Protocol):
+    """Whoever finds the next plan. Its calls ask the machine and may take seconds: they are made in a thread."""
+
+    def next_plan(self, setback: Setback) -> Step | Refusal:
+        """Return the plan to go on with, or why there is none."""
+
+    def better_plan(self, plan: Plan, own_bytes: Mapping[str, int]) -> Plan | None:
+        """Return a plan that gives more than ``plan`` and would fit if its ``own_bytes`` were free again."""
+
+    def learn_use(self, plan: Plan, measured_bytes: Mapping[str, int]) -> None:
+        """Keep what a running engine was measured to hold, by memory."""
+
+
+class Load(Noun, frozen=True):
+    """What an engine has to do: requests that it was given, and how much it has delivered since the start."""
+
+    n_in_flight: int
+    n_delivered: int
+
+
+class Front(Protocol):
+    """The endpoint that stays while engines come and go; all calls are made in the runner's event loop."""
+
+    async def start(self) -> Address:
+        """Listen; requests wait from now on. Return the address, its port known."""
+
+    def attach(self, base_url: str) -> None:
+        """Let requests through to an engine that has proved itself."""
+
+    def detach(self, reason: str) -> None:
+        """The engine is lost."""
+
+    async def drain(self, timeout_s: float, reason: str) -> int:
+        """Send nothing more to the engine, let it end what it runs; return how many requests were taken back."""
+
+    def publish(self, record: InstanceRecord, expected_ready_s: float | None) -> None:
+        """Tell clients how the instance is."""
+
+    def load(self) -> Load:
+        """Return what the engine has to do."""
+
+    async def stop(self, timeout_s: float, reason: str) -> None:
+        """Refuse what waits, let run what runs for so long, then stop listening."""
+
+
+class Service(Struct, frozen=True, kw_only=True):
+    """What makes an engine replaceable: the front before it, who finds plans, and who makes commands of them.
+
+    ``make_command`` returns a command on a private port that is free now; it may raise a ``LauncherError``.
+    """
+
+    front: Front
+    stepper: Stepper
+    make_command: Callable[[Plan], Command]

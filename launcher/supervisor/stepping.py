@@ -1,0 +1,277 @@
+"""Find the next plan on this machine: let memory settle, see who took it, learn from it, step down.
+
+The lesson is written before the step is planned, so that no plan is made against it. It must not start, signal or watch
+an engine, nor know how it was seen to fail.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from msgspec.structs import replace
+
+from launcher.domain import (
+    Calibration,
+    Correction,
+    Inventory,
+    Lesson,
+    Plan,
+    Refusal,
+    Request,
+)
+from launcher.errors import LauncherError
+from launcher.planner.advice import advise
+from launcher.planner.calibration import machine_id
+from launcher.planner.corrections import learn, planned_bytes, remember
+from launcher.planner.fit import decide
+from launcher.planner.ladder import least_relief, step_down, tightest
+from launcher.planner.quality import kl_divergence
+from launcher.planner.search import Alternatives
+from launcher.planner.sizing import Candidate, prepare
+from launcher.store import read_calibration, update_calibration
+from launcher.supervisor.setback import Setback, Shortage, Step
+from launcher.units import MIB, format_bytes
+
+_SETTLE_S: Final = 3.0
+"""Until a driver has given back what a dead process held. Assumed; on the devices seen it takes below a second."""
+_SETTLE_PAUSE_S: Final = 0.1
+_QUIET_BYTES: Final = 32 * MIB
+"""Between two looks: less change than this is none."""
+_OTHERS_SHARE: Final = 64
+"""Others have taken memory where free bytes fell by more than this fraction of the total: below lies the usual ebb."""
+
+
+class MachineStepper:
+    """Steps down on the machine that it runs on; holds what was asked and what was already retried."""
+
+    def __init__(
+        self,
+        request: Request,
+        *,
+        probe: Callable[[], Inventory],
+        argv: tuple[str, ...],
+        alternatives: Alternatives,
+        settle_s: float = _SETTLE_S,
+    ) -> None:
+        """Hold the request as it was planned first; ``probe`` measures this machine, ``argv`` words its advice."""
+        self._request = request
+        self._probe = probe
+        self._argv = argv
+        self._alternatives = alternatives
+        self._settle_s = settle_s
+        self._prepared: tuple[Candidate, ...] | None = None
+        self._retried: Plan | None = None
+
+    # --- Down ---
+
+    def next_plan(self, setback: Setback) -> Step | Refusal:
+        """Return the same plan once where others had taken the memory and left, else the mildest that fits now."""
+        plan = setback.plan
+        memory = setback.memory or tightest(plan)
+        machine = self._settled(memory)
+        others = _taken_by_others(plan, machine, memory)
+        measured = _describe_free(machine, memory, others)
+        if others and self._retried != plan and _still_fits(plan, machine):
+            self._retried = plan
+            return Step(plan=plan, story=(setback.words, measured, "the same plan is tried once more"), is_retry=True)
+        known = self._learn(setback, memory, machine) if not others else self._known(machine)
+        outcome = step_down(
+            plan,
+            memory=memory,
+            failed_bytes=setback.failed_bytes,
+            request=self._request,
+            inventory=machine,
+            while_serving=setback.shortage in {Shortage.SERVING, Shortage.PRESSURE},
+            prepared=self._candidates(),
+            calibration=known,
+        )
+        if isinstance(outcome, Refusal):
+            return advise(
+                replace(outcome, derivation=(setback.words, measured, *outcome.derivation)),
+                self._request,
+                machine,
+                argv=self._argv,
+                alternatives=self._alternatives,
+                calibration=known,
+            )
+        return Step(plan=outcome, story=(setback.words, measured, *describe_step(plan, outcome)))
+
+    def _settled(self, memory: str) -> Inventory:
+        """Return the machine once the free bytes of a memory have stopped rising, or the patience is over."""
+        end_s = time.monotonic() + self._settle_s
+        machine = self._probe()
+        free = free_bytes(machine, memory)
+        while free is not None and time.monotonic() < end_s:
+            time.sleep(_SETTLE_PAUSE_S)
+            machine = self._probe()
+            before, free = free, free_bytes(machine, memory)
+            if free is None or free - before < _QUIET_BYTES:
+                break
+        return machine
+
+    def _candidates(self) -> tuple[Candidate, ...]:
+        if self._prepared is None:
+            self._prepared = prepare(self._request.profile)
+        return self._prepared
+
+    # --- Lessons ---
+
+    def _known(self, machine: Inventory) -> Calibration:
+        name = machine_id(machine)
+        known, _ = read_calibration(name)
+        return known or Calibration(machine=name)
+
+    def _learn(self, setback: Setback, memory: str, machine: Inventory) -> Calibration:
+        """Keep what the shortage taught, so that no plan repeats it; pressure alone teaches nothing of the engine."""
+        plan = setback.plan
+        if setback.shortage is Shortage.PRESSURE:
+            return self._known(machine)
+        unaccounted = _least_unaccounted(plan, memory, setback)
+        return self._keep(plan, memory, unaccounted, Lesson.OUT_OF_MEMORY, machine)
+
+    def learn_use(self, plan: Plan, measured_bytes: Mapping[str, int]) -> None:
+        """Keep what a running engine was measured to hold beyond its plan."""
+        machine = self._probe()
+        for memory, n_bytes in measured_bytes.items():
+            self._keep(plan, memory, n_bytes - planned_bytes(plan, memory), Lesson.MEASURED, machine)
+
+    def _keep(self, plan: Plan, memory: str, unaccounted: int, lesson: Lesson, machine: Inventory) -> Calibration:
+        candidate = next((c for c in self._candidates() if c.artifact.quantization == plan.quantization), None)
+        if candidate is None:
+            return self._known(machine)
+        correction = learn(
+            plan,
+            memory=memory,
+            unaccounted_bytes=unaccounted,
+            lesson=lesson,
+            architecture=candidate.architecture,
+            at=time.time(),
+        )
+        try:
+            return update_calibration(machine_id(machine), lambda known: _with(known, correction))
+        except LauncherError:
+            # A disk that takes nothing must not keep the instance from stepping down: the lesson holds for this step.
+            return _with(self._known(machine), correction)
+
+    # --- Up ---
+
+    def better_plan(self, plan: Plan, own_bytes: Mapping[str, int]) -> Plan | None:
+        """Return what would be planned today if this instance gave back its own memory, where that is more."""
+        machine = _with_own_memory(self._probe(), own_bytes)
+        outcome = decide(self._request, machine, self._candidates(), self._known(machine))
+        return outcome if isinstance(outcome, Plan) and is_better(outcome, plan) else None
+
+
+def _with(known: Calibration, correction: Correction) -> Calibration:
+    return replace(known, corrections=remember(known.corrections, correction))
+
+
+def free_bytes(machine: Inventory, memory: str) -> int | None:
+    """Return what is free of a memory now; ``None`` where nobody knows."""
+    if memory == "host":
+        return machine.host.free_bytes
+    return next((device.free_bytes for device in machine.devices if device.name == memory), None)
+
+
+def _taken_by_others(plan: Plan, machine: Inventory, memory: str) -> int:
+    """Return how many bytes other processes hold now that were free when the plan was made; 0 for the usual ebb."""
+    budget = next((budget for budget in plan.budgets if budget.name == memory), None)
+    free = free_bytes(machine, memory)
+    if budget is None or free is None:
+        return 0
+    taken = budget.free_bytes - free
+    return taken if taken > budget.total_bytes // _OTHERS_SHARE else 0
+
+
+def _still_fits(plan: Plan, machine: Inventory) -> bool:
+    """Whether every memory still has what the plan needs of it, margin included."""
+    for budget in plan.budgets:
+        free = free_bytes(machine, budget.name)
+        if free is not None and planned_bytes(plan, budget.name) > free - budget.margin_bytes - budget.residual_bytes:
+            return False
+    return True
+
+
+def _least_unaccounted(plan: Plan, memory: str, setback: Setback) -> int:
+    """Return the least residual with which the failed plan would not have been made.
+
+    Where the engine told its own figure: what was kept beside the plan, and the difference. Else the plan has to be
+    smaller by what failed, as far as a step makes it so: otherwise the next serve would try what lies between.
+    """
+    budget = next(budget for budget in plan.budgets if budget.name == memory)
+    planned = planned_bytes(plan, memory)
+    if setback.told_bytes is not None:
+        return budget.residual_bytes + setback.told_bytes - planned
+    relief = least_relief(planned, setback.failed_bytes)
+    return budget.free_bytes - budget.margin_bytes - planned + relief
+
+
+def _with_own_memory(machine: Inventory, own_bytes: Mapping[str, int]) -> Inventory:
+    devices = tuple(
+        device
+        if device.free_bytes is None
+        else replace(device, free_bytes=min(device.total_bytes, device.free_bytes + own_bytes.get(device.name, 0)))
+        for device in machine.devices
+    )
+    own = own_bytes.get("host", 0)
+    host = machine.host
+    used = None if host.cgroup_used_bytes is None else max(0, host.cgroup_used_bytes - own)
+    available = min(host.total_bytes, host.available_bytes + own)
+    return replace(machine, devices=devices, host=replace(host, available_bytes=available, cgroup_used_bytes=used))
+
+
+# --- Words ------------------------------------------------------------------------------------------------------
+
+
+def _describe_free(machine: Inventory, memory: str, others: int) -> str:
+    free = free_bytes(machine, memory)
+    now = "what is free is not known" if free is None else f"{format_bytes(free)} of {memory} are free without it"
+    if not others:
+        return now
+    names = [
+        f"{process.name or 'process'} ({process.pid}) {format_bytes(process.used_bytes)}"
+        for device in machine.devices
+        if device.name == memory
+        for process in device.processes
+        if process.used_bytes
+    ]
+    holders = f": {', '.join(names)}" if names else ""
+    return f"{now}; other processes have taken {format_bytes(others)} since it was planned{holders}"
+
+
+def describe_step(before: Plan, after: Plan) -> tuple[str, ...]:
+    """Say what a step changes, old value and new, and what it costs in speed and quality."""
+    changes = [
+        ("quantization", before.quantization, after.quantization),
+        ("context per request", before.n_ctx_per_request, after.n_ctx_per_request),
+        ("parallel requests", before.n_parallel, after.n_parallel),
+        ("layers on the GPU", before.n_gpu_layers, after.n_gpu_layers),
+        ("layers with experts on the CPU", before.n_cpu_moe, after.n_cpu_moe),
+        (
+            "kv cache",
+            f"{before.cache_type_k}/{before.cache_type_v}",
+            f"{after.cache_type_k}/{after.cache_type_v}",
+        ),
+        ("tokens per step", before.n_ubatch, after.n_ubatch),
+        ("prompt cache", format_bytes(before.cache_ram_bytes), format_bytes(after.cache_ram_bytes)),
+    ]
+    lines = [f"{what}: {old} -> {new}" for what, old, new in changes if old != new]
+    if before.speed and after.speed and before.speed.generation_tps != after.speed.generation_tps:
+        old_tps, new_tps = before.speed.generation_tps, after.speed.generation_tps
+        lines.append(f"predicted speed: {old_tps:.3g} -> {new_tps:.3g} tokens/s")
+    return tuple(lines)
+
+
+def is_better(plan: Plan, than: Plan) -> bool:
+    """Whether a plan gives its users more: quality first, then placement, context, parallelism."""
+
+    def rank(item: Plan) -> tuple[float, ...]:
+        return (
+            -kl_divergence(item.quantization),
+            min(item.n_gpu_layers, item.n_layer + 1) - item.n_cpu_moe,
+            item.n_ctx_per_request,
+            item.n_parallel,
+            item.n_ubatch,
+        )
+
+    return rank(plan) > rank(than)

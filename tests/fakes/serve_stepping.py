@@ -1,0 +1,111 @@
+"""A real supervisor with its gateway and stepper over the fake engine: `serve_stepping.py NAME PORT OPTIONS SCENARIO`.
+
+The scenario is JSON: ``free_bytes`` of the machine at each look (the last one stays), ``fits_bytes``: what the fake engine
+can have of the host before it runs out of memory, ``arguments``: further ones of the engine, ``ladder``: the
+profile's rungs, ``stolen``: the number of the start at which another program has the engine's port.
+Prints one JSON line per notice on stdout, and a rendered error on stderr.
+"""
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import replace
+
+from launcher.cli.service import GatewayFront
+from launcher.domain import Address, Command, Engine, EngineInstall, Fallback, Host, Inventory, Plan, Request, Rung
+from launcher.errors import LauncherError
+from launcher.gateway.gateway import Gateway
+from launcher.planner.calibration import machine_id
+from launcher.planner.fit import decide
+from launcher.planner.search import Alternatives
+from launcher.profiles import load_profile
+from launcher.render.text import render_error
+from launcher.store import open_instance, read_calibration
+from launcher.supervisor.checks import free_port
+from launcher.supervisor.notices import Notice
+from launcher.supervisor.runner import RunOptions, serve
+from launcher.supervisor.setback import Service
+from launcher.supervisor.stepping import MachineStepper
+from launcher.units import GIB
+
+ENGINE = Path(__file__).with_name("fake_engine.py")
+OUT_OF_MEMORY = (
+    "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size {n_bytes}",
+    "alloc_tensor_range: failed to allocate CPU buffer of size {n_bytes}",
+)
+
+
+def report(notice: Notice) -> None:
+    """Print a notice for the test to read."""
+    sys.stdout.write(msgspec.json.encode(notice).decode() + "\n")
+    sys.stdout.flush()
+
+
+def main() -> int:
+    """Serve until stopped; return the exit code of a command line."""
+    name, port, options, scenario_json = sys.argv[1:]
+    scenario = json.loads(scenario_json)
+    looks = list(scenario.get("free_bytes", [8 * GIB]))
+    n_starts = 0
+    held: list[socket.socket] = []
+
+    def probe() -> Inventory:
+        free = looks.pop(0) if len(looks) > 1 else looks[0]
+        install = EngineInstall(engine=Engine.LLAMA_SERVER, argv=(sys.executable,), build="fake")
+        host = Host(total_bytes=16 * GIB, available_bytes=free, n_cpu=2)
+        return Inventory(name="fake", host=host, engines=(install,))
+
+    def make_command(plan: Plan) -> Command:
+        nonlocal n_starts
+        n_starts += 1
+        address = Address(port=free_port("127.0.0.1"))
+        if scenario.get("stolen") == n_starts:
+            thief = socket.create_server((address.host, address.port or 0))
+            held.append(thief)
+        arguments = ["--tag", f"fake-engine-{port}", *scenario.get("arguments", ())]
+        n_short = plan.footprint.host.engine_bytes - scenario.get("fits_bytes", 1 << 60)
+        if n_short > 0:
+            arguments += [word for line in OUT_OF_MEMORY for word in ("--say", line.format(n_bytes=n_short))]
+            arguments += ["--exit-after-load", "1"]
+        return Command(
+            argv=(sys.executable, "-S", str(ENGINE), "--port", str(address.port), *arguments),
+            address=address,
+            ready_path="/health",
+            canary_path="/v1/chat/completions",
+            canary_body="{}",
+        )
+
+    profile = load_profile("llama3.1-8b")
+    ladder = tuple(Rung(rung) for rung in scenario.get("ladder", list(Rung)))
+    request = Request(profile=replace(profile, fallback=Fallback(ladder=ladder)))
+    first = probe()
+    known, _ = read_calibration(machine_id(first))
+    plan = decide(request, first, calibration=known)
+    assert isinstance(plan, Plan), plan
+    stepper = MachineStepper(request, probe=probe, argv=("serve",), alternatives=Alternatives(), settle_s=0.0)
+    service = Service(
+        front=GatewayFront(lambda: Gateway(plan.model), Address(port=int(port))),
+        stepper=stepper,
+        make_command=make_command,
+    )
+    try:
+        with open_instance(name) as instance:
+            serve(
+                make_command(plan),
+                instance=instance,
+                plan=plan,
+                options=msgspec.json.decode(options, type=RunOptions),
+                report=report,
+                service=service,
+            )
+    except LauncherError as error:
+        sys.stderr.write(render_error(error))
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""What follows when memory ran out: real supervisors, gateways and engines' processes over a machine as told."""
+
+import json
+import os
+import signal
+import socket
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+from launcher.domain import Correction, InstanceView, Lesson, State
+from launcher.store import find_instance, read_calibration, state_root
+from launcher.units import GIB
+from tests.fakes.harness import Served, poll
+
+ServeStepping = Callable[..., Served]
+_ENOUGH = 13 * GIB // 2
+"""Below what the planner gives llama3.1-8b at Q6_K on the machine as told, above what a smaller step takes."""
+QUICK: dict[str, Any] = {"restarts": {"first_delay_s": 0.05, "jitter_s": 0.0}}
+
+
+def _ask(served: Served, path: str = "/v1/chat/completions", body: bytes | None = b"{}") -> dict[str, Any]:
+    request = urllib.request.Request(f"http://127.0.0.1:{served.port}{path}", data=body)
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310 - http, above
+        found: dict[str, Any] = json.load(answer)
+    return found
+
+
+def _health(served: Served) -> dict[str, Any]:
+    return _ask(served, "/health", None)
+
+
+def _view() -> InstanceView:
+    return find_instance("fake")
+
+
+def _lessons() -> tuple[Correction, ...]:
+    (file,) = (state_root() / "calibrations").glob("*.json")
+    known, _ = read_calibration(file.stem)
+    assert known is not None
+    return known.corrections
+
+
+def test_out_of_memory_steps_down_until_it_fits(serve_stepping: ServeStepping) -> None:
+    """Each step is a smaller plan; the same port answers, degraded, with the whole story in the record."""
+    served = serve_stepping(fits_bytes=_ENOUGH)
+    served.await_event("engine.ready")
+    n_steps = served.events().count("ladder.step")
+    assert n_steps
+    assert served.events().count("engine.spawned") == n_steps + 1
+    health = _health(served)
+    assert (health["status"], health["n_ladder_steps"]) == ("degraded", n_steps)
+    assert " -> " in health["reason"]
+    record = _view().record
+    assert record is not None
+    assert record.plan is not None
+    assert record.plan.footprint.host.engine_bytes <= _ENOUGH
+    assert "the memory does not suffice" in record.story[0]
+    served.process.terminate()
+    assert served.end() == 0
+
+
+def test_what_ran_out_is_not_tried_again(serve_stepping: ServeStepping) -> None:
+    """The lesson is on disk: the next serve begins with the plan that fits, and says that it was learnt."""
+    first = serve_stepping(fits_bytes=_ENOUGH)
+    first.await_event("engine.ready")
+    first.process.terminate()
+    assert first.end() == 0
+    assert {(lesson.lesson, lesson.memory) for lesson in _lessons()} == {(Lesson.OUT_OF_MEMORY, "host")}
+    again = serve_stepping(fits_bytes=_ENOUGH)
+    again.await_event("engine.ready")
+    assert "ladder.step" not in again.events()
+
+
+def test_the_foot_of_the_ladder_fails_with_what_was_tried(serve_stepping: ServeStepping) -> None:
+    """Nothing smaller is left: exit code 1, the reason and a way out, nothing running."""
+    served = serve_stepping(fits_bytes=0, ladder=["ubatch"])
+    assert served.end() == 1
+    assert "ran out of memory on host" in served.error()
+    assert "tried in turn: ubatch" in served.error()
+    assert "help:" in served.error()
+    assert _view().state is State.FAILED
+
+
+def test_no_step_where_the_profile_forbids_it(serve_stepping: ServeStepping) -> None:
+    """An empty ladder: the first out-of-memory is the end."""
+    served = serve_stepping(fits_bytes=0, ladder=[])
+    assert served.end() == 1
+    assert "ladder.step" not in served.events()
+
+
+def test_the_same_plan_is_tried_once_more_where_others_had_the_memory(serve_stepping: ServeStepping) -> None:
+    """Another process took memory and the plan would still fit: one retry, which is no step and teaches nothing."""
+    served = serve_stepping(free_bytes=[14 * GIB, 13 * GIB], fits_bytes=7 * GIB)
+    served.await_event("engine.ready")
+    events = served.events()
+    assert events.count("ladder.retry") == 1
+    assert events.index("ladder.retry") < events.index("ladder.step")
+
+
+def test_requests_wait_for_the_next_engine(serve_stepping: ServeStepping) -> None:
+    """A request made while nothing is ready is answered by the engine that comes in the end."""
+    served = serve_stepping(fits_bytes=_ENOUGH, arguments=["--load-s", "0.5"])
+    served.await_event("engine.spawned")
+    assert poll(lambda: _listening(served))
+    assert _ask(served)["choices"]
+    assert "ladder.step" in served.events()
+
+
+def _listening(served: Served) -> bool:
+    try:
+        return bool(_ask(served, "/v1/models", None))
+    except OSError:
+        return False
+
+
+def test_an_engine_that_was_killed_comes_back_behind_the_same_port(serve_stepping: ServeStepping) -> None:
+    """A restart is no step; the next request is answered."""
+    served = serve_stepping(options=QUICK)
+    served.await_event("engine.ready")
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    served.await_event("engine.exited")
+    assert _ask(served)["choices"]
+    assert served.events().count("engine.ready") == 2
+    assert _health(served)["status"] == "ready"
+
+
+def test_a_hung_engine_is_replaced(serve_stepping: ServeStepping) -> None:
+    """Stopped, it answers nothing: it is killed, although it heeds no request, and another serves."""
+    served = serve_stepping(options={**QUICK, "health_pause_s": 0.3})
+    served.await_event("engine.ready")
+    os.kill(served.engine_pid(), signal.SIGSTOP)
+    served.await_event("engine.ready", 2)
+    assert any("hangs" in notice["text"] for notice in served.notices())
+    assert _ask(served)["choices"]
+
+
+def test_a_stolen_port_costs_one_restart(serve_stepping: ServeStepping) -> None:
+    """The engine's port is private: when another program has it, the next start takes another."""
+    served = serve_stepping(options=QUICK, stolen=2)
+    served.await_event("engine.ready")
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    served.await_event("engine.ready", 2)
+    assert _ask(served)["choices"]
+    assert served.process.poll() is None
+
+
+def test_the_endpoints_own_port_in_use_is_said_before_anything_starts(serve_stepping: ServeStepping) -> None:
+    """Exit code 1 with who has it; no engine was started."""
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        served = serve_stepping(port=held.getsockname()[1])
+        assert served.end() == 1
+    assert "cannot be listened on: address already in use" in served.error()
+    assert "engine.spawned" not in served.events()
