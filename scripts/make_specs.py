@@ -198,7 +198,12 @@ def metadata_of(model: dict[str, Any]) -> dict[str, Any]:
 
 # --- The layout of the original release, as safetensors -----------------------------------------------------------
 
-CLASSES = {"gemma2": "Gemma2ForCausalLM", "llama": "LlamaForCausalLM", "gpt-oss": "GptOssForCausalLM"}
+CLASSES = {
+    "gemma2": "Gemma2ForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gpt-oss": "GptOssForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
+}
 LAYER = "model.layers.{i}."
 TORCH_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -218,7 +223,21 @@ TORCH_NAMES = {
     "blk.{i}.ffn_norm": f"{LAYER}post_attention_layernorm",
     "blk.{i}.post_ffw_norm": f"{LAYER}post_feedforward_layernorm",
 }
-GEMMA_NAMES = {"blk.{i}.ffn_norm": f"{LAYER}pre_feedforward_layernorm"}
+FAMILY_NAMES = {
+    "gemma2": {"blk.{i}.ffn_norm": f"{LAYER}pre_feedforward_layernorm"},
+    "qwen3moe": {
+        "blk.{i}.attn_q_norm": f"{LAYER}self_attn.q_norm",
+        "blk.{i}.attn_k_norm": f"{LAYER}self_attn.k_norm",
+        "blk.{i}.ffn_gate_inp": f"{LAYER}mlp.gate",
+        # one tensor per expert there; here all of a block's stand as one of three dimensions, which sums to the same
+        "blk.{i}.ffn_gate_exps": f"{LAYER}mlp.experts.gate_proj",
+        "blk.{i}.ffn_up_exps": f"{LAYER}mlp.experts.up_proj",
+        "blk.{i}.ffn_down_exps": f"{LAYER}mlp.experts.down_proj",
+    },
+}
+FAMILY_CONFIG_KEYS = {
+    "qwen3moe": {"expert_count": "num_experts", "expert_feed_forward_length": "moe_intermediate_size"},
+}
 CONFIG_KEYS = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
@@ -237,10 +256,13 @@ CONFIG_KEYS = {
 }
 INT4_GROUP = 128
 """Weights that share a scale, in the AWQ and GPTQ releases of these models."""
+FP8_BLOCK = 128
+"""Rows and columns of weights that share a scale, in Qwen's own FP8 releases."""
 
 QUANTIZATION_CONFIGS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "fp8": {"quant_method": "compressed-tensors"},
+    "fp8-block": {"quant_method": "fp8", "weight_block_size": [FP8_BLOCK, FP8_BLOCK]},
     "awq-int4": {"quant_method": "awq", "bits": 4, "group_size": INT4_GROUP},
     "gptq-int4": {"quant_method": "gptq", "bits": 4, "group_size": INT4_GROUP},
     "mxfp4": {"quant_method": "mxfp4"},
@@ -251,12 +273,14 @@ def quantized_linear(name: str, shape: tuple[int, ...], blocks: tuple[int, ...],
     """Return the tensors that stand for one linear layer of `shape` (inputs, outputs) under a scheme.
 
     AWQ packs eight 4-bit outputs into an integer, GPTQ eight inputs; both keep a scale and a zero point per group.
-    FP8 keeps one scale per layer.
+    FP8 keeps one scale per layer, or one per block of weights. Whatever further extents there are stay as they are.
     """
-    n_in, n_out = shape
+    n_in, n_out, *more = shape
     groups = n_in // INT4_GROUP
+    scales = (-(-n_in // FP8_BLOCK), -(-n_out // FP8_BLOCK))
     forms: dict[str, list[tuple[str, tuple[int, ...], str]]] = {
         "fp8": [("weight", shape, "F8_E4M3"), ("weight_scale", (1,), "BF16")],
+        "fp8-block": [("weight", (n_in, n_out), "F8_E4M3"), ("weight_scale_inv", scales, "BF16")],
         "awq-int4": [
             ("qweight", (n_out // 8, n_in), "I32"),
             ("qzeros", (n_out // 8, groups), "I32"),
@@ -269,7 +293,7 @@ def quantized_linear(name: str, shape: tuple[int, ...], blocks: tuple[int, ...],
             ("g_idx", (n_in,), "I32"),
         ],
     }
-    return [Pattern(f"{name}.{suffix}", extents, blocks, kind) for suffix, extents, kind in forms[scheme]]
+    return [Pattern(f"{name}.{suffix}", (*extents, *more), blocks, kind) for suffix, extents, kind in forms[scheme]]
 
 
 def mxfp4_experts(h: Hparams) -> list[Pattern]:
@@ -288,29 +312,31 @@ def mxfp4_experts(h: Hparams) -> list[Pattern]:
 
 def layout_of(model: dict[str, Any], scheme: str) -> dict[str, Any]:
     """Return the tensors and the configuration of one safetensors form of a model."""
-    names = TORCH_NAMES | (GEMMA_NAMES if model["architecture"].startswith("gemma") else {})
+    names = TORCH_NAMES | FAMILY_NAMES.get(model["architecture"], {})
+    keys = CONFIG_KEYS | FAMILY_CONFIG_KEYS.get(model["architecture"], {})
+    packed = "fp8-block" if scheme == "fp8" and model.get("fp8_blocks") else scheme
     plain = "F16" if scheme.endswith("int4") else "BF16"
     patterns: list[Pattern] = []
     for pattern in patterns_of(model):
         base, _, kind = pattern.name.rpartition(".")
-        if base == "rope_freqs" or "_exps" in base:
+        if base == "rope_freqs" or ("_exps" in base and base not in names):
             continue
         name = names[base]
         is_linear = pattern.blocks is not None and pattern.fixed is None
         if is_linear and pattern.blocks is not None and scheme not in ("bf16", "mxfp4"):
-            patterns += quantized_linear(name, pattern.shape, pattern.blocks, scheme)
+            patterns += quantized_linear(name, pattern.shape, pattern.blocks, packed)
         else:
             full_name = name if name.endswith("sinks") else f"{name}.{kind}"
             patterns.append(Pattern(full_name, pattern.shape, pattern.blocks, plain))
     if scheme == "mxfp4":
         patterns += mxfp4_experts(model["metadata"])
-    quantization = {f"quantization_config.{key}": value for key, value in QUANTIZATION_CONFIGS[scheme].items()}
+    quantization = {f"quantization_config.{key}": value for key, value in QUANTIZATION_CONFIGS[packed].items()}
     return {
         "provenance": "derived",
         "architecture": CLASSES[model["architecture"]],
         "metadata": {
             "architectures": [CLASSES[model["architecture"]]],
-            **{CONFIG_KEYS[key]: value for key, value in model["metadata"].items() if key in CONFIG_KEYS},
+            **{keys[key]: value for key, value in model["metadata"].items() if key in keys},
             "vocab_size": model["n_vocab"],
             "tie_word_embeddings": model.get("tied", False),
             "torch_dtype": {"F16": "float16", "BF16": "bfloat16"}[plain],

@@ -77,6 +77,8 @@ def test_bytes_agree_with_model_cards(name: str, quantization: str, published_gb
         # `total_size` of the published `model.safetensors.index.json`, to the byte.
         ("llama3.1-8b", "bf16", 16_060_522_496, 0),
         ("gpt-oss-20b", "mxfp4", 13_761_264_768, 0),
+        # What vLLM 0.19.0 said that loading took: 56.88 GiB (github.com/llm-d-incubation/llm-d-planner/pull/205).
+        ("qwen3-30b-a3b", "bf16", 56.88 * 2**30, 0.001),
         # A folder of 5.34 GiB, with its tokenizer.
         ("llama3.1-8b", "awq-int4", 5.34 * 2**30, 0.01),
     ],
