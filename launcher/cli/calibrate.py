@@ -34,16 +34,21 @@ def calibrate(
     json: opt.Json = False,
 ) -> None:
     """Measure this machine: memory bandwidth, the fastest engine, threads, batch and flash attention for a model."""
+    import math
+
     import msgspec
 
     from launcher.domain import Refusal, Request
-    from launcher.errors import EXIT_REFUSED
+    from launcher.errors import EXIT_REFUSED, UsageError
     from launcher.inventory import probe_inventory
     from launcher.planner.calibration import machine_id
     from launcher.render.calibration import render_calibration
     from launcher.render.plan import outcome_json, render_outcome
     from launcher.store import forget_calibration, write_calibration
 
+    if not math.isfinite(max_time):
+        msg = f"--max-time is no number of seconds: {max_time}"
+        raise UsageError(msg, help="leave it out for 240 s")
     inventory = probe_inventory()
     if forget:
         found = forget_calibration(machine_id(inventory))
