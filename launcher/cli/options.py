@@ -244,7 +244,11 @@ def read_inventory(name: str | None) -> "Inventory":
     """Return the named machine, or measure this one."""
     from launcher.inventory import load_inventory, probe_inventory
 
-    return probe_inventory() if name is None else load_inventory(name)
+    if name is not None:
+        return load_inventory(name)
+    from launcher.fetch.local import models_dir
+
+    return probe_inventory(disk_path=models_dir())
 
 
 def find_alternatives(*, inventory: str | None, min_quant: str | None, min_tps: float | None) -> "Alternatives":

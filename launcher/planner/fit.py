@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, Plan, Refusal, Request
+from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, Plan, Refusal, RefusalCode, Request
 from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.choice import pareto_front, pick
@@ -39,6 +39,7 @@ from launcher.planner.sizing import (
 )
 from launcher.planner.target import Target, choose_target
 from launcher.planner.tuning import apply_tuning
+from launcher.units import format_bytes
 
 if TYPE_CHECKING:
     from launcher.planner.vllm_fit import VllmTrial
@@ -66,6 +67,10 @@ def decide(
     question = _pose(
         request, inventory, prepare(request.profile) if prepared is None else prepared, calibration, rivals
     )
+    if isinstance(question, Refusal) and question.code is RefusalCode.EXCEEDS_DISK:
+        roomy = replace(inventory, host=replace(inventory.host, free_disk_bytes=None))
+        without = decide(request, roomy, prepared, calibration, forms)
+        return without if isinstance(without, Refusal) else question  # too little memory is the better reason
     if isinstance(question, Refusal):
         return _instead_of(question, request, inventory, rivals)
     ask, target, candidates, allowed, lowered = question
@@ -208,6 +213,11 @@ def _pose(
             return refuse_contradiction(trained, found[0])
     allowed = tuple(candidate for candidate in candidates if _allowed(candidate, trained))
     grown = _grown_context(trained, allowed, target, _Weigher(inventory, rivals))
+    if len(candidates) < len(named):
+        kept = {candidate.artifact.quantization for candidate in candidates}
+        too_large = [c.artifact.quantization for c in named if c.artifact.quantization not in kept]
+        room = format_bytes(disk_room_bytes(inventory) or 0)
+        lowered = (*lowered, f"{', '.join(too_large)}: only {room} of disk can be given to a download")
     return grown, target, candidates, allowed, lowered
 
 

@@ -306,10 +306,15 @@ def test_what_finds_no_room_on_the_disk_is_not_planned() -> None:
     outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, host=host), _PREPARED)
     assert isinstance(outcome, Plan)
     assert outcome.quantization == "q5_k_m"
+    assert "q8_0, q6_k: only 7.0 GiB of disk can be given to a download" in outcome.given_up
     full = replace(_RTX4090, host=replace(host, free_disk_bytes=GIB))
     refusal = decide(Request(profile=_GEMMA), full, _PREPARED)
     assert isinstance(refusal, Refusal)
     assert refusal.code is RefusalCode.EXCEEDS_DISK
+    weak = replace(full, devices=(), host=replace(full.host, available_bytes=2 * GIB))
+    either = decide(Request(profile=_GEMMA), weak, _PREPARED)
+    assert isinstance(either, Refusal)
+    assert either.code is RefusalCode.EXCEEDS_MEMORY
 
 
 def test_alternatives_are_a_front() -> None:
