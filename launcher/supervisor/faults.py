@@ -10,7 +10,7 @@ from typing import Final
 
 from launcher.domain import Noun, Plan
 from launcher.supervisor.signs import BENIGN, QUOTED, RETRY, SIGNS, Cause, Part, Sign
-from launcher.units import MIB, format_bytes
+from launcher.units import GIB, MIB, format_bytes
 
 HOST: Final = "host"
 _N_TELLING: Final = 8
@@ -27,7 +27,8 @@ _HOST_BUFFER: Final = re.compile(r"CPU(?:_.*)?|AMX|.*_Host|BLAS")
 _SIGN_PATTERNS: Final = tuple((sign, re.compile(sign.pattern, re.IGNORECASE)) for sign in SIGNS)
 _ANY_SIGN: Final = re.compile("|".join(sign.pattern for sign in SIGNS), re.IGNORECASE)
 _WRAPPER: Final = re.compile(
-    r"failed to load model|exiting due to|failed to create.context|error while trying to fit|cleaning up before exit"
+    r"failed to load model|exiting due to|failed to create.context|error while trying to fit|cleaning up before exit|"
+    r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed|Executor failed"
 )
 """Lines that repeat that something failed, without saying what."""
 _SUSPICIOUS: Final = re.compile(
@@ -43,7 +44,17 @@ _REFUSED_MALLOC: Final = re.compile(r"attempted to allocate +(?P<mib>[\d.]+) MB"
 _REFUSED_OUTPUT: Final = re.compile(r"failed to allocate output buffer of size (?P<mib>[\d.]+) MiB")
 _REFUSED_CUDA: Final = re.compile(r"allocating (?P<mib>[\d.]+) MiB on device (?P<idx>\d+): cudaMalloc failed")
 _REFUSED_VULKAN: Final = re.compile(r"Device memory allocation of size (?P<bytes>\d+) failed")
+_REFUSED_TORCH: Final = re.compile(r"you tried to allocate (?P<bytes>\d+) bytes")
+_REFUSED_TORCH_GPU: Final = re.compile(r"Tried to allocate (?P<n>[\d.]+) (?P<unit>[MG])iB\. GPU (?P<idx>\d+) has")
+_TOO_LITTLE: Final = re.compile(
+    r"on (?P<where>node|device \w+:)\s?(?P<idx>\d+) \((?P<free>[\d.]+)/[\d.]+ GiB\) on .*? less than "
+    r"(?:desired \w+ memory utilization \([\d.]+, |requested memory for kv \()(?P<wanted>[\d.]+) GiB"
+)
+"""vLLM's own words for what it wants of a memory and what is free there."""
 _CURRENT_DEVICE: Final = re.compile(r"current device: (?P<idx>\d+), in function")
+_ON_HOST: Final = re.compile(
+    r"attempted to allocate|failed to allocate output buffer|std::bad_alloc|DefaultCPUAllocator"
+)
 _VENDOR: Final = re.compile(r"(?P<vendor>CUDA|ROCm|MUSA) error: ")
 
 
@@ -143,13 +154,14 @@ def classify(end: End) -> Fault:
     The kernel's count goes before any text, for its kill leaves none; a signal that somebody sent is not explained by
     what was printed before it; else the most specific sign decides. What shows none of these is unknown.
     """
-    killed = end.signal_number == _SIGKILL
-    if end.n_oom_kills and killed:
+    if end.n_oom_kills and end.signal_number == _SIGKILL:
         return _killed_for_memory(end, "the kernel killed it for want of memory")
-    if end.signal_number not in _SENT_BY_SOMEBODY and (fault := find_sign(end.lines, was_ready=end.was_ready)):
-        return fault
-    if end.n_oom_kills:
+    sent = end.signal_number in _SENT_BY_SOMEBODY
+    fault = None if sent else find_sign(end.lines, was_ready=end.was_ready)
+    if end.n_oom_kills and (fault is None or fault.cause is Cause.DEVICE_LOST):
         return _killed_for_memory(end, "the kernel killed one of its processes for want of memory")
+    if fault is not None:
+        return fault
     cause = Cause.CPU if end.signal_number == _SIGILL else Cause.UNKNOWN
     return Fault(cause=cause, meaning=_untold(end), lines=telling_lines(end.lines), was_ready=end.was_ready)
 
@@ -213,18 +225,26 @@ def _refused(lines: Sequence[str]) -> tuple[str | None, int | None]:
             memory = _memory_of(match["memory"])
         elif match := _VENDOR.search(line):
             vendor = match["vendor"]
+        elif match := _TOO_LITTLE.search(line):
+            guess = HOST if match["where"] == "node" else f"cuda:{match['idx']}"
+        elif match := _REFUSED_TORCH_GPU.search(line):
+            guess = f"cuda:{match['idx']}"
         elif match := _REFUSED_CUDA.search(line) or _CURRENT_DEVICE.search(line):
             guess = f"{vendor}{match['idx']}"
-        elif _REFUSED_MALLOC.search(line) or _REFUSED_OUTPUT.search(line) or "std::bad_alloc" in line:
+        elif _ON_HOST.search(line):
             guess = HOST
         n_bytes = _size_in(line) or n_bytes
     return memory or guess, n_bytes
 
 
 def _size_in(line: str) -> int | None:
-    for pattern in (_REFUSED_BUFFER, _REFUSED_VULKAN):
+    for pattern in (_REFUSED_BUFFER, _REFUSED_VULKAN, _REFUSED_TORCH):
         if match := pattern.search(line):
             return int(match["bytes"])
+    if match := _TOO_LITTLE.search(line):
+        return int((float(match["wanted"]) - float(match["free"])) * GIB)
+    if match := _REFUSED_TORCH_GPU.search(line):
+        return int(float(match["n"]) * (GIB if match["unit"] == "G" else MIB))
     for pattern in (_REFUSED_MALLOC, _REFUSED_OUTPUT, _REFUSED_CUDA):
         if match := pattern.search(line):
             return int(float(match["mib"]) * MIB)

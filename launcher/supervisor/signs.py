@@ -61,8 +61,7 @@ _SERVER: Final = (Engine.LLAMA_SERVER,)
 _PYTHON: Final = (Engine.LLAMA_CPP_PYTHON,)
 _WHEEL: Final = ("0.3.36",)
 
-SIGNS: Final = (
-    # Specific before general: the first of these that any line shows decides.
+_LLAMA_CPP_SIGNS: Final = (
     Sign(
         pattern=r"couldn't bind HTTP server socket",
         cause=Cause.PORT,
@@ -74,9 +73,9 @@ SIGNS: Final = (
         pattern=r"address already in use",
         cause=Cause.PORT,
         meaning="the port is in use",
-        evidence=("llama-cpp-python/0.3.36-port-in-use.log",),
-        engines=_PYTHON,
-        builds=_WHEEL,
+        evidence=("llama-cpp-python/0.3.36-port-in-use.log", "vllm/0.32.0-cpu-port-in-use.log"),
+        engines=(*_PYTHON, Engine.VLLM),
+        builds=(*_WHEEL, "0.32.0"),
     ),
     Sign(
         pattern=r"pre-allocated tensor \(\S+\) in a buffer \(\S+\) that cannot run the operation",
@@ -295,6 +294,93 @@ SIGNS: Final = (
         builds=("11434",),
     ),
 )
+
+_VLLM: Final = (Engine.VLLM,)
+_VLLM_BUILDS: Final = ("0.32.0",)
+
+_VLLM_SIGNS: Final = (
+    Sign(
+        pattern=r"can't allocate memory: you tried to allocate \d+ bytes",
+        cause=Cause.MEMORY,
+        meaning="the host's memory does not suffice",
+        evidence=("vllm/0.32.0-cpu-oom-weights.log",),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+    Sign(
+        pattern=r"CUDA out of memory\. Tried to allocate",
+        cause=Cause.MEMORY,
+        meaning="the GPU's memory does not suffice",
+        evidence=("source: PyTorch's c10/cuda/CUDACachingAllocator.cpp",),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+    Sign(
+        pattern=r"on startup is less than desired (?:GPU|CPU) memory utilization",
+        cause=Cause.MEMORY,
+        meaning="less is free than the share of the memory that it was to take",
+        evidence=("vllm/0.32.0-cpu-oom-at-start.log",),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+    Sign(
+        pattern=r"is less than requested memory for kv|No available memory for the cache blocks|"
+        r"To serve at least one request with the model",
+        cause=Cause.MEMORY,
+        meaning="the KV cache does not fit",
+        evidence=("vllm/0.32.0-cpu-oom-kv-cache.log", "vllm/0.32.0-cpu-cache-below-one-request.log"),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+        part=Part.KV_CACHE,
+    ),
+    Sign(
+        pattern=r"does not recognize this architecture|Model architectures \[.*\] are not supported",
+        cause=Cause.UNSUPPORTED,
+        meaning="the engine does not know the architecture",
+        evidence=("vllm/0.32.0-cpu-unknown-architecture.log",),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+    Sign(
+        pattern=r"SafetensorError: ",
+        cause=Cause.WEIGHTS,
+        meaning="the weights file is damaged",
+        evidence=("vllm/0.32.0-cpu-data-cut-off.log",),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+    Sign(
+        pattern=r"Cannot find any model weights with|Invalid repository ID or local directory specified",
+        cause=Cause.WEIGHTS,
+        meaning="the weights cannot be found",
+        evidence=("vllm/0.32.0-cpu-file-missing.log",),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+    Sign(
+        pattern=r"vllm(?: serve)?: error: |validation errors? for \w+Config",
+        cause=Cause.ARGUMENT,
+        meaning="the engine refused its arguments",
+        evidence=(
+            "vllm/0.32.0-cpu-unknown-flag.log",
+            "vllm/0.32.0-cpu-bad-value.log",
+            "vllm/0.32.0-cpu-refused-settings.log",
+        ),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+    Sign(
+        pattern=r"Worker proc \S+ died unexpectedly",
+        cause=Cause.DEVICE_LOST,
+        meaning="one of its workers was lost",
+        evidence=("vllm/0.32.0-cpu-worker-killed.log",),
+        engines=_VLLM,
+        builds=_VLLM_BUILDS,
+    ),
+)
+
+SIGNS: Final = (*_LLAMA_CPP_SIGNS, *_VLLM_SIGNS)
+"""Specific before general: the first of these that any line shows decides."""
 
 RETRY: Final = re.compile(r"retrying without pipeline parallelism", re.IGNORECASE)
 """The engine gave up a copy of its buffers and tries again: what was refused before counts no longer."""

@@ -21,6 +21,7 @@ from launcher.supervisor.faults import (
     telling_lines,
 )
 from launcher.supervisor.signs import SIGNS, Cause, Part, Sign
+from launcher.units import GIB
 from tests.fakes.plans import plan_for
 
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
@@ -74,6 +75,13 @@ PERMANENT = [
     ("llama-cpp-python/0.3.36-unknown-flag.log", Cause.ARGUMENT, "--nonsense"),
     ("llama-cpp-python/0.3.36-bad-value.log", Cause.ARGUMENT, "'lots'"),
     ("llama-cpp-python/0.3.36-port-in-use.log", Cause.PORT, "address already in use"),
+    ("vllm/0.32.0-cpu-port-in-use.log", Cause.PORT, "Address already in use"),
+    ("vllm/0.32.0-cpu-unknown-architecture.log", Cause.UNSUPPORTED, "totally_made_up"),
+    ("vllm/0.32.0-cpu-data-cut-off.log", Cause.WEIGHTS, "file not fully covered"),
+    ("vllm/0.32.0-cpu-file-missing.log", Cause.WEIGHTS, "Cannot find any model weights"),
+    ("vllm/0.32.0-cpu-unknown-flag.log", Cause.ARGUMENT, "--swap-space"),
+    ("vllm/0.32.0-cpu-bad-value.log", Cause.ARGUMENT, "invalid choice: 'q8_0'"),
+    ("vllm/0.32.0-cpu-refused-settings.log", Cause.ARGUMENT, "VllmConfig"),
 ]
 
 
@@ -104,17 +112,42 @@ OUT_OF_MEMORY = [
     ("llama-server/b11434-rpc-oom-kv-cache.log", "RPC0", 3686793216, Part.KV_CACHE),
     ("llama-cpp-python/0.3.36-oom-kv-cache.log", "host", None, Part.KV_CACHE),
     ("llama-cpp-python/0.3.36-oom-compute.log", "host", None, Part.COMPUTE),
+    ("vllm/0.32.0-cpu-oom-weights.log", "host", 196608000000, None),
+    ("vllm/0.32.0-cpu-oom-at-start.log", "host", int((18.65 - 4.94) * GIB), None),
+    ("vllm/0.32.0-cpu-oom-kv-cache.log", "host", int((400.0 - 5.08) * GIB), Part.KV_CACHE),
 ]
 
 
 @pytest.mark.parametrize(("name", "memory", "n_bytes", "part"), OUT_OF_MEMORY)
-def test_out_of_memory_at_load(name: str, memory: str, n_bytes: int | None, part: Part) -> None:
+def test_out_of_memory_at_load(name: str, memory: str, n_bytes: int | None, part: Part | None) -> None:
     """Which memory refused how many bytes, and for what: the next plan down the ladder is sized by it."""
     found = classify(end_of(name))
     assert (found.cause, found.answer, found.was_ready) == (Cause.MEMORY, Answer.STEP_DOWN, False)
     assert (found.memory, found.part) == (memory, part)
     if n_bytes is not None:
         assert found.n_bytes == n_bytes
+
+
+def test_a_gpu_that_does_not_suffice_for_vllm() -> None:
+    """Its own check before it loads, and PyTorch's allocator while it does. Not recorded here: by their sources."""
+    check = (
+        "ValueError: Free memory on device cuda:1 (15.50/23.60 GiB) on startup is less than desired GPU memory"
+        " utilization (0.92, 21.71 GiB). Decrease GPU memory utilization or reduce GPU memory used by other processes."
+    )
+    found = classify(End(lines=(check,), code=1))
+    assert (found.memory, found.n_bytes) == ("cuda:1", int((21.71 - 15.50) * GIB))
+    torch = (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.6 GiB"
+    )
+    found = classify(End(lines=(torch,), code=1))
+    assert (found.cause, found.memory, found.n_bytes) == (Cause.MEMORY, "cuda:0", int(2.5 * GIB))
+
+
+def test_an_exit_code_of_vllm_proves_nothing() -> None:
+    """It lost a worker and ended with 0: started again, and the telling line is not the wrapper's."""
+    found = classify(end_of("vllm/0.32.0-cpu-worker-killed.log", was_ready=True))
+    assert (found.cause, found.answer) == (Cause.DEVICE_LOST, Answer.RESTART)
+    assert len(found.lines) == 1
 
 
 def test_out_of_memory_while_serving() -> None:
@@ -188,6 +221,8 @@ def test_a_kill_by_the_kernel_is_told_by_its_count() -> None:
 def test_a_kill_of_one_process_among_several() -> None:
     """The engine then ends in its own way; a sign of its own goes first, for it is of what ended it."""
     assert classify(End(code=0, n_oom_kills=2)).cause is Cause.KILLED_FOR_MEMORY
+    lost = end_of("vllm/0.32.0-cpu-worker-killed.log", was_ready=True, n_oom_kills=1)
+    assert classify(lost).cause is Cause.KILLED_FOR_MEMORY
     assert classify(replace(end_of("llama-server/b10434-empty.log"), n_oom_kills=1)).cause is Cause.WEIGHTS
 
 
