@@ -16,6 +16,7 @@ from launcher.planner.footprint.llama_cpp import (
     place_layers,
     sum_weights,
 )
+from launcher.planner.footprint.scheduler import Pool
 from launcher.tensor_types import TensorType
 
 N_EMBD, N_VOCAB, N_LAYER = 512, 1024, 4
@@ -170,3 +171,18 @@ def test_only_whole_groups_of_rows_are_repacked(n_vocab: int, n_copies: int) -> 
     held = estimate_footprint(architecture, sum_weights(spec, N_LAYER), config, ())
     table_bytes = N_EMBD * n_vocab * 18 // 32
     assert held.host.weights_bytes == N_LAYER * 7 * 2 * N_EMBD**2 + n_copies * table_bytes
+
+
+def test_a_pool_is_endless_wherever_nothing_was_given_back() -> None:
+    """Tensors without elements leave empty blocks beyond the free end; memory is not taken from them."""
+    pool = Pool()
+    first = pool.take(64)
+    pool.take(64)
+    empty = pool.take(0)
+    pool.take(32)
+    pool.give(first, 64)
+    pool.give(64, 64)
+    pool.give(128, 32)
+    pool.give(empty + 32, 0)
+    assert pool.take(1024) == 0
+    assert pool.max_size == 1024

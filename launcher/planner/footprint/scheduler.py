@@ -30,8 +30,6 @@ OFFLOAD_MIN_BATCH: Final = 32
 PIPELINE_COPIES: Final = 4
 """Copies of each input with pipeline parallelism (``GGML_SCHED_MAX_COPIES``)."""
 _ENDLESS: Final = 1 << 62
-_HALF_ENDLESS: Final = 1 << 61
-"""The last block of a pool has no end, and is taken only where no other fits: what it has left is above this."""
 _REUSING: Final = frozenset({IN_PLACE, ROPE})
 _UNPLACED: Final = -1
 
@@ -49,7 +47,7 @@ class Split:
         self.inputs: list[tuple[Tensor, Tensor]] = []
 
 
-class _Pool:
+class Pool:
     """One backend's buffer: best fit with merging of neighbours (``ggml_dyn_tallocr``)."""
 
     __slots__ = ("free", "max_size")
@@ -61,7 +59,8 @@ class _Pool:
     def take(self, size: int) -> int:
         """Reserve ``size`` bytes; return the offset."""
         blocks = self.free
-        best, best_size = blocks[-1], _HALF_ENDLESS
+        # the block without end is the largest, though not always the last: empty ones may be given back beyond it
+        best, best_size = blocks[-1], _ENDLESS
         for block in blocks:
             if size <= block[1] <= best_size:
                 best, best_size = block, block[1]
@@ -253,7 +252,7 @@ class _Allocator:
     """``ggml_gallocr``: one pool per backend, tensors freed when their last reader is done."""
 
     def __init__(self, n_backends: int) -> None:
-        self.pools = [_Pool() for _ in range(n_backends)]
+        self.pools = [Pool() for _ in range(n_backends)]
 
     def allocate(self, node: Tensor, backend: int) -> None:
         """Give memory to a tensor whose memory is ``WANTED``: an operand's where that may be, else the backend's."""
