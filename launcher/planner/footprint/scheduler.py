@@ -53,6 +53,7 @@ class Pool:
     __slots__ = ("free", "max_size")
 
     def __init__(self) -> None:
+        """Start with one free block that has no end."""
         self.free: list[list[int]] = [[0, _ENDLESS]]
         self.max_size = 0
 
