@@ -153,7 +153,7 @@ class CacheType(StrEnum):
     @property
     def tensor_type(self) -> TensorType:
         """The element type whose packing this cache has."""
-        return TensorType(self.value.upper())
+        return TensorType[self.name]
 
 
 class Settings(Noun, frozen=True):

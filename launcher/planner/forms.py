@@ -12,7 +12,6 @@ from launcher.planner.quality import kl_divergence
 
 if TYPE_CHECKING:
     from launcher.planner.footprint.vllm_model import VllmModel
-    from launcher.tensor_types import TensorType
 
 _NOT_LOADED = ("mtp.", "model.mtp.")
 """Draft layers, which vLLM leaves out unless told otherwise."""
@@ -46,10 +45,11 @@ class Form:
     @cached_property
     def _sums(self) -> tuple[int, float]:
         share = expert_share(self.spec)
-        sizes: dict[tuple[TensorType, tuple[int, ...]], int] = {}
+        # Tensors of one description share their shape: its identity is quicker to look up than its numbers.
+        sizes: dict[tuple[int, int], int] = {}
         loaded, read = 0, 0.0
         for tensor in self.spec.tensors:
-            name, key = tensor.name, (tensor.type, tensor.shape)
+            name, key = tensor.name, (id(tensor.type), id(tensor.shape))
             n_bytes = sizes.get(key)
             if n_bytes is None:
                 n_bytes = sizes[key] = tensor.n_bytes

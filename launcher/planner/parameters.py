@@ -19,9 +19,9 @@ def count_active(spec: ModelSpec) -> float:
     """Return about how many weights a token is multiplied with or looked up in; scales of quantized ones count too."""
     share = expert_share(spec)
     total = 0.0
-    sizes: dict[tuple[TensorType, tuple[int, ...]], int] = {}
+    sizes: dict[tuple[int, int], int] = {}
     for tensor in spec.tensors:
-        key = tensor.type, tensor.shape
+        key = id(tensor.type), id(tensor.shape)  # one description's tensors share their shapes
         n = sizes.get(key)
         if n is None:
             n = sizes[key] = tensor.n_elements * _packed(tensor.type, spec.metadata)

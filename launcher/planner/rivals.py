@@ -46,6 +46,11 @@ def disk_room_bytes(inventory: Inventory) -> int | None:
     return None if free is None else free - DISK_MARGIN_BYTES
 
 
+def free_bytes(inventory: Inventory) -> int:
+    """Return what all devices together have free: no form with more weights can be served."""
+    return sum(d.total_bytes if d.free_bytes is None else d.free_bytes for d in inventory.devices)
+
+
 def is_rival(request: Request, inventory: Inventory) -> bool:
     """Tell whether vLLM may be chosen unasked: the profile lists it, and it may be there and be started.
 
@@ -68,7 +73,7 @@ def worth_sizing(forms: Sequence[Form], options: Sequence[Option], ask: Ask, inv
 
     Each test is a bound: weights that no memory here holds, a speed that all bandwidth together does not give.
     """
-    free = sum(d.total_bytes if d.free_bytes is None else d.free_bytes for d in inventory.devices)
+    free = free_bytes(inventory)
     could_fit = [form for form in forms if _allowed(form, ask) and form.weights_bytes < free]
     if not options:
         return could_fit

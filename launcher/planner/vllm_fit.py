@@ -44,7 +44,7 @@ from launcher.planner.footprint.vllm import (
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.quality import meets_floor
 from launcher.planner.refusal import refuse_context
-from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings
+from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings, free_bytes
 from launcher.planner.target import DEVICE_MARGIN_BYTES, HOST_MARGIN_BYTES, HOST_RESIDUAL_BYTES
 from launcher.planner.vllm_speed import estimate_vllm_speed
 from launcher.units import format_bytes
@@ -125,8 +125,9 @@ def list_vllm(
     held = _trained_context(ask, named)
     if foreign_settings(ask.settings) or not named or isinstance(held, Refusal):
         return ask, [], ()
-    loose = replace(held, force=True)
-    shown = [trial for form in named if isinstance(trial := _try_form(form, loose, inventory), VllmTrial)]
+    loose, free = replace(held, force=True), free_bytes(inventory)
+    could_fit = (form for form in named if form.weights_bytes < free)
+    shown = [trial for form in could_fit if isinstance(trial := _try_form(form, loose, inventory), VllmTrial)]
     return held, shown, _lowering(ask, held)
 
 

@@ -561,14 +561,16 @@ def plan_vllm(
     )
     reason = "no GPU" if not devices else "the fixed parallelism needs more GPUs than there are"
     models = {} if models is None else models
+    gates: dict[tuple[int, int] | None, str | None] = {}
     for tp, pp in _parallelisms(len(ordered)):
         if tensor_parallel_size not in {None, tp} or pipeline_parallel_size not in {None, pp}:
             continue
         used = tuple(ordered[: tp * pp])
         capabilities = [device.compute_capability for device in used if device.compute_capability is not None]
         weakest = min(capabilities, default=None)
-        refused = refuse_gpu(spec, weakest, kv_cache_dtype)
-        if refused is not None:
+        if weakest not in gates:
+            gates[weakest] = refuse_gpu(spec, weakest, kv_cache_dtype)
+        if (refused := gates[weakest]) is not None:
             reason = refused
             continue
         dtype_bytes = activation_bytes(spec, weakest)

@@ -333,7 +333,8 @@ class _Role(Struct, frozen=True):
     module: str
     kind: str
     place: Place
-    splits: dict[tuple[int, ...], Split]
+    sized: dict[tuple[int, int], tuple[Split, int]]
+    """How tensors of a type and shape are divided, and their bytes as they are held; by identity, which is quick."""
 
 
 def _parameters(
@@ -355,12 +356,13 @@ def _parameters(
         layer = int(match[1]) if match and role.place is Place.BLOCK else 0
         if layer >= n_layer and role.place is Place.BLOCK:
             continue
-        split = role.splits.get(tensor.shape)
-        if split is None:
-            split = role.splits[tensor.shape] = _split(tensor, role.module, role.kind)
-        n_bytes = tensor.n_bytes
-        if tensor.type in _FLOATS and role.kind in {"weight", "bias"}:
-            n_bytes = tensor.n_elements * dtype_bytes
+        key_of_size = id(tensor.type), id(tensor.shape)
+        known = role.sized.get(key_of_size)
+        if known is None:
+            wide = tensor.type in _FLOATS and role.kind in {"weight", "bias"}
+            n_bytes = tensor.n_elements * dtype_bytes if wide else tensor.n_bytes
+            known = role.sized[key_of_size] = _split(tensor, role.module, role.kind), n_bytes
+        split, n_bytes = known
         place = (role.place, layer, split)
         sums[place] = sums.get(place, 0) + n_bytes
     parameters = tuple(
@@ -382,7 +384,7 @@ def _role(tensor: TensorInfo, *, drop_head: bool) -> _Role | None:
         place = Place.INPUT
     else:
         place = Place.OUTPUT
-    return _Role(module=module, kind=kind, place=place, splits={})
+    return _Role(module=module, kind=kind, place=place, sized={})
 
 
 def _split(tensor: TensorInfo, module: str, kind: str) -> Split:  # noqa: PLR0911 - one return per kind of division
