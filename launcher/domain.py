@@ -678,6 +678,8 @@ class Command(Noun, frozen=True):
     expected_gpu_layers: int | None = None
     """Layers that the engine must report as offloaded; ``None`` where the engine does not tell."""
     expected_footprint: Footprint | None = None
+    tells_memory: bool = False
+    """Whether the engine prints what it will hold before it allocates anything."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the endpoint's key, where one is required; never the key."""
 

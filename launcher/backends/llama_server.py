@@ -108,4 +108,4 @@ def tell_before_load(command: Command) -> Command | None:
     if "--fit" not in argv:
         return None
     idx = argv.index("--fit") + 1
-    return replace(command, argv=(*argv[:idx], "on", *argv[idx + 1 :]))
+    return replace(command, argv=(*argv[:idx], "on", *argv[idx + 1 :]), tells_memory=True)

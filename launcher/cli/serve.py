@@ -100,7 +100,7 @@ def serve(
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             raise typer.Exit(EXIT_REFUSED)
-        service = build_service(outcome, request, keys=keys, argv=argv, alternatives=others)
+        service = build_service(outcome, request, machine, keys=keys, argv=argv, alternatives=others)
         _run(outcome, instance, service, stall_timeout)
 
 
@@ -125,7 +125,7 @@ def _run(plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s
     from launcher.supervisor import runner
 
     runner.serve(
-        service.make_command(plan),
+        service.make_command(plan, tell=True),
         instance=instance,
         plan=plan,
         options=runner.RunOptions(stall_timeout_s=stall_timeout_s),

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from launcher.domain import Address, Command, InstanceRecord, Inventory, Plan, Request
     from launcher.gateway.gateway import Gateway
+    from launcher.gateway.health import MemoryFigure
     from launcher.gateway.keys import Keys
     from launcher.planner.search import Alternatives
     from launcher.supervisor.setback import Load, Service
@@ -43,8 +44,10 @@ class GatewayFront:
         """Let running requests end, for so long."""
         return 0 if self._gateway is None else await self._gateway.drain(timeout_s, reason)
 
-    def publish(self, record: "InstanceRecord", expected_ready_s: float | None) -> None:
-        """Tell clients what the record says of the instance."""
+    def publish(
+        self, record: "InstanceRecord", expected_ready_s: float | None, measured_bytes: "Mapping[str, int]"
+    ) -> None:
+        """Tell clients what the record says of the instance, and scrapers what it holds."""
         from launcher.gateway.health import Status
 
         if self._gateway is None:
@@ -59,6 +62,7 @@ class GatewayFront:
                 n_restarts=record.n_restarts,
                 n_ladder_steps=record.n_ladder_steps,
                 expected_ready_s=expected_ready_s,
+                memory=_figures(record.plan, measured_bytes),
             )
         )
 
@@ -78,20 +82,54 @@ class GatewayFront:
             await gateway.stop(timeout_s, reason)
 
 
-def make_command(plan: "Plan") -> "Command":
-    """Return the command of a plan's engine, on a port of loopback that is free now."""
-    from launcher.backends import build_command
+def _figures(plan: "Plan | None", measured_bytes: "Mapping[str, int]") -> "tuple[MemoryFigure, ...]":
+    """Return planned bytes by memory and kind, and what was measured of each memory as a whole."""
+    from launcher.gateway.health import MemoryFigure
+    from launcher.planner.corrections import planned_bytes
+
+    if plan is None:
+        return ()
+    uses = [*plan.footprint.devices, plan.footprint.host]
+    names = [*(use.name for use in plan.footprint.devices), "host"]
+    kinds = ("weights", "kv_cache", "compute")
+    figures = [
+        MemoryFigure(memory=name, kind=kind, planned_bytes=getattr(use, f"{kind}_bytes"))
+        for name, use in zip(names, uses, strict=True)
+        for kind in kinds
+    ]
+    totals = [
+        MemoryFigure(
+            memory=name, kind="total", planned_bytes=planned_bytes(plan, name), measured_bytes=measured_bytes.get(name)
+        )
+        for name in names
+    ]
+    return (*figures, *totals)
+
+
+def make_command(plan: "Plan", *, tell: bool) -> "Command":
+    """Return the command of a plan's engine, on a port of loopback that is free now.
+
+    Asked to ``tell``, the engine prints what it will hold before it loads, if it can.
+    """
+    from launcher.backends import build_command, tell_before_load
     from launcher.domain import Address
     from launcher.fetch import require_weights
     from launcher.supervisor.checks import free_port
 
     weights = require_weights(plan.artifact)
     address = Address(host="127.0.0.1", port=free_port("127.0.0.1"))
-    return build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
+    command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
+    return (tell_before_load(command, plan.engine) if tell else None) or command
 
 
 def build_service(
-    plan: "Plan", request: "Request", *, keys: "Keys", argv: tuple[str, ...], alternatives: "Alternatives"
+    plan: "Plan",
+    request: "Request",
+    machine: "Inventory",
+    *,
+    keys: "Keys",
+    argv: tuple[str, ...],
+    alternatives: "Alternatives",
 ) -> "Service":
     """Put the parts together for one instance; nothing is started yet."""
     from launcher.domain import Engine
@@ -107,7 +145,13 @@ def build_service(
         return Gateway(plan.model, limits=Limits(n_running=n_running), keys=keys)
 
     stepper = MachineStepper(request, probe=_probe, argv=argv, alternatives=alternatives)
-    return Service(front=GatewayFront(make_gateway, plan.address), stepper=stepper, make_command=make_command)
+    return Service(
+        front=GatewayFront(make_gateway, plan.address),
+        stepper=stepper,
+        make_command=make_command,
+        devices=machine.devices,
+        step_up=request.profile.fallback.step_up,
+    )
 
 
 def _probe() -> "Inventory":

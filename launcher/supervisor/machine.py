@@ -166,6 +166,7 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
     Phase.SPAWNING: {
         Event.SPAWNED: (Phase.LOADING, (Effect.WATCH,)),
         Event.SPAWN_FAILED: (Phase.CLEARING_TO_FAIL, ()),
+        Event.OVERDRAWN: (Phase.CLEARING_TO_STEP, ()),
         Event.GUARD_LOST: (Phase.CLEARING_TO_RETRY, (Effect.RECLAIM,)),
         **_STOP,
     },
@@ -258,7 +259,7 @@ _LATE: Final = _LATE_WATCH | _LATE_SENSE
 
 IGNORED: Final[Mapping[Phase, frozenset[Event]]] = {
     Phase.IDLE: frozenset(),
-    Phase.SPAWNING: _LATE,
+    Phase.SPAWNING: _LATE - {Event.OVERDRAWN},
     Phase.LOADING: frozenset({Event.PROVED, Event.UNPROVED}) | _LATE_SENSE,
     Phase.PROVING: frozenset({Event.ANSWERED, Event.USURPED, Event.DISPLACED}) | _LATE_SENSE,
     Phase.READY: _LATE_WATCH | {Event.DRAINED},

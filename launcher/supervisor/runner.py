@@ -14,8 +14,8 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine
-from typing import Final
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -28,12 +28,18 @@ from launcher.supervisor.guard import become_subreaper, descendants
 from launcher.supervisor.logs import RotatingFile, redact, secrets_of
 from launcher.supervisor.machine import ENDS, GUARDED, Effect, Event, Phase, state_of, step
 from launcher.supervisor.notices import Fact, Notice, Report, write_notice
+from launcher.supervisor.preflight import Preflight
+from launcher.supervisor.preflight import describe as describe_preflight
 from launcher.supervisor.processes import Activity, OomKills, measure_tree, probe_listeners, socket_owners, who_listens
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
 from launcher.supervisor.setback import Front, Service, Setback, Shortage
 from launcher.supervisor.signs import Cause
+from launcher.supervisor.stepping import describe_step
+from launcher.supervisor.strain import Sample, StrainPolicy
+from launcher.supervisor.strain import describe as describe_strain
 from launcher.supervisor.tether import Tether
+from launcher.supervisor.vigil import Vigil
 from launcher.units import MIB, format_bytes
 
 _SAMPLE_S: Final = 1.0  # between two looks at what the starting engine does
@@ -70,6 +76,9 @@ class RunOptions(Noun, frozen=True):
     health_pause_s: float = 5.0
     """Between two looks at a ready engine, and for it to answer one."""
     hang: sickness.HangPolicy = sickness.HangPolicy()
+    strain: StrainPolicy = StrainPolicy()
+    review_s: float = 60.0
+    """Between two looks at whether there is room for more, and at what was learnt of the engine's use."""
     log_bytes: int = 8 * MIB
     events_bytes: int = MIB
     restarts: RestartPolicy = RestartPolicy()
@@ -163,6 +172,8 @@ class _Supervision:
         self._service = service
         self._n_spawns = 0
         self._oom_kills = OomKills()
+        self._vigil = Vigil(options.strain)
+        self._better: Plan | None = None
         self._load_s: float | None = None
         self._instance = instance
         self._options = options
@@ -239,7 +250,7 @@ class _Supervision:
         else:
             self._record_unwritable = False
         if self._service is not None:
-            self._service.front.publish(self._record, self._load_s)
+            self._service.front.publish(self._record, self._load_s, self._vigil.own_bytes())
 
     # --- The loop ---
 
@@ -247,6 +258,11 @@ class _Supervision:
         """Feed the machine until it comes to an end; leave nothing running."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._sampling(loop))
+            return await self._live(loop)
+
+    async def _live(self, loop: asyncio.AbstractEventLoop) -> ServeResult:
         handled = self._handle_signals(loop)
         try:
             await self._open_front()
@@ -262,6 +278,43 @@ class _Supervision:
         if self._phase is Phase.FAILED and self._failure is not None:
             raise self._failure.to_error()
         return ServeResult(was_ready=self._was_ready, n_restarts=self._record.n_restarts)
+
+    def _sampling(self, loop: asyncio.AbstractEventLoop) -> contextlib.AbstractContextManager[None]:
+        """Look at the plan's memories for as long as the instance lives, where something can follow from it."""
+        if self._service is None:
+            return contextlib.nullcontext()
+        # Imported here: psutil and NVML, which an engine without a front does not need.
+        from launcher.supervisor.pressure import sampling  # noqa: PLC0415
+
+        def tell(call: Callable[[Any], None], value: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(call, value)
+
+        return sampling(
+            self._plan,
+            self._service.devices,
+            top=lambda: None if self._tether is None else self._tether.pid,
+            on_sample=lambda sample: tell(self._on_sample, sample),
+            on_lost=lambda error: tell(self._on_blind, error),
+        )
+
+    def _on_sample(self, sample: Sample) -> None:
+        strain = self._vigil.see(sample, is_serving=self._phase is Phase.READY)
+        if strain is None or self._plan is None:
+            return
+        words = f"memory runs short: {describe_strain(strain)}"
+        setback = Setback(
+            plan=self._plan,
+            shortage=Shortage.PRESSURE,
+            words=words,
+            memory=strain.memory,
+            failed_bytes=strain.shortfall_bytes,
+        )
+        self.notify("memory.strained", words, memory=strain.memory, free_bytes=strain.free_bytes)
+        self._post(Event.STRAINED, _Fault(kind=EngineFailedError, message=words, setback=setback))
+
+    def _on_blind(self, error: Exception) -> None:
+        self.notify("memory.blind", f"memory can no longer be watched: {type(error).__name__}: {error}")
 
     async def _open_front(self) -> None:
         """Have the endpoint before the engine: what clients ask meanwhile waits, and the address is known."""
@@ -309,7 +362,9 @@ class _Supervision:
             self._cancel_tasks()
         if before in _SERVING and after not in _SERVING and self._service is not None:
             self._service.front.detach(fault.message if fault is not None else f"it is {state_of(after)}")
-        if fault is not None and after in _GIVING_UP:
+        if fault is not None and after is Phase.DRAINING:
+            self._failure = fault
+        elif fault is not None and after in _GIVING_UP:
             self._failure = fault
             if after is not Phase.CLEARING_TO_STEP:  # a step has its own bound: each is smaller than the last
                 self._remember_death()
@@ -323,6 +378,7 @@ class _Supervision:
             self.notify("instance.stopped", "stopped; nothing of the engine is left")
         if after not in GUARDED:
             self._drop_tether()
+            self._vigil.bury()
         self._describe_change(before, after)
 
     def _describe_change(self, before: Phase, after: Phase) -> None:
@@ -426,6 +482,8 @@ class _Supervision:
             self._post(Event.SPAWN_FAILED, fault)
             self._post(Event.GONE)
             return
+        if self._is_overdrawn_at_once():
+            return
         self._started_s = self._moved_s = time.monotonic()
         self._activity = Activity()
         self._ring.clear()
@@ -452,8 +510,33 @@ class _Supervision:
         """Give every engine but the first a command of its own, for the plan of now and on a port that is free now."""
         self._n_spawns += 1
         if self._service is not None and self._plan is not None and self._n_spawns > 1:
-            self._command = self._service.make_command(self._plan)
+            self._command = self._service.make_command(self._plan, tell=not self._vigil.is_known(self._plan))
             self._env = {**os.environ, **self._command.env}
+
+    def _is_overdrawn_at_once(self) -> bool:
+        """Judge the start by what is free now; nothing is started where it is known not to fit."""
+        if self._service is None or self._plan is None or (self._n_spawns > 1 and not self._vigil.is_known(self._plan)):
+            return False
+        verdict = self._vigil.foresee(self._plan)
+        if verdict.fits or not verdict.confirmed:
+            return False
+        self._post(Event.OVERDRAWN, self._overdrawn(verdict))
+        self._post(Event.GONE)
+        return True
+
+    def _overdrawn(self, verdict: Preflight) -> _Fault:
+        assert self._plan is not None  # noqa: S101 - judged with a plan alone
+        need = verdict.exceeded[0]
+        words = f"it would not fit: {describe_preflight(verdict)}"
+        setback = Setback(
+            plan=self._plan,
+            shortage=Shortage.FORESEEN,
+            words=words,
+            memory=need.name,
+            failed_bytes=need.shortfall_bytes,
+            told_bytes=None if need.told is None else need.needed_bytes,
+        )
+        return _Fault(kind=EngineFailedError, message=words, setback=setback)
 
     def _lost_fault(self) -> _Fault:
         return _Fault(
@@ -554,6 +637,19 @@ class _Supervision:
         self._log.write(line)
         if self._phase in _LOADING and placement.is_telling(line):
             self._placement_lines.append(line)
+        if self._phase is Phase.LOADING and self._command.tells_memory and self._plan is not None:
+            self._judge_line(self._plan, line)
+
+    def _judge_line(self, plan: Plan, line: str) -> None:
+        """End an engine by its own account, before it allocates what is not there."""
+        verdict = self._vigil.hear(plan, line)
+        if verdict is None:
+            return
+        if not verdict.fits and self._service is not None:
+            self._post(Event.OVERDRAWN, self._overdrawn(verdict))
+        elif verdict.confirmed:
+            n_bytes = {need.name: need.unaccounted_bytes for need in verdict.needs}
+            self.notify("engine.preflight", "it fits, by its own account", unaccounted_bytes=str(n_bytes))
 
     async def _watch_endpoint(self) -> None:
         """Report when the engine's own socket answers; one that belongs to another process is no answer of ours."""
@@ -705,7 +801,9 @@ class _Supervision:
             from launcher.supervisor.readiness import base_url  # noqa: PLC0415 - loaded by now
 
             self._service.front.attach(base_url(self._command.address))
+            self._vigil.begin()
             self._start_task(self._watch_health(self._service.front))
+            self._start_task(self._review(self._service))
         self.notify(
             "engine.ready",
             f"ready after {elapsed_s:.1f} s at http://{address.host}:{address.port}",
@@ -754,8 +852,42 @@ class _Supervision:
         self.notify("instance.drained", f"drained; {n_left} requests were taken back", n_requests=n_left)
         self._post(Event.DRAINED)
 
+    async def _review(self, service: Service) -> None:
+        """Now and then keep what the engine was seen to hold, and see whether there is room for more again."""
+        while self._plan is not None:
+            await asyncio.sleep(self._options.review_s)
+            service.front.publish(self._record, self._load_s, self._vigil.own_bytes())
+            if news := self._vigil.news():
+                await asyncio.to_thread(service.stepper.learn_use, self._plan, news)
+            if self._record.n_ladder_steps and not self._vigil.is_strained():
+                await self._look_up(service, self._plan)
+
+    async def _look_up(self, service: Service, plan: Plan) -> None:
+        """Offer a better plan; take it, where the profile says so, once it has been on offer at two looks in a row."""
+        own_bytes = self._vigil.own_bytes()
+        better = await asyncio.to_thread(service.stepper.better_plan, plan, own_bytes)
+        if better is None:
+            self._better = None
+            if self._record.offer is not None:
+                self._update_record(offer=None)
+            return
+        was_offered, self._better = self._better == better, better
+        offer = f"there is room again: {'; '.join(describe_step(plan, better))}"
+        if self._record.offer != offer:
+            self._update_record(offer=offer)
+            self.notify("ladder.offer", offer)
+        if service.step_up and was_offered:
+            self._post(Event.ROOMIER, _Fault(kind=EngineFailedError, message=offer))
+
     async def _replan(self) -> None:
         """Ask for the next plan in a thread: the machine has to settle and to be measured."""
+        better, self._better = self._better, None
+        if better is not None and self._failure is not None and self._failure.setback is None:
+            self._plan = better
+            self._update_record(plan=_without_tensors(better), story=(), n_ladder_steps=0, offer=None)
+            self.notify("ladder.up", self._failure.message)
+            self._post(Event.STEPPED)
+            return
         fault = self._failure
         assert self._service is not None and fault is not None and fault.setback is not None  # noqa: S101, PT018
         try:
@@ -770,7 +902,7 @@ class _Supervision:
             return
         self._plan = answer.plan
         n_steps = self._record.n_ladder_steps + (0 if answer.is_retry else 1)
-        self._update_record(plan=_without_tensors(answer.plan), story=answer.story, n_ladder_steps=n_steps)
+        self._update_record(plan=_without_tensors(answer.plan), story=answer.story, n_ladder_steps=n_steps, offer=None)
         event, what = ("ladder.retry", "once more") if answer.is_retry else ("ladder.step", f"step {n_steps} down")
         self.notify(event, f"{what}: {'; '.join(answer.story)}", n_steps=n_steps, memory=fault.setback.memory)
         self._post(Event.STEPPED)

@@ -3,13 +3,13 @@
 It must not know how an answer is found, nor how engines are started.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Protocol
 
 from msgspec import Struct
 
-from launcher.domain import Address, Command, InstanceRecord, Noun, Plan, Refusal
+from launcher.domain import Address, Command, Device, InstanceRecord, Noun, Plan, Refusal
 
 
 class Shortage(StrEnum):
@@ -86,8 +86,10 @@ class Front(Protocol):
     async def drain(self, timeout_s: float, reason: str) -> int:
         """Send nothing more to the engine, let it end what it runs; return how many requests were taken back."""
 
-    def publish(self, record: InstanceRecord, expected_ready_s: float | None) -> None:
-        """Tell clients how the instance is."""
+    def publish(
+        self, record: InstanceRecord, expected_ready_s: float | None, measured_bytes: Mapping[str, int]
+    ) -> None:
+        """Tell clients how the instance is, and what its engine was measured to hold of each memory."""
 
     def load(self) -> Load:
         """Return what the engine has to do."""
@@ -96,12 +98,23 @@ class Front(Protocol):
         """Refuse what waits, let run what runs for so long, then stop listening."""
 
 
+class MakeCommand(Protocol):
+    """Makes commands of plans."""
+
+    def __call__(self, plan: Plan, *, tell: bool) -> Command:
+        """Return the command."""
+
+
 class Service(Struct, frozen=True, kw_only=True):
     """What makes an engine replaceable: the front before it, who finds plans, and who makes commands of them.
 
-    ``make_command`` returns a command on a private port that is free now; it may raise a ``LauncherError``.
+    ``make_command`` returns a command on a private port that is free now, under which the engine is asked to tell its
+    memory before it loads, or not; it may raise a ``LauncherError``. ``devices`` are those of the machine that the plan
+    was made for; ``step_up`` lets an instance that stepped down go up again by itself.
     """
 
     front: Front
     stepper: Stepper
-    make_command: Callable[[Plan], Command]
+    make_command: MakeCommand
+    devices: tuple[Device, ...] = ()
+    step_up: bool = False

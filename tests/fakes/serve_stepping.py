@@ -58,9 +58,10 @@ def main() -> int:
         host = Host(total_bytes=16 * GIB, available_bytes=free, n_cpu=2)
         return Inventory(name="fake", host=host, engines=(install,))
 
-    def make_command(plan: Plan) -> Command:
+    def make_command(plan: Plan, *, tell: bool) -> Command:
         nonlocal n_starts
         n_starts += 1
+        del tell  # the fake engine never does
         address = Address(port=free_port("127.0.0.1"))
         if scenario.get("stolen") == n_starts:
             thief = socket.create_server((address.host, address.port or 0))
@@ -94,7 +95,7 @@ def main() -> int:
     try:
         with open_instance(name) as instance:
             serve(
-                make_command(plan),
+                make_command(plan, tell=True),
                 instance=instance,
                 plan=plan,
                 options=msgspec.json.decode(options, type=RunOptions),

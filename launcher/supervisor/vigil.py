@@ -1,0 +1,107 @@
+"""Remember what was seen of one instance's memories: what is free, what its engine holds, what threatens it.
+
+It must not measure, and decides nothing but what `strain` and `preflight` decide.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from launcher.domain import Plan
+from launcher.supervisor.breakdown import Breakdown, read_line, remembered
+from launcher.supervisor.preflight import Preflight, judge
+from launcher.supervisor.strain import Sample, Strain, StrainPolicy, Watched, assess
+from launcher.units import MIB
+
+_NEWS_BYTES: Final = 32 * MIB
+"""By so much more than ever before an engine has to hold of a memory before that is worth learning."""
+
+
+class Vigil:
+    """The memories of one instance, as far as they were looked at; lives in the runner's event loop."""
+
+    def __init__(self, policy: StrainPolicy) -> None:
+        """Know nothing yet."""
+        self._policy = policy
+        self._sample: Sample | None = None
+        self._is_stale = False
+        self._baseline: Sample | None = None
+        self._watched = Watched()
+        self._told = Breakdown()
+        self._told_for: Plan | None = None
+        self._most: dict[str, int] = {}
+        self._learnt: dict[str, int] = {}
+
+    # --- Before it loads ---
+
+    def foresee(self, plan: Plan) -> Preflight:
+        """Judge a start before anything runs: by what this engine told of the same plan, else by the plan's figure."""
+        known = self._known(plan)
+        if known is None:
+            self._told = Breakdown()
+        return judge(plan, self.free_bytes(plan), known)
+
+    def is_known(self, plan: Plan) -> bool:
+        """Whether a start can be judged now: the engine has told what this plan takes, and what is free was seen since."""
+        return self._known(plan) is not None and not self._is_stale
+
+    def bury(self) -> None:
+        """The engine is gone: what was seen to be free is so no longer, until the next sample."""
+        self._is_stale = True
+
+    def _known(self, plan: Plan) -> Breakdown | None:
+        return self._told if self._told.complete and plan == self._told_for else None
+
+    def hear(self, plan: Plan, line: str) -> Preflight | None:
+        """Take in a line of the starting engine; return the judgement where the line told something of its memory."""
+        before = self._told
+        self._told = read_line(before, line)
+        if self._told is before:
+            return None
+        verdict = judge(plan, self.free_bytes(plan), self._told)
+        if self._told.complete:
+            self._told, self._told_for = remembered(self._told), plan
+        return verdict
+
+    def free_bytes(self, plan: Plan) -> Mapping[str, int]:
+        """Return what is free of each memory: as seen last, else as it was when the plan was made."""
+        free = {budget.name: budget.free_bytes for budget in plan.budgets}
+        if self._sample is None or self._is_stale:
+            return free
+        return free | {gauge.name: gauge.free_bytes for gauge in self._sample.gauges}
+
+    # --- While it serves ---
+
+    def begin(self) -> None:
+        """The engine is ready: who takes memory from now on is told by the difference to this moment."""
+        self._baseline, self._watched = self._sample, Watched()
+        self._most, self._learnt = {}, {}
+
+    def see(self, sample: Sample, *, is_serving: bool) -> Strain | None:
+        """Take in a sample; return the memory that has become strained, the first of several."""
+        self._sample, self._is_stale = sample, False
+        if not is_serving:
+            return None
+        self._baseline = self._baseline or sample
+        for name, n_bytes in self.own_bytes().items():
+            self._most[name] = max(n_bytes, self._most.get(name, 0))
+        self._watched, outlook = assess(self._watched, sample, baseline=self._baseline, policy=self._policy)
+        return outlook.strains[0] if outlook.strains else None
+
+    def is_strained(self) -> bool:
+        """Whether any memory is short now."""
+        return bool(self._watched.strained)
+
+    def own_bytes(self) -> Mapping[str, int]:
+        """Return what the engine's processes hold of each memory, where somebody tells."""
+        gauges = self._sample.gauges if self._sample else ()
+        return {gauge.name: gauge.own_bytes for gauge in gauges if gauge.own_bytes is not None}
+
+    def news(self) -> Mapping[str, int]:
+        """Return the most that the engine has held of each memory, where that is clearly more than was last returned."""
+        new = {
+            name: n_bytes
+            for name, n_bytes in self._most.items()
+            if name not in self._learnt or n_bytes - self._learnt[name] >= _NEWS_BYTES
+        }
+        self._learnt |= new
+        return new
