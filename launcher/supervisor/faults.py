@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 from launcher.domain import Noun, Plan
-from launcher.supervisor.signs import BENIGN, QUOTED, RETRY, SIGNS, Cause, Part, Sign
+from launcher.supervisor.signs import BENIGN, QUOTE_BEGIN, QUOTE_END, QUOTED, RETRY, SIGNS, Cause, Part, Sign
 from launcher.units import GIB, MIB, format_bytes
 
 HOST: Final = "host"
@@ -190,13 +190,29 @@ def _untold(end: End) -> str:
 
 def find_sign(lines: Sequence[str], *, was_ready: bool) -> Fault | None:
     """Return the fault that the lines show, if any: also of an engine that lives, and refuses every request."""
-    told = [line for line in lines if not QUOTED.search(line)]
+    told = without_quotes(lines)
     since_retry = told[max((idx for idx, line in enumerate(told) if RETRY.search(line)), default=-1) + 1 :]
     for sign, pattern in _SIGN_PATTERNS:
         candidates = since_retry if sign.cause is Cause.MEMORY else told
         if any(pattern.search(line) and not BENIGN.search(line) for line in candidates):
             return _signed(sign, candidates, lines, was_ready=was_ready)
     return None
+
+
+def without_quotes(lines: Sequence[str]) -> list[str]:
+    """Return the lines that are the engine's own words.
+
+    A quoted grammar may itself hold what ends a quotation: the last end counts, and one that has none goes to the end
+    of the log. Real signs between two of them are then lost, and what follows is a restart instead of a step down.
+    """
+    kept: list[str] = []
+    start = 0
+    for begin in (idx for idx, line in enumerate(lines) if QUOTE_BEGIN.search(line)):
+        if begin >= start:
+            kept += lines[start:begin]
+            ends = [idx for idx in range(begin, len(lines)) if QUOTE_END.search(lines[idx])]
+            start = ends[-1] + 1 if ends else len(lines)
+    return [line for line in (*kept, *lines[start:]) if not QUOTED.search(line)]
 
 
 def _signed(sign: Sign, told: Sequence[str], lines: Sequence[str], *, was_ready: bool) -> Fault:
@@ -266,7 +282,7 @@ def planned_memory(fault: Fault, plan: Plan) -> str | None:
 def telling_lines(lines: Sequence[str]) -> tuple[str, ...]:
     """Return the few lines that tell most: those with a sign, else with a word of failure, else the last ones."""
     present = [line for line in lines if line.strip() and not BENIGN.search(line)]
-    with_sign = [line for line in present if _ANY_SIGN.search(line) and not QUOTED.search(line)]
+    with_sign = [line for line in without_quotes(present) if _ANY_SIGN.search(line)]
     suspicious = [line for line in present if _SUSPICIOUS.search(line) and not _WRAPPER.search(line)]
     wrappers = [line for line in present if _WRAPPER.search(line)]
     chosen = with_sign or suspicious or wrappers or present

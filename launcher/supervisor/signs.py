@@ -392,5 +392,11 @@ BENIGN: Final = re.compile(
     re.IGNORECASE,
 )
 """Lines that look like a sign and are none."""
-QUOTED: Final = re.compile(r"got exception: |done request: |^\"?(?:GET|POST) |\bINFO: +\d+\.\d+\.\d+\.\d+:\d+ - ")
+QUOTED: Final = re.compile(
+    r"got exception: |send_error: |done request: |\bINFO: +\d+\.\d+\.\d+\.\d+:\d+ - |\{'type': '|"
+    r"unable to match sampler by name"
+)
 """Lines that repeat words of a client: whoever can send a request could else write a sign into the log."""
+QUOTE_BEGIN: Final = re.compile(r"error parsing grammar: ")
+QUOTE_END: Final = re.compile(r"failed to parse grammar$")
+"""Between these a client's grammar stands word for word, over as many lines as it has."""

@@ -19,13 +19,14 @@ from launcher.supervisor.faults import (
     find_sign,
     planned_memory,
     telling_lines,
+    without_quotes,
 )
 from launcher.supervisor.signs import SIGNS, Cause, Part, Sign
 from launcher.units import GIB
 from tests.fakes.plans import plan_for
 
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
-SIGNAL_NUMBERS = {"SIGABRT": 6, "SIGBUS": 7, "SIGKILL": 9}
+SIGNAL_NUMBERS = {"SIGABRT": 6, "SIGBUS": 7, "SIGKILL": 9, "SIGSEGV": 11}
 
 
 def read(name: str) -> list[str]:
@@ -277,6 +278,34 @@ def test_what_was_refused_before_a_retry_counts_no_longer() -> None:
     retry = "W sched_reserve: compute buffer allocation failed, retrying without pipeline parallelism"
     assert classify(End(lines=(*refused, retry), code=1)).cause is Cause.UNKNOWN
     assert classify(End(lines=(*refused, retry, *refused), code=1)).memory == "CUDA1"
+
+
+@pytest.mark.parametrize(
+    "name", ["llama-server/b10434-words-of-clients.log", "llama-cpp-python/0.3.36-words-of-clients.log"]
+)
+def test_no_request_writes_a_sign_into_a_real_log(name: str) -> None:
+    """Path, body, role, sampler, format and grammar of recorded requests were signs, a forged line of the log among them.
+
+    The grammar ended llama-cpp-python: an unknown end, for the restart policy.
+    """
+    assert sum("std::bad_alloc" in line for line in read(name)) >= 3
+    found = classify(replace(end_of(name, was_ready=True), signal_number=11))
+    assert (found.cause, found.answer) == (Cause.UNKNOWN, Answer.RESTART)
+    assert not any("std::bad_alloc" in line for line in without_quotes(read(name)))
+
+
+def test_a_quotation_cannot_end_itself() -> None:
+    """What a client puts behind the words that end it is still quoted; what the engine says afterwards counts."""
+    quoted = [
+        "parse: error parsing grammar: x",
+        "failed to parse grammar",
+        "std::bad_alloc",
+        "E failed to parse grammar",
+    ]
+    assert without_quotes(["a", *quoted, "b"]) == ["a", "b"]
+    assert without_quotes(["a", *quoted, "b", *quoted[:1], "std::bad_alloc"]) == ["a", "b"]
+    own = "E ggml_aligned_malloc: insufficient memory (attempted to allocate 12.00 MB)"
+    assert find_sign([*quoted, own], was_ready=True) is not None
 
 
 @pytest.mark.parametrize(
