@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from launcher.backends import build_command, tell_before_load
 from launcher.domain import (
+    STARTABLE,
     Address,
     Artifact,
     CacheType,
@@ -158,3 +159,19 @@ def test_an_engine_that_tells_its_memory_first() -> None:
     assert tell_before_load(command, Engine.LLAMA_CPP_PYTHON) is None
     old = replace(command, argv=tuple(word for word in command.argv if word not in {"--fit", "off"}))
     assert tell_before_load(old, Engine.LLAMA_SERVER) is None
+
+
+@pytest.mark.parametrize("engine", Engine)
+def test_what_is_said_to_be_startable_has_a_backend(engine: Engine) -> None:
+    """The planner chooses unasked among those that ``STARTABLE`` names: these, and no others, have a command line."""
+    install = EngineInstall(engine=engine, argv=(engine.value,), flags=frozenset())
+    plan = replace(_PLAN, engine=engine, install=install, n_parallel=1)
+    try:
+        _build(plan)
+    except EngineMissingError as error:
+        assert "cannot start" in error.message
+        assert engine not in STARTABLE
+    except EngineTooOldError:
+        assert engine in STARTABLE
+    else:
+        assert engine in STARTABLE

@@ -247,3 +247,18 @@ def test_of_equally_many_layers_on_the_cpu_the_better_quantization_is_taken() ->
     assert isinstance(outcome, Plan)
     assert isinstance(smaller, Plan)
     assert (outcome.quantization, outcome.n_gpu_layers) == ("iq3_m", smaller.n_gpu_layers)
+
+
+def test_the_engine_of_a_quantization_is_advised_where_it_can_be_had() -> None:
+    """``plan`` is told to name vLLM; ``serve``, which could not start it, is not."""
+    seen = EngineDevice(name="CUDA0", description="NVIDIA GeForce RTX 4090", device="gpu0")
+    machine = replace(load_inventory("rtx4090"), engines=(replace(_LLAMA_SERVER, devices=(seen,)), _VLLM))
+    request = Request(profile=load_profile("gemma2-27b"), settings=Settings(quantization="awq-int4"))
+    advised = {}
+    for verb in ("plan", "serve"):
+        outcome = plan(request, machine, argv=(verb,))
+        assert isinstance(outcome, Refusal)
+        assert outcome.code is RefusalCode.NO_SUCH_QUANTIZATION
+        advised[verb] = [advice.argv for advice in outcome.advice]
+    assert ("launch", "plan", "gemma2-27b", "--quant", "awq-int4", "--engine", "vllm") in advised["plan"]
+    assert advised["serve"] == [("launch", "serve", "gemma2-27b")]
