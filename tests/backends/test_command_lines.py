@@ -168,10 +168,10 @@ def test_what_is_said_to_be_startable_has_a_backend(engine: Engine) -> None:
     plan = replace(_PLAN, engine=engine, install=install, n_parallel=1)
     try:
         _build(plan)
-    except EngineMissingError as error:
-        assert "cannot start" in error.message
-        assert engine not in STARTABLE
+    except EngineMissingError:
+        has_backend = False
     except EngineTooOldError:
-        assert engine in STARTABLE
+        has_backend = True
     else:
-        assert engine in STARTABLE
+        has_backend = True
+    assert has_backend == (engine in STARTABLE)
