@@ -18,7 +18,7 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test static check bench speed golden kill-storm clean
+.PHONY: help serve test static check bench speed golden gateway kill-storm clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make check       format, lint, types, imports and the fast tests'
 	@echo 'make bench       start-up times and the header reader, each against its yardstick'
 	@echo 'make speed       error of the predicted speeds; a calibrated plan against an exhaustive grid (20 minutes)'
+	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
 	@echo 'make golden      rewrite the recorded texts of tests/scenarios; read the difference'
 
@@ -92,6 +93,9 @@ speed: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.speed_error
 	$(BIN)/python -m benchmarks.calibration_grid
 	$(BIN)/python -m benchmarks.calibration_grid --busy
+
+gateway: $(VENV)/.checks
+	$(BIN)/python -m benchmarks.gateway_cost
 
 kill-storm: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.kill_storm

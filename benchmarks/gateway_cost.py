@@ -393,6 +393,7 @@ def main() -> int:
     if args.serve is not None:
         asyncio.run(serve_gateway(int(args.serve[0]), args.serve[1]))
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended, too
     engine = Engine()
     with ExitStack() as stack:
         stack.callback(engine.end)

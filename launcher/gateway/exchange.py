@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import aiohttp
-from aiohttp import hdrs, web
+from aiohttp import web
 from yarl import URL
 
 from launcher.gateway import policy
@@ -68,7 +68,7 @@ class Exchange:
             HttpError: it is answered without an engine.
             ConnectionError: the client left.
         """
-        ticket = self.line.issue(is_work=client.request.method == hdrs.METH_POST)
+        ticket = self.line.issue(is_work=policy.is_work(client.request.method, path))
         if self.line.refuses(is_work=ticket.is_work):  # before the body, which may be large, is even asked for
             raise self._refuse(self.line.refusal())
         body = await client.read_body(self.limits, self.meters)
@@ -77,7 +77,7 @@ class Exchange:
                 upstream = await self._take_turn(ticket)
                 attempt = self._begin(ticket)
                 try:
-                    return await self._attempt(client, path, body, upstream, attempt)
+                    return await self._attempt(client, path, body, upstream, attempt, is_work=ticket.is_work)
                 except LostError as lost:
                     self._judge(lost, ticket)
                 finally:
@@ -136,11 +136,11 @@ class Exchange:
         return attempt
 
     async def _attempt(
-        self, client: Client, path: str, body: bytes, upstream: Upstream, attempt: Attempt
+        self, client: Client, path: str, body: bytes, upstream: Upstream, attempt: Attempt, *, is_work: bool
     ) -> web.StreamResponse:
         try:
             async with await self._send(client.request, path, body, upstream) as answer:
-                if answer.status == _UNAVAILABLE and client.request.method == hdrs.METH_POST:
+                if answer.status == _UNAVAILABLE and is_work:  # a lookup may well be answered so
                     raise LostError(Loss.REJECTED, "the engine says that it is not available")
                 return await Relay(client, answer, attempt, self.limits, self.meters).run(path)
         except asyncio.CancelledError:

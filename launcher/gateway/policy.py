@@ -14,8 +14,8 @@ class Limits(Noun, frozen=True):
     """The bounds of one gateway. Every request and every client stays within them, whatever it does."""
 
     n_running: int | None = None
-    """Requests with work for the engine (every POST) that are forwarded at the same time; ``None``: no bound. An
-    engine that queues badly, or interrupts one request for the next, is given what it serves in parallel."""
+    """Requests with work for the engine that are forwarded at the same time; ``None``: no bound. An engine that queues
+    badly, or interrupts one request for the next as llama-cpp-python does, is given what it serves in parallel."""
     n_waiting: int = 128
     """Requests that wait: for an engine, or for their turn."""
     max_wait_s: float = 300.0
@@ -57,6 +57,26 @@ class Admission(StrEnum):
     HOLD = "hold"
     REFUSE_FULL = "full"
     REFUSE_CLOSED = "closed"
+
+
+_LOOKUPS: Final = frozenset(
+    {
+        "/apply-template",
+        "/detokenize",
+        "/extras/detokenize",
+        "/extras/tokenize",
+        "/extras/tokenize/count",
+        "/lora-adapters",
+        "/props",
+        "/tokenize",
+        "/v1/messages/count_tokens",
+    }
+)
+
+
+def is_work(method: str, path: str) -> bool:
+    """Whether a request makes the engine compute: it then takes a turn, where turns are counted."""
+    return method == "POST" and path not in _LOOKUPS
 
 
 def has_turn(door: Door, *, is_work: bool, n_running: int, limits: Limits) -> bool:

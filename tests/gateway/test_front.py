@@ -257,7 +257,7 @@ async def test_a_slow_head_is_bounded(start: bytes) -> None:
 
 async def test_an_idle_connection_is_closed(engine: Engine) -> None:
     """After an answer, too."""
-    async with serving(engine, idle_timeout_s=0.2) as served:
+    async with serving(engine, idle_timeout_s=1.0) as served:
         assert _answers(await served.raw(_post(STREAM))) == [200]
 
 

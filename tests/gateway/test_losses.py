@@ -258,12 +258,12 @@ async def test_draining_is_bounded(start_engine: Start, tmp_path: Path) -> None:
 async def test_stopping_answers_everybody(engine: Engine) -> None:
     """Who waits is refused, what runs may end within the time, a stream beyond it is told; then nobody listens."""
     async with serving(engine, n_running=2) as served:
-        short = asyncio.create_task(served.ask({**STREAM, "fake": {"tps": 40}}))
+        short = asyncio.create_task(served.ask({**STREAM, "fake": {"first_s": 0.4}}))
         endless = asyncio.create_task(served.ask({**STREAM, "max_tokens": 10_000, "fake": {"tps": 50}}))
         await until(lambda: served.gateway.load().n_running == 2)
         waiting = asyncio.create_task(served.ask(STREAM))
         await until(lambda: served.gateway.load().n_waiting == 1)
-        stopped = asyncio.create_task(served.gateway.stop(1.0))
+        stopped = asyncio.create_task(served.gateway.stop(2.0))
         assert (await waiting)[0] == 503
         assert (await served.ask(STREAM))[0] == 503
         assert "[DONE]" in (await short)[1]
@@ -304,12 +304,12 @@ async def test_silence_is_told_from_the_oldest_request_on(engine: Engine) -> Non
     async with serving(engine) as served:
         await served.ask(STREAM)
         assert served.gateway.load().silent_s is None
-        await asyncio.sleep(0.3)
-        asked = asyncio.create_task(served.ask({"fake": {"first_s": 0.2}}))
+        served.gateway._meters.last_byte_s -= 1000.0
+        asked = asyncio.create_task(served.ask({"fake": {"first_s": 0.3}}))
         await until(lambda: served.gateway.load().n_running == 1)
         silent_s = served.gateway.load().silent_s
         assert silent_s is not None
-        assert silent_s < 0.2
+        assert 0.0 <= silent_s < 500.0
         assert (await asked)[0] == 200
 
 

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ from launcher.gateway.policy import (
     admit,
     counts_as_replay,
     has_turn,
+    is_work,
     pause_s,
     remedy,
     retry_after_s,
@@ -49,6 +51,21 @@ def test_a_request_is_forwarded_only_in_its_turn(
     else:
         assert door is Door.SHUT or not has_room
         assert again or n_waiting < limits.n_waiting
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/v1/embeddings", True),
+        ("POST", "/anything/new", True),
+        ("POST", "/tokenize", False),
+        ("GET", "/slots", False),
+    ],
+)
+def test_only_what_is_computed_counts_as_work(method: str, path: str, expected: bool) -> None:  # noqa: FBT001 - a case
+    """An unknown path counts: better that it waits than that it breaks another's answer."""
+    assert is_work(method, path) == expected
 
 
 @given(_COUNTS, _BOUNDS)
