@@ -2,8 +2,8 @@
 
     python -m benchmarks.gateway_cost [--rounds 1000] [--requests 100000] [--litellm PATH] [--nginx PATH]
 
-Run from the checkout's root. The engine is a small real process that streams at any rate (`tests/fakes`). Every round
-asks each contender once, in turning order, so that a busy machine slows all of them alike. The client is made to cost
+Run from the checkout's root. The engine is a small real process that streams at any rate (`tests/fakes`). Contenders
+take turns with the bare engine, so that a busy machine slows all of them alike. The client is made to cost
 little: blocking sockets for the time to the first byte, a bare protocol without a parser for many streams; how much of
 a core it took is in the table. Exit code 1 where a promise about the gateway is broken.
 """
@@ -280,32 +280,41 @@ def _quantile(values: list[float], q: float) -> float:
 
 def measure_first_byte(contenders: list[Contender], n_rounds: int) -> list[str]:
     """Print the time to the first byte, one request at a time; return the broken promises."""
-    request = _request("tiny", 1)
-    askers = [Asker(contender) for contender in contenders]
-    samples: list[list[float]] = [[] for _ in contenders]
-    for asker in askers:
-        for _ in range(20):
-            asker.first_byte_s(request)
-    for n in range(n_rounds):
-        for k in range(len(askers)):
-            idx = (n + k) % len(askers)
-            samples[idx].append(askers[idx].first_byte_s(request))
-    for asker in askers:
-        asker.close()
-    print(f"\ntime to first byte, ms, one request at a time, {n_rounds} rounds; added: paired with the bare engine's")
-    print(f"  {'':<20}{'p50':>8}{'p99':>8}{'added p50':>11}{'added p99':>11}")
+    print(f"\ntime to first byte, ms, one request at a time, {n_rounds} rounds each in turn with the bare engine")
+    print(f"  {'':<20}{'bare p50':>9}{'p99':>7}{'p50':>9}{'p99':>7}{'added p50':>11}{'p99':>7}{'us of a core':>14}")
     broken = []
-    for contender, times in zip(contenders, samples, strict=True):
-        added = [one - bare for one, bare in zip(times, samples[0], strict=True)]
+    for contender in contenders[1:]:
+        pairs, cpu_s = _ask_in_turn(contenders[0], contender, n_rounds)
+        bare, own = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        added = [with_it - without for without, with_it in pairs]
         p50_s, p99_s = _quantile(added, 0.5), _quantile(added, 0.99)
-        own = f"{1e3 * _quantile(times, 0.5):>8.2f}{1e3 * _quantile(times, 0.99):>8.2f}"
-        print(
-            f"  {contender.name:<20}{own}"
-            + ("" if times is samples[0] else f"{1e3 * p50_s:>11.2f}{1e3 * p99_s:>11.2f}")
-        )
+        figures = [_quantile(bare, 0.5), _quantile(bare, 0.99), _quantile(own, 0.5), _quantile(own, 0.99), p50_s, p99_s]
+        row = "".join(f"{1e3 * value:>{width}.2f}" for value, width in zip(figures, (9, 7, 9, 7, 11, 7), strict=True))
+        print(f"  {contender.name:<20}{row}{1e6 * cpu_s / n_rounds:>14.0f}", flush=True)
         if contender.name == _OURS and (p50_s > MAX_ADDED_P50_S or p99_s > MAX_ADDED_P99_S):
             broken.append(f"time to first byte: {1e3 * p50_s:.2f} and {1e3 * p99_s:.2f} ms are added")
     return broken
+
+
+def _ask_in_turn(bare: Contender, contender: Contender, n_rounds: int) -> tuple[list[tuple[float, float]], float]:
+    """Return the times of both, round by round, and the processor time that the contender took, in seconds."""
+    request = _request("tiny", 1)
+    one, other = Asker(bare), Asker(contender)
+    for _ in range(20):
+        one.first_byte_s(request)
+        other.first_byte_s(request)
+    cpu_s = contender.cpu_s()
+    pairs = []
+    for n in range(n_rounds):
+        if n % 2:
+            without_s = one.first_byte_s(request)
+            pairs.append((without_s, other.first_byte_s(request)))
+        else:
+            with_s = other.first_byte_s(request)
+            pairs.append((one.first_byte_s(request), with_s))
+    one.close()
+    other.close()
+    return pairs, contender.cpu_s() - cpu_s
 
 
 def measure_streams(contenders: list[Contender], n_rounds: int) -> list[str]:
@@ -339,15 +348,22 @@ def measure_streams(contenders: list[Contender], n_rounds: int) -> list[str]:
     return broken
 
 
-def measure_flood(contenders: list[Contender], n_tokens: int) -> None:
+def measure_flood(contenders: list[Contender], n_tokens: int, n_rounds: int) -> None:
     """Print how many tokens a second get through when the engine has no pace at all."""
-    print(f"\n8 streams at once without a pace, {n_tokens} tokens each")
+    print(f"\n8 streams at once without a pace, {n_tokens} tokens each, {n_rounds} rounds, medians")
     print(f"  {'':<20}{'tokens/s':>9}{'us of a core each':>20}")
-    for contender in contenders:
-        cpu_s = contender.cpu_s()
-        seconds, n_events = stream(contender, model="tiny", n_tokens=n_tokens, n_streams=8)
-        each = "" if contender.pid is None else f"{1e6 * (contender.cpu_s() - cpu_s) / n_events:>20.1f}"
-        print(f"  {contender.name:<20}{n_events / seconds:>9.0f}{each}", flush=True)
+    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    costs: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    for n in range(n_rounds):
+        for k in range(len(contenders)):
+            contender = contenders[(n + k) % len(contenders)]
+            cpu_s = contender.cpu_s()
+            seconds, n_events = stream(contender, model="tiny", n_tokens=n_tokens, n_streams=8)
+            rates[contender.name].append(n_events / seconds)
+            costs[contender.name].append((contender.cpu_s() - cpu_s) / n_events)
+    for name, values in rates.items():
+        each = "" if name == _DIRECT else f"{1e6 * statistics.median(costs[name]):>20.1f}"
+        print(f"  {name:<20}{statistics.median(values):>9.0f}{each}", flush=True)
 
 
 def measure_memory(ours: Contender, n_requests: int) -> list[str]:
@@ -383,7 +399,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=1000, help="of single requests")
     parser.add_argument("--stream-rounds", type=int, default=3)
-    parser.add_argument("--flood-tokens", type=int, default=5000)
+    parser.add_argument("--flood-tokens", type=int, default=2000)
     parser.add_argument("--requests", type=int, default=100_000, help="while the memory is watched; 0: leave that out")
     parser.add_argument("--idle-s", type=float, default=10.0)
     parser.add_argument("--nginx", default=shutil.which("nginx"))
@@ -404,7 +420,7 @@ def main() -> int:
         measure_idle(contenders, args.idle_s)
         broken = measure_first_byte(contenders, args.rounds)
         broken += measure_streams(contenders, args.stream_rounds)
-        measure_flood(contenders, args.flood_tokens)
+        measure_flood(contenders, args.flood_tokens, args.stream_rounds)
         if args.requests:
             broken += measure_memory(contenders[1], args.requests)
         measure_idle(contenders, args.idle_s)

@@ -139,6 +139,9 @@ class Front(web.Server):
         try:
             response = await self._respond(client, path)
             status = response.status
+        except ConnectionAbortedError:
+            status = 502
+            raise
         except (asyncio.CancelledError, ConnectionError):
             self._meters.n_disconnects += 1
             raise

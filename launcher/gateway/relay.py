@@ -89,7 +89,8 @@ class Relay:
 
         Raises:
             LostError: the engine was lost before the client got anything.
-            ConnectionError: the client left, or its answer was cut since it could not be completed.
+            ConnectionAbortedError: the client's connection was closed, since its answer could not be completed.
+            ConnectionError: the client left.
         """
         if self._client.request.method == hdrs.METH_HEAD or self._answer.status in _EMPTY:
             self._attempt.end()
@@ -100,6 +101,8 @@ class Relay:
 
     def _open_response(self, kind: type[web.StreamResponse] = web.StreamResponse) -> web.StreamResponse:
         headers = answer_headers(self._answer.headers)
+        if kind is _Events:
+            headers.popall(hdrs.CONTENT_LENGTH, None)  # an event may be added
         return kind(status=self._answer.status, reason=self._answer.reason, headers=headers)
 
     async def _read(self) -> bytes:
@@ -160,7 +163,7 @@ class Relay:
         if lost is not None:
             self._meters.n_cut += 1
             self._client.cut()
-            raise ConnectionResetError(lost.why) from lost
+            raise ConnectionAbortedError(lost.why) from lost
 
     # --- Streams of events ---
 

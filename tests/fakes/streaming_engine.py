@@ -9,6 +9,7 @@ A model called ``NAME@50`` streams 50 tokens a second, for clients whose other f
 - ``die_at``: kill the whole process before this token; ``close_at``: only close the connection; ``end_at``: end the
   stream in good order, without the last word; ``hang_at``: say nothing more; ``error_at``: an error event of its own;
   ``no_end``: close the connection after the last word, instead of the end.
+- ``announce``: a stream's length stands in its head.
 - ``half``: when breaking off, send half an event first. ``once``: misbehave only if this file is not there, and make it.
 - ``status``: answer so. ``answer_bytes``: of a plain answer's text. ``crlf``: events end as uvicorn's do.
 """
@@ -161,9 +162,11 @@ class Connection(asyncio.Protocol):
                 return
             event = EVENT % idx + end
             data = chunk(event)
-            if not started:
+            if wrong.get("announce"):
+                data = event if started else head(200, "text/event-stream", f"Content-Length: {n * len(event)}") + event
+            elif not started:
                 data = head(200, "text/event-stream", "Transfer-Encoding: chunked") + data
-                started = True
+            started = True
             self.transport.write(data)
             if wrong.get("error_at") == idx:
                 self.transport.write(chunk(b'data: {"error":{"message":"compute error"}}' + end) + b"0\r\n\r\n")

@@ -154,6 +154,14 @@ async def test_a_stream_cut_after_its_last_word_is_whole(engine: Engine) -> None
         assert "error" not in text
 
 
+async def test_a_stream_of_announced_length_is_ended_in_words_too(engine: Engine) -> None:
+    """The length in the engine's head is not promised to the client, to whom something else may be said."""
+    async with serving(engine) as served:
+        status, text = await served.ask({**STREAM, "fake": {"announce": True, "close_at": 3}})
+        assert (status, len(events_of(text))) == (200, 4)
+        assert events_of(text)[3]["error"]["code"] == "engine-lost"
+
+
 async def test_a_request_that_kills_engines_ends(start_engine: Start) -> None:
     """Sent to three engines, it killed three: the fourth is spared, and the client told."""
     async with serving(start_engine(), n_replays=2) as served:
@@ -279,6 +287,7 @@ async def test_a_large_answer_that_cannot_be_completed_is_cut(engine: Engine) ->
         with pytest.raises(aiohttp.ClientError):
             await served.ask({"fake": {"answer_bytes": 5_000_000, "close_at": 0}})
         assert await served.figure("launcher_answers_cut_total") == 1
+        assert await served.figure("launcher_client_disconnects_total") == 0
 
 
 async def test_an_answer_that_is_only_being_taken_is_not_asked_for_again(engine: Engine) -> None:
