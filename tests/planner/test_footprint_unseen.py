@@ -46,10 +46,10 @@ def test_totals_are_within_three_percent() -> None:
     assert median(entry[0] for entry in errors) <= 0.005
 
 
-def test_nine_in_ten_compute_buffers_are_exact() -> None:
-    """Most graphs are restated to the byte; the rest differ where an architecture's graph is only alike."""
+def test_nearly_all_compute_buffers_are_exact() -> None:
+    """Graphs are restated to the byte; a few differ where an architecture's graph is only alike."""
     exact = [figure.is_exact(2) for _, figure in _figures()]
-    assert sum(exact) / len(exact) >= 0.9
+    assert sum(exact) / len(exact) >= 0.98
 
 
 def _odd_spec(architecture: str, names: tuple[str, ...], shape: tuple[int, ...]) -> ModelSpec:
