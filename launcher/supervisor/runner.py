@@ -488,6 +488,7 @@ class _Supervision:
         self._activity = Activity()
         self._ring.clear()
         self._placement_lines.clear()
+        self._vigil.expect()
         token = random_source.token_hex(16)
         try:
             self._tether = Tether(

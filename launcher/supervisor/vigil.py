@@ -26,7 +26,8 @@ class Vigil:
         self._is_stale = False
         self._baseline: Sample | None = None
         self._watched = Watched()
-        self._told = Breakdown()
+        self._hearing = Breakdown()
+        self._told: Breakdown | None = None
         self._told_for: Plan | None = None
         self._most: dict[str, int] = {}
         self._learnt: dict[str, int] = {}
@@ -35,10 +36,7 @@ class Vigil:
 
     def foresee(self, plan: Plan) -> Preflight:
         """Judge a start before anything runs: by what this engine told of the same plan, else by the plan's figure."""
-        known = self._known(plan)
-        if known is None:
-            self._told = Breakdown()
-        return judge(plan, self.free_bytes(plan), known)
+        return judge(plan, self.free_bytes(plan), self._known(plan))
 
     def is_known(self, plan: Plan) -> bool:
         """Whether a start can be judged now: the engine has told what this plan takes, and what is free was seen since."""
@@ -49,18 +47,21 @@ class Vigil:
         self._is_stale = True
 
     def _known(self, plan: Plan) -> Breakdown | None:
-        return self._told if self._told.complete and plan == self._told_for else None
+        return self._told if plan == self._told_for else None
+
+    def expect(self) -> None:
+        """Listen anew: the next lines are of an engine that starts now."""
+        self._hearing = Breakdown()
 
     def hear(self, plan: Plan, line: str) -> Preflight | None:
         """Take in a line of the starting engine; return the judgement where the line told something of its memory."""
-        before = self._told
-        self._told = read_line(before, line)
-        if self._told is before:
+        before = self._hearing
+        self._hearing = read_line(before, line)
+        if self._hearing is before:
             return None
-        verdict = judge(plan, self.free_bytes(plan), self._told)
-        if self._told.complete:
-            self._told, self._told_for = remembered(self._told), plan
-        return verdict
+        if self._hearing.complete:
+            self._told, self._told_for = remembered(self._hearing), plan
+        return judge(plan, self.free_bytes(plan), self._hearing)
 
     def free_bytes(self, plan: Plan) -> Mapping[str, int]:
         """Return what is free of each memory: as seen last, else as it was when the plan was made."""
