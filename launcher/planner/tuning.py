@@ -54,10 +54,13 @@ def apply_tuning(trial: Trial, ask: Ask) -> Trial:
         fixed,
         n_threads=fixed.n_threads or tuning.n_threads,
         n_batch=fixed.n_batch or tuning.n_batch,
+    )
+    measured_shape = replace(
+        shape,
+        n_ubatch=fixed.n_ubatch or tuning.n_ubatch,
         flash_attn=tuning.flash_attn if fixed.flash_attn is None else fixed.flash_attn,
     )
-    n_ubatch = fixed.n_ubatch or tuning.n_ubatch
-    tuned = try_shape(trial.candidate, replace(ask, settings=settings), target, replace(shape, n_ubatch=n_ubatch))
+    tuned = try_shape(trial.candidate, replace(ask, settings=settings), target, measured_shape)
     if not tuned.fits:
         return trial
     as_measured = all(getattr(fixed, name) in {None, getattr(tuning, name)} for name in _SPEED_FIELDS)
