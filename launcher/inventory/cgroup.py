@@ -100,9 +100,13 @@ def probe_memory(root: Path = Path("/"), pid: int | None = None) -> CgroupMemory
     return read_memory(find_folders(root, "memory", pid))
 
 
-def read_memory(folders: Iterable[tuple[int, Path]]) -> CgroupMemory:
-    """Return the same for the folders of `find_folders`, which may be found once and read often."""
-    levels = [level for level in _memory_levels(folders) if level.limit_bytes is not None]
+def read_memory(folders: Iterable[tuple[int, Path]], *, with_cache: bool = True) -> CgroupMemory:
+    """Return the same for the folders of `find_folders`, which may be found once and read often.
+
+    Without the cache, active pages of files do not count either: the kernel kills nobody before it has given those back
+    too, at the price of reading them again. Of weights that were copied to a GPU they are as good as free.
+    """
+    levels = [level for level in _memory_levels(folders, with_cache=with_cache) if level.limit_bytes is not None]
     return min(levels, key=_headroom_bytes, default=CgroupMemory())
 
 
@@ -149,20 +153,22 @@ def read_oom_kills(counter: Path) -> int | None:
     return parse_oom_kills(_text(counter))
 
 
-def _memory_levels(folders: Iterable[tuple[int, Path]]) -> Iterator[CgroupMemory]:
+def _memory_levels(folders: Iterable[tuple[int, Path]], *, with_cache: bool) -> Iterator[CgroupMemory]:
     for version, folder in folders:
+        prefix = "total_" if version == 1 else ""
         stat = parse_stat(_text(folder / "memory.stat"))
         if version == 1:
             # The second is the least limit of all ancestors, those included that a container cannot see.
             limits = (_text(folder / "memory.limit_in_bytes"), str(stat.get("hierarchical_memory_limit", "")))
-            used, inactive = _text(folder / "memory.usage_in_bytes"), stat.get("total_inactive_file", 0)
+            used = _text(folder / "memory.usage_in_bytes")
         else:
             # Above `memory.high` the kernel throttles and reclaims without end: a server there crawls.
             limits = (_text(folder / "memory.max"), _text(folder / "memory.high"))
-            used, inactive = _text(folder / "memory.current"), stat.get("inactive_file", 0)
+            used = _text(folder / "memory.current")
         limit = min((n for n in map(parse_limit, limits) if n is not None), default=None)
         used_bytes = parse_limit(used)
-        yield CgroupMemory(limit, None if used_bytes is None else max(0, used_bytes - inactive))
+        given_back = stat.get(f"{prefix}inactive_file", 0) + (0 if with_cache else stat.get(f"{prefix}active_file", 0))
+        yield CgroupMemory(limit, None if used_bytes is None else max(0, used_bytes - given_back))
 
 
 def find_folders(root: Path, controller: str, pid: int | None = None) -> Iterator[tuple[int, Path]]:

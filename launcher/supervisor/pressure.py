@@ -85,7 +85,7 @@ class Probe:
 
     def _host_gauge(self) -> Gauge:
         """Return host memory, or the control group's where that leaves less."""
-        memory, group = psutil.virtual_memory(), read_memory(self._folders)
+        memory, group = psutil.virtual_memory(), read_memory(self._folders, with_cache=False)
         total, free, limit = memory.total, memory.available, "host memory"
         if group.limit_bytes is not None and (left := group.limit_bytes - (group.used_bytes or 0)) < free:
             total, free, limit = group.limit_bytes, max(0, left), "the control group's memory"

@@ -2,10 +2,10 @@
 
 It must not know how anything is measured, nor what stepping down is. Pure.
 
-A memory is *low* where less than ``act_bytes`` is free, where at its present rate it will be used up within ``lead_s``,
-or, of the host, where all tasks wait for memory for more than ``max_stall`` of the time. Low for ``n_low`` samples in a
-row makes it *strained*; so does half of ``act_bytes`` at once. It is calm again after ``calm_s`` in which more than
-``calm_bytes`` was free: between the two thresholds nothing changes.
+A memory is *low* where less than ``act_bytes`` is free, where others will have used it up within ``lead_s`` at their
+present rate, or, of the host, where all tasks wait for memory for more than ``max_stall`` of the time. Low for ``n_low``
+samples in a row makes it *strained*; so does half of ``act_bytes`` at once. It is calm again after ``calm_s`` in which
+more than ``calm_bytes`` was free: between the two thresholds nothing changes.
 """
 
 from collections.abc import Mapping
@@ -110,8 +110,9 @@ class _Mark(Noun, frozen=True):
 
     free_bytes: int
     at_s: float
+    own_bytes: int | None = None
     rates: tuple[float, ...] = ()
-    """Bytes per second by which it shrank between the latest samples."""
+    """Bytes per second by which it shrank between the latest samples, the engine's own growth left out."""
     n_low: int = 0
     calm_since_s: float | None = None
     is_strained: bool = False
@@ -183,6 +184,7 @@ def _judge(before: _Mark | None, gauge: Gauge, sample: Sample, policy: StrainPol
     mark = _Mark(
         free_bytes=gauge.free_bytes,
         at_s=sample.at_s,
+        own_bytes=gauge.own_bytes,
         rates=rates,
         n_low=n_low,
         calm_since_s=calm_since_s,
@@ -194,7 +196,9 @@ def _judge(before: _Mark | None, gauge: Gauge, sample: Sample, policy: StrainPol
 def _rates(before: _Mark | None, gauge: Gauge, at_s: float) -> tuple[float, ...]:
     if before is None or at_s <= before.at_s:
         return ()
-    latest = (before.free_bytes - gauge.free_bytes) / (at_s - before.at_s)
+    # An engine fills its prompt cache up to what was planned, however quickly: that is no threat.
+    own = 0 if before.own_bytes is None or gauge.own_bytes is None else max(0, gauge.own_bytes - before.own_bytes)
+    latest = (before.free_bytes - gauge.free_bytes - own) / (at_s - before.at_s)
     return (*before.rates, latest)[-_N_RATES:]
 
 

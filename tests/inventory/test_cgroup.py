@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from launcher.inventory.cgroup import (
     CgroupMemory,
+    find_folders,
     find_oom_counter,
     parse_cpu_max,
     parse_limit,
@@ -17,6 +18,7 @@ from launcher.inventory.cgroup import (
     parse_stat,
     probe_cpu_quota,
     probe_memory,
+    read_memory,
     read_oom_kills,
 )
 from launcher.units import GIB, MIB
@@ -73,6 +75,19 @@ def test_v2_limit_and_cache(tmp_path: Path) -> None:
         },
     )
     assert probe_memory(root) == CgroupMemory(8 * GIB, 2 * GIB)
+
+
+def test_the_cache_may_be_left_out(tmp_path: Path) -> None:
+    """Before it kills, the kernel gives back the active pages of files too, in both versions."""
+    stat = f"active_file {GIB}\ninactive_file {MIB}\ntotal_active_file {2 * GIB}\ntotal_inactive_file {MIB}"
+    files = {"a/memory.max": str(8 * GIB), "a/memory.current": str(3 * GIB), "a/memory.stat": stat}
+    folders = tuple(find_folders(v2_tree(tmp_path / "two", "/a", files), "memory"))
+    assert read_memory(folders) == CgroupMemory(8 * GIB, 3 * GIB - MIB)
+    assert read_memory(folders, with_cache=False) == CgroupMemory(8 * GIB, 2 * GIB - MIB)
+    files = {"limit_in_bytes": str(8 * GIB), "usage_in_bytes": str(3 * GIB), "stat": stat}
+    root = v1_tree(tmp_path / "one", "/a", {f"memory/a/memory.{name}": text for name, text in files.items()})
+    folders = tuple(find_folders(root, "memory"))
+    assert read_memory(folders, with_cache=False) == CgroupMemory(8 * GIB, GIB - MIB)
 
 
 def test_v2_parent_binds(tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_one_step_down_is_no_trend() -> None:
     assert watch(sample(float(n), gauge(8000 if n < 5 else 3000)) for n in range(30)) == []
 
 
+def test_what_the_engine_itself_fills_is_no_trend() -> None:
+    """Its prompt cache grows as planned, and stops where it was planned to: the floors still hold for it."""
+    grown = [gauge(6000 - 300 * n, own=(20 << 30) + 300 * n * MIB) for n in range(21)]
+    changes = watch(sample(float(n), item) for n, item in enumerate(grown))
+    ((at_s, outlook),) = changes
+    assert at_s == 20  # 0 MiB is free: below the floor, whoever took it
+    assert "each second" not in outlook.strains[0].why
+
+
 def test_it_is_calm_again_only_after_a_while() -> None:
     """Between the thresholds nothing changes; above the upper one it takes half a minute."""
     free = [100] * 5 + [200] * 100 + [400] * 20 + [200] + [400] * 40
