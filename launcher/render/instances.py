@@ -60,11 +60,24 @@ def render_status(view: InstanceView, *, now: float) -> str:
             facts.append(("model", f"{plan.model} {plan.quantization} on {plan.engine}"))
             facts.append(("context", f"{plan.n_ctx_per_request} tokens per request, {plan.n_parallel} at once"))
             facts.append(("gpu layers", f"{plan.n_gpu_layers} of {plan.n_layer}"))
+        facts += _fallback_facts(record)
         facts += _process_facts(view, record, now)
     facts.append(("log", view.log_path))
     width = max(len(name) for name, _ in facts)
     lines = [view.name, *(f"  {name.ljust(width)}  {value}" for name, value in facts)]
     return "\n".join(lines) + "\n"
+
+
+def _fallback_facts(record: InstanceRecord) -> list[tuple[str, str]]:
+    """Tell how the instance came to serve less than was planned, and what it could give by now."""
+    facts = []
+    if record.n_ladder_steps:
+        steps = "1 step" if record.n_ladder_steps == 1 else f"{record.n_ladder_steps} steps"
+        facts.append(("degraded", f"{steps} below what was planned first"))
+        facts += [("", line) for line in record.story]
+    if record.offer is not None:
+        facts.append(("offer", f"{record.offer}; `launch stop` and serve it again to have it"))
+    return facts
 
 
 def _process_facts(view: InstanceView, record: InstanceRecord, now: float) -> list[tuple[str, str]]:

@@ -195,6 +195,7 @@ class _Supervision:
         self._moved_s = 0.0
         self._activity = Activity()
         self._n_lines = 0
+        self._n_lines_loading = 0
         self._ring: deque[str] = deque(maxlen=_N_RING)
         self._placement_lines: deque[str] = deque(maxlen=_N_PLACEMENT)
         self._was_ready = False
@@ -595,7 +596,7 @@ class _Supervision:
         was_ready = self._phase not in _LOADING
         found = faults.classify(
             faults.End(
-                lines=tuple(self._ring),
+                lines=self._lines_since_ready() if was_ready else tuple(self._ring),
                 code=code,
                 signal_number=signal_number,
                 was_ready=was_ready,
@@ -610,7 +611,7 @@ class _Supervision:
             kind=PortInUseError if is_port else EngineFailedError,
             message=message,
             help=found.help or f"read its whole log with `launch logs {self._instance.name}`",
-            lines=found.lines,
+            lines=found.lines or faults.telling_lines(tuple(self._ring)),
             setback=self._setback(found, message) if may_step else None,
         )
         if may_step:
@@ -704,6 +705,23 @@ class _Supervision:
                     message = f"the engine hangs: {fault.meaning}"
                     self._post(Event.HUNG, _Fault(kind=EngineFailedError, message=message, lines=lines))
                     return
+                if self._says_it_is_sick():
+                    return
+
+    def _lines_since_ready(self) -> tuple[str, ...]:
+        """Return what a ready engine printed since: what it printed while it loaded explains nothing of what it does."""
+        n_since = self._n_lines - self._n_lines_loading
+        return tuple(self._ring)[-n_since:] if n_since else ()
+
+    def _says_it_is_sick(self) -> bool:
+        """Step down an engine that stays up, and answers every request with an error, for want of memory."""
+        found = faults.find_sign(self._lines_since_ready(), was_ready=True)
+        if found is None or found.answer is not faults.Answer.STEP_DOWN:
+            return False
+        words = f"the engine serves no more: {faults.describe(found)}"
+        setback = self._setback(found, words)
+        self._post(Event.STRAINED, _Fault(kind=EngineFailedError, message=words, lines=found.lines, setback=setback))
+        return True
 
     async def _watch_progress(self) -> None:
         """Report progress by what the engine prints, reads, computes and holds; report a stall when none of it moves."""
@@ -793,6 +811,7 @@ class _Supervision:
 
     def _announce(self) -> None:
         self._was_ready = True
+        self._n_lines_loading = self._n_lines
         self._ready_since_s = time.monotonic()
         elapsed_s = time.monotonic() - self._started_s
         self._load_s = elapsed_s
