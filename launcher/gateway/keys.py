@@ -112,4 +112,6 @@ def check_exposure(address: Address, keys: Keys) -> None:
         is_loopback = address.host == "localhost"
     if not is_loopback and not keys:
         message = f"{address.host} can be reached from other machines, and the endpoint has no API key"
-        raise UsageError(message, help="give it one with `--api-key-file FILE`, or serve on 127.0.0.1 and use an SSH tunnel")
+        raise UsageError(
+            message, help="give it one with `--api-key-file FILE`, or serve on 127.0.0.1 and use an SSH tunnel"
+        )
