@@ -24,8 +24,8 @@ _SIGNALS: Final = {
 _SENT_BY_SOMEBODY: Final = frozenset({1, 2, _SIGKILL, 15})
 """Signals that no engine ends itself by: whatever it printed before is not why it ended."""
 _HOST_BUFFER: Final = re.compile(r"CPU(?:_.*)?|AMX|.*_Host|BLAS")
-_SIGN_PATTERNS: Final = tuple((sign, re.compile(sign.pattern, re.IGNORECASE)) for sign in SIGNS)
-_ANY_SIGN: Final = re.compile("|".join(sign.pattern for sign in SIGNS), re.IGNORECASE)
+# Case counts: a pattern that begins with plain letters is then found without looking at every place of a long log.
+_SIGN_PATTERNS: Final = tuple((sign, re.compile(sign.pattern)) for sign in SIGNS)
 _WRAPPER: Final = re.compile(
     r"failed to load model|exiting due to|failed to create.context|error while trying to fit|cleaning up before exit|"
     r"EngineDeadError|Engine core initialization failed|WorkerProc initialization failed|Executor failed"
@@ -192,11 +192,23 @@ def find_sign(lines: Sequence[str], *, was_ready: bool) -> Fault | None:
     """Return the fault that the lines show, if any: also of an engine that lives, and refuses every request."""
     told = without_quotes(lines)
     since_retry = told[max((idx for idx, line in enumerate(told) if RETRY.search(line)), default=-1) + 1 :]
+    text, text_since_retry = "\n".join(told), "\n".join(since_retry)
     for sign, pattern in _SIGN_PATTERNS:
-        candidates = since_retry if sign.cause is Cause.MEMORY else told
-        if any(pattern.search(line) and not BENIGN.search(line) for line in candidates):
-            return _signed(sign, candidates, lines, was_ready=was_ready)
+        of_memory = sign.cause is Cause.MEMORY
+        if _lines_with(pattern, text_since_retry if of_memory else text):
+            return _signed(sign, since_retry, lines, was_ready=was_ready)
     return None
+
+
+def _lines_with(pattern: re.Pattern[str], text: str) -> list[str]:
+    """Return the lines of a text that show a pattern and are not benign: one search of all is quicker than one of each."""
+    found = []
+    for match in pattern.finditer(text):
+        end = text.find("\n", match.end())
+        line = text[text.rfind("\n", 0, match.start()) + 1 : end if end >= 0 else len(text)]
+        if not BENIGN.search(line):
+            found.append(line)
+    return found
 
 
 def without_quotes(lines: Sequence[str]) -> list[str]:
@@ -281,9 +293,12 @@ def planned_memory(fault: Fault, plan: Plan) -> str | None:
 
 def telling_lines(lines: Sequence[str]) -> tuple[str, ...]:
     """Return the few lines that tell most: those with a sign, else with a word of failure, else the last ones."""
+    text = "\n".join(without_quotes(lines))
+    signs = {line for _, pattern in _SIGN_PATTERNS for line in _lines_with(pattern, text)}
+    if signs:
+        return tuple([line for line in lines if line in signs][-_N_TELLING:])
     present = [line for line in lines if line.strip() and not BENIGN.search(line)]
-    with_sign = [line for line in without_quotes(present) if _ANY_SIGN.search(line)]
     suspicious = [line for line in present if _SUSPICIOUS.search(line) and not _WRAPPER.search(line)]
     wrappers = [line for line in present if _WRAPPER.search(line)]
-    chosen = with_sign or suspicious or wrappers or present
+    chosen = suspicious or wrappers or present
     return tuple(chosen[-_N_TELLING:])

@@ -46,7 +46,7 @@ class Part(StrEnum):
 
 
 class Sign(Noun, frozen=True):
-    """A text that engines print, searched in each line without regard to case."""
+    """A text that engines print, searched in each line."""
 
     pattern: str
     cause: Cause
@@ -70,7 +70,7 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_SERVER,
     ),
     Sign(
-        pattern=r"address already in use",
+        pattern=r"[Aa]ddress already in use",
         cause=Cause.PORT,
         meaning="the port is in use",
         evidence=("llama-cpp-python/0.3.36-port-in-use.log", "vllm/0.32.0-cpu-port-in-use.log"),

@@ -359,7 +359,7 @@ def test_each_sign_has_its_evidence(sign: Sign) -> None:
     for evidence in sign.evidence:
         if evidence.startswith("source: "):
             continue
-        assert any(re.search(sign.pattern, line, re.IGNORECASE) for line in read(evidence)), evidence
+        assert any(re.search(sign.pattern, line) for line in read(evidence)), evidence
         header = (TRANSCRIPTS / evidence).read_text().split("# version: ")[1].splitlines()[0]
         assert "python" in evidence or header.split()[0] in sign.builds
 
