@@ -276,7 +276,8 @@ class Blocks:
             hidden = in_place(up)
             if squared:
                 hidden = in_place(hidden)
-        return self.project(layer, f"ffn_down{suffix}", hidden)
+        norm = self.weight(layer, f"ffn_sub_norm{suffix}.weight")
+        return self.project(layer, f"ffn_down{suffix}", hidden if norm is None else self.norm_by(hidden, norm, None))
 
     def moe(
         self,

@@ -75,11 +75,13 @@ def _project_heads(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Styl
 
 
 def _attend(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
-    """Attention and its output product, with a gate between the two where there is one (afmoe, step35)."""
+    """Attention and its output product, with a gate or a norm between the two where there is one."""
     q, k, v = _project_heads(b, x, layer, model, style)
-    gate = b.weight(layer, "attn_gate.weight")
-    output = "attn_output" if gate is None else None
+    gate, norm = b.weight(layer, "attn_gate.weight"), b.weight(layer, "attn_sub_norm.weight")
+    output = "attn_output" if gate is None and norm is None else None
     cur = b.attend(layer, q, k, v, output=output, capped=style.caps_scores, iswa=has_window(model))
+    if norm is not None:
+        return b.project(layer, "attn_output", b.norm_by(cur, norm, None))
     if gate is None:
         return cur
     opening, ne = in_place(mul_mat(gate, x)), cur.ne

@@ -94,6 +94,8 @@ STYLES: Final[Mapping[str, Style]] = {
     "olmo": Style(layer_norm=True, bare_norms=True),
     "phi2": Style(layer_norm=True, parallel=("attention", "feed-forward", "residual"), scales_q=True),
     "plamo": Style(parallel=("feed-forward", "attention", "residual")),
+    "muse-glimmer": Style(scales_embedding=True, ropes_full=False, scales_logits=True),
+    "starcoder": Style(layer_norm=True, ropes=False),
     "jais": Style(layer_norm=True, ropes=False),
     "refact": Style(ropes=False),
     "smollm3": Style(ropes_not_every=4),

@@ -229,8 +229,12 @@ def _spread_heads(x: Tensor, n_head: int) -> Tensor:
 def _delta_inputs(b: Blocks, x: Tensor, layer: Layer, n_channels: int, d_inner: int) -> tuple[Tensor, Tensor]:
     if b.weight(layer, "attn_qkv.weight") is not None:
         return b.project(layer, "attn_qkv", x), b.project(layer, "attn_gate", x)
+    # one product, interleaved by key head: cut apart, and queries, keys and values put side by side
     both = b.project(layer, "ssm_in", x)
-    return fresh(shape(n_channels, x.ne[1]), both), fresh(shape(d_inner, x.ne[1]), both)
+    n_tokens, n_keys = x.ne[1], (n_channels - d_inner) // 2
+    cut = view(both, shape(both.ne[0], n_tokens), both.nb)
+    q, k, v, z = (fresh(shape(n, n_tokens), cut) for n in (n_keys, n_keys, d_inner, d_inner))
+    return concat(concat(q, k, 0), v, 0), z
 
 
 def _delta_gates(b: Blocks, x: Tensor, layer: Layer, n_v: int) -> tuple[Tensor, Tensor]:
