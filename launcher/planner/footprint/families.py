@@ -138,9 +138,12 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
         scores = None if scores is None else b.pick_outputs(scores)
     if style.parallel:
         return _parallel_part(b, (cur, residual, normed), layer, model, style)
-    norms_output = has("post_attention_norm.weight") and (has("ffn_norm.weight") or has("post_ffw_norm.weight"))
+    after_attention, after_feed_forward = style.output_norms
+    if not has(f"{after_feed_forward}.weight"):
+        after_feed_forward = "post_ffw_norm"
+    norms_output = has(f"{after_attention}.weight") and (has("ffn_norm.weight") or has("post_ffw_norm.weight"))
     if norms_output:
-        cur = b.norm(cur, layer, "post_attention_norm", layer_norm=style.layer_norm)
+        cur = b.norm(cur, layer, after_attention, layer_norm=style.layer_norm)
     ffn_input = in_place(scale_residual(cur, model), residual)
     name = _second_norm(model, layer, norms_output=norms_output)
     cur = ffn_input
@@ -149,8 +152,8 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     elif style.reuses_norm:
         cur = b.pick_outputs(normed) if layer.last else normed
     cur = feed_forward(b, cur, layer, model, style, scores=scores)
-    if has("post_ffw_norm.weight"):
-        cur = b.norm(cur, layer, "post_ffw_norm", layer_norm=style.layer_norm)
+    if has(f"{after_feed_forward}.weight"):
+        cur = b.norm(cur, layer, after_feed_forward, layer_norm=style.layer_norm)
     cur = scale_residual(cur, model)
     return in_place(ffn_input, cur) if style.residual_first else in_place(cur, ffn_input)
 

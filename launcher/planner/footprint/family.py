@@ -59,6 +59,10 @@ class Style(NamedTuple):
     """Without a norm of its own the feed-forward part reads what attention reads."""
     routes_early: bool = False
     """Experts are chosen by the residual before attention."""
+    output_norms: tuple[str, str] = ("post_attention_norm", "post_ffw_norm")
+    """What the norms of what attention and feed-forward part put out are called."""
+    dense_beside_experts: bool = False
+    """A dense feed-forward part is added to what the experts say, and the sum is scaled (Grok 2)."""
     scales_experts: bool = False
     """The sum of routed and shared experts is scaled."""
     output_on_host: bool = False
@@ -93,6 +97,9 @@ STYLES: Final[Mapping[str, Style]] = {
     "gptneox": Style(layer_norm=True, parallel=_RESIDUAL_SECOND),
     "olmo": Style(layer_norm=True, bare_norms=True),
     "phi2": Style(layer_norm=True, parallel=("attention", "feed-forward", "residual"), scales_q=True),
+    "grok": Style(
+        output_norms=("attn_output_norm", "layer_output_norm"), dense_beside_experts=True, scales_logits=True
+    ),
     "plamo": Style(parallel=("feed-forward", "attention", "residual")),
     "muse-glimmer": Style(scales_embedding=True, ropes_full=False, scales_logits=True),
     "starcoder": Style(layer_norm=True, ropes=False),
@@ -171,6 +178,8 @@ def feed_forward(
     narrow = x if down is None else mul_mat(down, x)
     out = b.moe(narrow, layer, read_routing(model, style), scores_from=x, scores=scores)
     out = out if up is None else mul_mat(up, out)
+    if style.dense_beside_experts and "ffn_up.weight" in layer.weights:
+        return in_place(in_place(b.ffn(x, layer), out))
     if "ffn_up_shexp.weight" not in layer.weights:
         return out
     shared = b.ffn(x, layer, "_shexp")
