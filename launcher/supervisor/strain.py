@@ -16,7 +16,7 @@ from launcher.domain import DeviceLoad, DeviceProcess, Noun
 from launcher.units import MIB, format_bytes
 
 HOST: Final = "host"
-_N_RATES: Final = 5
+_N_RATES: Final = 3
 """Of the latest rates the median counts: a process that takes its share once is no trend, a pause does not end one."""
 
 
@@ -203,8 +203,8 @@ def _rates(before: _Mark | None, gauge: Gauge, at_s: float) -> tuple[float, ...]
 
 
 def _trend(rates: tuple[float, ...]) -> float:
-    """Return bytes per second by which a memory shrinks; 0 where it grows, or too little is known."""
-    return max(0.0, median(rates)) if len(rates) == _N_RATES else 0.0
+    """Return bytes per second by which a memory shrinks; 0 where it was given back just now, or too little is known."""
+    return max(0.0, median(rates)) if len(rates) == _N_RATES and rates[-1] >= 0 else 0.0
 
 
 def _why_low(gauge: Gauge, floor: Floor, rate: float, stalled: float | None, policy: StrainPolicy) -> str | None:

@@ -82,6 +82,13 @@ def test_one_step_down_is_no_trend() -> None:
     assert watch(sample(float(n), gauge(8000 if n < 5 else 3000)) for n in range(30)) == []
 
 
+def test_what_was_given_back_is_no_trend() -> None:
+    """A process that took and took, and was ended: what it held is free again, and nothing is to be done."""
+    free_mib = [8000, 6000, 4200, 2300, 8000, 8000, 8000]
+    assert watch(sample(float(n), gauge(mib)) for n, mib in enumerate(free_mib[:3] + free_mib[4:])) == []
+    assert len(watch(sample(float(n), gauge(mib)) for n, mib in enumerate([*free_mib[:4], 400]))) == 1
+
+
 def test_what_the_engine_itself_fills_is_no_trend() -> None:
     """Its prompt cache grows as planned, and stops where it was planned to: the floors still hold for it."""
     grown = [gauge(6000 - 300 * n, own=(20 << 30) + 300 * n * MIB) for n in range(21)]
