@@ -319,8 +319,13 @@ class _Supervision:
 
     async def _open_front(self) -> None:
         """Have the endpoint before the engine: what clients ask meanwhile waits, and the address is known."""
-        if self._service is not None:
+        if self._service is None:
+            return
+        try:
             self._update_record(address=await self._service.front.start())
+        except LauncherError as error:
+            self._update_record(state=State.FAILED, reason=error.message)
+            raise
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")

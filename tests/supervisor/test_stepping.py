@@ -152,3 +152,6 @@ def test_the_endpoints_own_port_in_use_is_said_before_anything_starts(serve_step
         assert served.end() == 1
     assert "cannot be listened on: address already in use" in served.error()
     assert "engine.spawned" not in served.events()
+    view = _view()
+    assert view.state is State.FAILED
+    assert "cannot be listened on" in (view.reason or "")
