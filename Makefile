@@ -24,7 +24,7 @@ help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
 	@echo 'make test        install every engine, then run the whole suite'
 	@echo 'make check       format, lint, types, imports and the fast tests'
-	@echo 'make bench       start-up times and the header reader, each against its yardstick'
+	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
 	@echo 'make speed       error of the predicted speeds; a calibrated plan against an exhaustive grid (20 minutes)'
 	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
@@ -88,6 +88,7 @@ check: static
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/gguf_header.py
+	$(BIN)/python -m benchmarks.idle_cost
 
 speed: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.speed_error
