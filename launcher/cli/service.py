@@ -73,7 +73,7 @@ class GatewayFront:
         if self._gateway is None:
             return Load(n_in_flight=0, n_delivered=0)
         load = self._gateway.load()
-        return Load(n_in_flight=load.n_running, n_delivered=load.n_events)
+        return Load(n_in_flight=load.n_running, n_delivered=load.n_received_bytes)
 
     async def stop(self, timeout_s: float, reason: str) -> None:
         """Stop listening, once."""

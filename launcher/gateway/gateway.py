@@ -29,12 +29,14 @@ _MODELS: Final = ("/v1/models", "/models")
 class Load(Noun, frozen=True):
     """How busy it is. ``silent_s``: for how long the engine has sent nothing, although it has requests; else ``None``.
 
-    ``n_events`` counts the events passed on since the start, about one per generated token of a stream.
+    ``n_events`` counts the events passed on since the start, about one per generated token of a stream;
+    ``n_received_bytes`` what engines have sent, be it streams or not.
     """
 
     n_running: int
     n_waiting: int
     n_events: int
+    n_received_bytes: int
     n_generated_tokens: int
     silent_s: float | None
 
@@ -109,6 +111,7 @@ class Gateway:
             n_running=len(running),
             n_waiting=self._line.n_waiting,
             n_events=meters.n_events,
+            n_received_bytes=meters.n_received_bytes,
             n_generated_tokens=meters.n_generated_tokens,
             silent_s=now_s - max(since_s, meters.last_byte_s) if running else None,
         )

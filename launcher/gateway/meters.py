@@ -75,6 +75,8 @@ class Meters:
     """Clients that were cut because they did not read."""
     n_events: int = 0
     """Events of streams, as they pass: about one per token."""
+    n_received_bytes: int = 0
+    """Of answers' bodies, from engines."""
     n_prompt_tokens: int = 0
     n_generated_tokens: int = 0
     n_faults: int = 0

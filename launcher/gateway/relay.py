@@ -112,6 +112,7 @@ class Relay:
         except IO_FAULTS as error:
             raise LostError(Loss.BROKEN, _ENDED_EARLY) from error
         self._meters.last_byte_s = self._loop.time()
+        self._meters.n_received_bytes += len(data)
         return data
 
     def _note_first_byte(self) -> None:

@@ -319,7 +319,9 @@ async def test_silence_is_told_from_the_oldest_request_on(engine: Engine) -> Non
         silent_s = served.gateway.load().silent_s
         assert silent_s is not None
         assert 0.0 <= silent_s < 500.0
-        assert (await asked)[0] == 200
+        n_before = served.gateway.load().n_received_bytes
+        status, text = await asked
+        assert (status, served.gateway.load().n_received_bytes - n_before) == (200, len(text))
 
 
 async def test_an_engine_that_is_lost_at_once_gets_nothing(start_engine: Start) -> None:
