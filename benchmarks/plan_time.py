@@ -1,6 +1,6 @@
 """Times full plans in this process: every shipped profile on every reference machine, all artifacts, all alternatives.
 
-    python benchmarks/plan_time.py [--rounds 5] [--context N] [--parallel N]
+    python -m benchmarks.plan_time [--rounds 5] [--context N] [--parallel N]
 
 A full plan is ``prepare``, ``decide`` and ``list_alternatives``; what a refusal's or a partial plan's advice costs on
 top is shown beside it. Each time starts from nothing: whatever the planner remembers between questions is forgotten.

@@ -31,6 +31,7 @@ from launcher.domain import (
     DeviceKind,
     Host,
     Inventory,
+    Limits,
     ModelSpec,
     Plan,
     Profile,
@@ -45,6 +46,7 @@ from launcher.planner.target import DEVICE_MARGIN_BYTES
 from launcher.profiles import load_all
 from launcher.units import GIB, MIB
 
+_NO_FLOOR: Final = Limits(min_generation_tps=1e-9)
 MOST_OFF: Final = 1
 """Layers that a plan may leave out although they would have fitted."""
 
@@ -88,7 +90,10 @@ def shapes() -> list[tuple[str, Profile]]:
         line = json.loads(text)
         artifact = Artifact(format=WeightsFormat.GGUF, quantization="q4_k_m", spec=unseen_spec(line))
         found.append((f"unseen {line['model']}", Profile(name=line["model"], artifacts=(artifact,)), artifact))
-    return [(name, replace(profile, artifacts=(artifact,), pins=Settings())) for name, profile, artifact in found]
+    return [
+        (name, replace(profile, artifacts=(artifact,), pins=Settings(), limits=_NO_FLOOR))
+        for name, profile, artifact in found
+    ]
 
 
 def draw_model(dice: random.Random, every: Mapping[str, list[tuple[str, Profile]]]) -> tuple[str, Profile]:
@@ -100,17 +105,18 @@ def draw_question(dice: random.Random, name: str, profile: Profile) -> Draw:
     """Draw settings, then devices that hold a random share of what the model needs with them."""
     (artifact,) = profile.artifacts
     assert artifact.spec is not None  # noqa: S101 - shapes() has no other
+    (candidate,) = prepare(profile)
+    trained = candidate.architecture.n_ctx_train
     cache = dice.choice((None, None, None, CacheType.Q8_0))
     settings = Settings(
         quantization=artifact.quantization,
-        n_ctx=dice.choice((2048, 4096, 8192, 16384, 32768, 65536)),
+        n_ctx=dice.choice([n for n in (2048, 4096, 8192, 16384, 32768, 65536) if n <= trained or n == 2048]),  # noqa: PLR2004
         n_parallel=dice.choice((1, 1, 2, 4, 8)),
         cache_type_k=cache,
         cache_type_v=cache,
         n_ubatch=dice.choice((None, None, None, 128, 1024)),
         n_cpu_moe=dice.choice((None, 0)),
     )
-    (candidate,) = prepare(profile)
     need = need_bytes(candidate, settings)
     n_devices = dice.choice((1, 1, 1, 2))
     free = [
@@ -209,18 +215,17 @@ def main() -> int:
     every: dict[str, list[tuple[str, Profile]]] = {}
     for name, profile in shapes():
         every.setdefault(profile.name, []).append((name, profile))
+    shipped = {model: found for model, found in every.items() if not found[0][0].startswith("unseen")}
     ports = [int(port) for port in options.ports.split(",")]
     counts: Counter[str] = Counter()
     worst_mib, n_wrong = -float("inf"), 0
     print(f"{server.name}; over: MiB by which the fullest device exceeds its budget; out: layers left out that fit")
     with tempfile.TemporaryDirectory() as folder, rpc_workers(server, ports) as rpc:
         while sum(counts.values()) < options.machines:
-            name, profile = draw_model(dice, every)
+            name, profile = draw_model(dice, dice.choice((shipped, every)))
             path = Path(folder) / "model.gguf"
             for question in (draw_question(dice, name, profile) for _ in range(options.per_model)):
-                outcome = decide(
-                    Request(profile=question.profile, settings=question.settings, force=True), question.machine
-                )
+                outcome = decide(Request(profile=question.profile, settings=question.settings), question.machine)
                 if not isinstance(outcome, Plan):
                     counts["refused"] += 1
                     print(f"{question.words}  refused: {outcome.fact}", flush=True)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from launcher.domain import Address, DeviceProcess, Inventory, Profile, Settings
     from launcher.fetch.remote import Reading
     from launcher.planner.search import Alternatives
@@ -251,11 +253,28 @@ def read_inventory(name: str | None) -> "Inventory":
     return probe_inventory(disk_path=models_dir())
 
 
+def start_reading_inventory(name: str | None) -> "Callable[[], Inventory]":
+    """Begin to measure this machine, and return what waits for the result; a named machine is read only then.
+
+    Most of the time goes into waiting for drivers and engines, while the rest of a command can be imported.
+    """
+    if name is not None:
+        return lambda: read_inventory(name)
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inventory")
+    answer = pool.submit(read_inventory, None)
+    pool.shutdown(wait=False)
+    return answer.result
+
+
 def find_alternatives(*, inventory: str | None, min_quant: str | None, min_tps: float | None) -> "Alternatives":
     """Return what advice may draw on, under the floors of the command line; nothing is read until it is asked for.
 
     Programs are named only where the request is for this machine: no ``inventory`` is given.
     """
+    from functools import cache
+
     from launcher.planner.search import Alternatives
 
     def all_profiles() -> "tuple[Profile, ...]":
@@ -264,7 +283,7 @@ def find_alternatives(*, inventory: str | None, min_quant: str | None, min_tps: 
         return tuple(apply_limits(each, min_quant=min_quant, min_tps=min_tps) for each in load_all(lambda _: None))
 
     programs = _all_programs if inventory is None else tuple
-    return Alternatives(profiles=all_profiles, machines=_all_machines, programs=programs)
+    return Alternatives(profiles=cache(all_profiles), machines=cache(_all_machines), programs=programs)
 
 
 def _all_programs() -> "tuple[DeviceProcess, ...]":

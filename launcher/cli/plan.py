@@ -45,6 +45,7 @@ def plan(
     import gc
 
     gc.disable()  # what a plan makes lives until it is printed, and looking for garbage in it takes a tenth of the time
+    machine_answer = opt.start_reading_inventory(inventory)
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
     from launcher.planner.advice import plan as decide
@@ -69,7 +70,7 @@ def plan(
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     argv = opt.echo_argv("plan", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
     request = Request(profile=profile, settings=settings, force=force)
-    machine = opt.read_inventory(inventory)
+    machine = machine_answer()
     known = read_known(machine, inventory)
     if show_all and _show_all(request, machine, known, json=json):
         return

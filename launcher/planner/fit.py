@@ -57,6 +57,36 @@ def decide(
     ``prepared`` is what ``sizing.prepare`` returned for the request's profile and ``forms`` what ``forms.prepare_forms``
     did, where the caller asks more than once; ``calibration`` is what was measured on this very machine.
     """
+    outcome = _decide(request, inventory, prepared, calibration, forms, whole_only=False)
+    assert outcome is not None  # noqa: S101 - all placements were looked at
+    return outcome
+
+
+def decide_whole(
+    request: Request,
+    inventory: Inventory,
+    prepared: tuple[Candidate, ...] | None = None,
+    calibration: Calibration | None = None,
+    forms: tuple[Form, ...] | None = None,
+) -> Plan | None:
+    """Return what ``decide`` would, if that is a plan without offload; sooner, as nothing else is looked for."""
+    # forced plans may use the margins, but only where nothing else fits, offloaded or not
+    outcome = _decide(request, inventory, prepared, calibration, forms, whole_only=not request.force)
+    if not isinstance(outcome, Plan):
+        return None
+    on_devices = outcome.n_gpu_layers > outcome.n_layer and not outcome.n_cpu_moe
+    return outcome if on_devices or not outcome.footprint.devices else None
+
+
+def _decide(
+    request: Request,
+    inventory: Inventory,
+    prepared: tuple[Candidate, ...] | None,
+    calibration: Calibration | None,
+    forms: tuple[Form, ...] | None,
+    *,
+    whole_only: bool,
+) -> Outcome | None:
     if _only_vllm(request):
         from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - a tenth of the start-up, seldom needed
 
@@ -75,17 +105,18 @@ def decide(
         return _instead_of(question, request, inventory, rivals)
     ask, target, candidates, allowed, lowered = question
     weigh = _Weigher(inventory, rivals)
-    best = _choose(allowed, ask, target, weigh)
-    if (shorter := _with_less_context(allowed, ask, target, best, weigh)) is not None:
+    best = _choose(allowed, ask, target, weigh, whole_only=whole_only)
+    shorter = _with_less_context(allowed, ask, target, best, weigh, whole_only=whole_only)
+    if shorter is not None:
         why = "nothing fits with more" if best is None else "more needs offload"
         wished, (ask, best) = ask.n_ctx_per_request, shorter
         lowered = (*lowered, f"context lowered from {wished} to {ask.n_ctx_per_request}: {why}")
-    if best is None and (roomier := _without_margins(allowed, ask, target)) is not None:
-        if not ask.force:
-            return refuse_no_fit(candidates, allowed, ask, target, certain=False)
-        best = roomier
+    if best is None and whole_only:
+        return None
     if best is None:
-        return refuse_no_fit(candidates, allowed, ask, target)
+        best = _without_margins(allowed, ask, target)
+        if best is None or not ask.force:
+            return refuse_no_fit(candidates, allowed, ask, target, certain=best is None)
     return _build(best, ask, inventory, lowered, candidates)
 
 
@@ -207,7 +238,7 @@ def _pose(
     target = choose_target(request, trained, inventory, calibration)
     if isinstance(target, Refusal):
         return target
-    for candidate in candidates:
+    for candidate in {id(c.architecture): c for c in candidates}.values():
         config = build_config(trained, target, first_shape(candidate, trained, target))
         if (found := find_contradiction(candidate.architecture, config)) is not None:
             return refuse_contradiction(trained, found[0])
@@ -247,6 +278,8 @@ def _with_less_context(
     target: Target,
     found: "Trial | VllmTrial | None",
     weigh: _Weigher,
+    *,
+    whole_only: bool,
 ) -> "tuple[Ask, Trial | VllmTrial] | None":
     """Give less context than was wished for, in powers of two down to the profile's limit, where that helps.
 
@@ -260,7 +293,7 @@ def _with_less_context(
     while n_ctx > least:
         n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
         shorter = with_context(ask, n_ctx)
-        trial = _choose(candidates, shorter, target, weigh)
+        trial = _choose(candidates, shorter, target, weigh, whole_only=whole_only)
         if trial is not None and trial.is_whole:
             return shorter, trial
         if trial is not None and found is None:
@@ -297,16 +330,22 @@ def _allowed(candidate: Candidate, ask: Ask) -> bool:
 
 
 def _choose(
-    candidates: tuple[Candidate, ...], ask: Ask, target: Target, weigh: _Weigher | None = None
+    candidates: tuple[Candidate, ...],
+    ask: Ask,
+    target: Target,
+    weigh: _Weigher | None = None,
+    *,
+    whole_only: bool = False,
 ) -> "Trial | VllmTrial | None":
     """Return the best trial above the floors: without offload if any fits so, else with the least offload."""
     quick = _quick_enough((t for c in candidates for t in whole_trials(c, ask, target)), ask)
     options = quick if weigh is None else weigh.add_to(quick, ask)
     if options:
         return pick(options, ask.objective)
-    if ask.settings.n_gpu_layers is not None or not target.devices:
+    if whole_only or ask.settings.n_gpu_layers is not None or not target.devices:
         return None
     experience = Experience()
+    candidates = tuple(c for c in candidates if c.weights.total_bytes <= target.budget_bytes)
     if ask.objective is Objective.SPEED:
         fastest = (_fastest(partial_trials(c, ask, target, experience)) for c in candidates)
         return _fastest(_quick_enough((trial for trial in fastest if trial is not None), ask))

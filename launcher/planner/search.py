@@ -10,7 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Calibration, DeviceProcess, Engine, Inventory, Outcome, Plan, Profile, Request, Settings
-from launcher.planner.fit import decide
+from launcher.planner.fit import decide, decide_whole
 from launcher.planner.forms import Form
 from launcher.planner.sizing import Candidate
 from launcher.units import format_bytes
@@ -69,7 +69,7 @@ class Search(Struct, frozen=True, kw_only=True):
     prepared: tuple[Candidate, ...]
     forms: tuple[Form, ...]
     calibration: Calibration | None
-    seen: dict[str, Outcome]
+    seen: dict[str, Plan | None]
 
     def relax(self, *, force: bool | None = None, **changes: object) -> tuple[Request, Plan | None]:
         """Plan the request with some settings changed."""
@@ -83,10 +83,10 @@ class Search(Struct, frozen=True, kw_only=True):
         """Plan a request for the same profile, with what was prepared of it."""
         return decide(request, inventory, self.prepared, calibration, self.forms)
 
-    def on(self, machine: Inventory) -> Outcome:
-        """Plan the same request for another machine; each is asked once."""
+    def on(self, machine: Inventory) -> Plan | None:
+        """Plan the same request for another machine, without offload; each is asked once."""
         if machine.name not in self.seen:
-            self.seen[machine.name] = self.decide(self.request, machine)
+            self.seen[machine.name] = decide_whole(self.request, machine, self.prepared, None, self.forms)
         return self.seen[machine.name]
 
     def argv_on(self, machine: str) -> tuple[str, ...]:
@@ -143,9 +143,9 @@ def describe_machine(machine: Inventory) -> str:
 def smallest_that_holds(search: Search, machines: tuple[Inventory, ...]) -> tuple[Inventory, Plan] | None:
     """Return the first of the machines that holds the request without offload, with its plan."""
     for machine in machines:
-        outcome = search.on(machine)
-        if isinstance(outcome, Plan) and is_whole(outcome):
-            return machine, outcome
+        plan = search.on(machine)
+        if plan is not None:
+            return machine, plan
     return None
 
 

@@ -405,7 +405,7 @@ def partial_trials(
     if by_experts is None or by_experts.speed.generation_tps < _fastest_tps(candidate, ask, target, shapes):
         trial = _largest(candidate, ask, target, shapes, known)
         if trial is not None:
-            yield _with_larger_step(trial, ask, known)
+            yield _with_larger_step(_packed(trial, ask), ask, known)
 
 
 def partial_bounds(candidate: Candidate, ask: Ask, target: Target) -> tuple[int, int, float]:
@@ -507,6 +507,53 @@ def _largest(
                 break
             idx = min(upper, _last_with_room(candidate, ask, target, shapes[:idx], compute))
     return best if best is not None and best.fits else None
+
+
+def _packed(trial: Trial, ask: Ask) -> Trial:
+    """Give each of several devices as many whole layers as it holds, the last ones first, where that makes more of them.
+
+    Shares by budget end where the first device is full, and unequal devices are not full at once.
+    """
+    candidate, target = trial.candidate, trial.target
+    rooms = [
+        budget.budget_bytes - use.compute_bytes
+        for budget, use in zip(target.budgets, trial.footprint.devices, strict=True)
+    ]
+    while len(rooms) > 1:
+        counts = _pack(trial, rooms)
+        if not all(counts) or sum(counts) <= trial.config.n_gpu_layers:
+            break
+        shape = replace(trial.shape, n_gpu_layers=sum(counts), shares=tuple(map(float, counts)))
+        packed = try_shape(candidate, ask, target, shape)
+        if packed.fits:
+            return packed
+        over = [
+            max(0, use.total_bytes - budget.budget_bytes)
+            for budget, use in zip(target.budgets, packed.footprint.devices, strict=True)
+        ]
+        if not any(over):
+            break
+        rooms = [room - n_bytes for room, n_bytes in zip(rooms, over, strict=True)]
+    return trial
+
+
+def _pack(trial: Trial, rooms: Sequence[int]) -> list[int]:
+    """Return how many layers each device holds, counted from the last layer and the last device."""
+    candidate = trial.candidate
+    weights, n_layer = candidate.weights, candidate.architecture.n_layer
+    footprint = trial.footprint
+    cache = footprint.host.kv_cache_bytes + sum(use.kv_cache_bytes for use in footprint.devices)
+    items = [max(weights.output_bytes, weights.largest_output_bytes)]
+    items += [block.dense_bytes + block.expert_bytes + cache // max(1, n_layer) for block in reversed(weights.blocks)]
+    counts, position = [], 0
+    for budget in reversed(rooms):
+        room, taken = budget, 0
+        while position < len(items) and items[position] <= room:
+            room -= items[position]
+            position += 1
+            taken += 1
+        counts.append(taken)
+    return counts[::-1]
 
 
 def _is_surely_over(rooms: Sequence[int], compute: Sequence[int]) -> bool:

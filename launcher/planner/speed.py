@@ -8,6 +8,7 @@ machine replaces them. It must not know where measurements come from.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from msgspec import Struct
@@ -132,6 +133,7 @@ def device_flops(device: Device) -> float | None:
     return F16_FLOPS[max(known, key=len)] if known else None
 
 
+@lru_cache(maxsize=256)
 def prompt_parameters(architecture: Architecture) -> float:
     """Return about how many parameters each token of a prompt is multiplied with: gated feed-forward is assumed.
 

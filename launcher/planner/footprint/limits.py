@@ -5,6 +5,7 @@ build 11434). It does not know memories or how large they are.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from launcher.domain import CacheType
@@ -18,6 +19,7 @@ MAX_DEVICES: Final = 15
 """``--tensor-split`` takes fewer than ``llama_max_devices``, which is 16."""
 
 
+@lru_cache(maxsize=64)
 def _block_size(cache: CacheType) -> int:
     return TRAITS[cache.tensor_type].block_size
 
