@@ -123,12 +123,13 @@ def _detach(name: str) -> int:
 def _run(plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s: float) -> None:
     """Start the plan's engine behind its endpoint and stay with it."""
     from launcher.supervisor import runner
+    from launcher.supervisor.options import RunOptions
 
     runner.serve(
         service.make_command(plan, tell=True),
         instance=instance,
         plan=plan,
-        options=runner.RunOptions(stall_timeout_s=stall_timeout_s),
+        options=RunOptions(stall_timeout_s=stall_timeout_s),
         report=_reporter(plan.model),
         service=service,
     )

@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import secrets as random_source
-import shlex
 import signal
 import threading
 import time
@@ -20,24 +19,24 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from launcher.domain import Command, InstanceRecord, Noun, Plan, ProcessId, Refusal, State
-from launcher.errors import EngineFailedError, LauncherError, PlacementError, PortInUseError, StateError
+from launcher.errors import LauncherError, PortInUseError, StateError
 from launcher.store import Instance, identify
-from launcher.supervisor import faults, placement, sickness
+from launcher.supervisor import failures, faults, placement, sickness
+from launcher.supervisor.account import Account, without_tensors
 from launcher.supervisor.checks import check_start
+from launcher.supervisor.failures import Failure
 from launcher.supervisor.guard import become_subreaper, descendants
-from launcher.supervisor.logs import RotatingFile, redact, secrets_of
+from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.machine import ENDS, GUARDED, Effect, Event, Phase, state_of, step
-from launcher.supervisor.notices import Fact, Notice, Report, write_notice
-from launcher.supervisor.preflight import Preflight
-from launcher.supervisor.preflight import describe as describe_preflight
+from launcher.supervisor.notices import Report
+from launcher.supervisor.options import RunOptions
 from launcher.supervisor.processes import Activity, OomKills, measure_tree, probe_listeners, socket_owners, who_listens
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
-from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
-from launcher.supervisor.setback import Front, Service, Setback, Shortage
+from launcher.supervisor.restarts import Death, next_delay_s, remember
+from launcher.supervisor.setback import Front, Service, Step
 from launcher.supervisor.signs import Cause
 from launcher.supervisor.stepping import describe_step
-from launcher.supervisor.strain import Sample, StrainPolicy
-from launcher.supervisor.strain import describe as describe_strain
+from launcher.supervisor.strain import Sample
 from launcher.supervisor.tether import Tether
 from launcher.supervisor.vigil import Vigil
 from launcher.units import MIB, format_bytes
@@ -48,7 +47,6 @@ _MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
 _N_RING: Final = 500
 _N_PLACEMENT: Final = 4000  # lines; a verbose log of a hundred layers has some hundreds
 _N_PROGRESS: Final = 80  # characters of the engine's last line that are shown while it loads
-_N_PLACEMENT_SHOWN: Final = 12
 _LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
 _SERVING: Final = frozenset({Phase.READY, Phase.DRAINING})
 _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_STEP})
@@ -59,53 +57,11 @@ def _words(line: str) -> str:
     return re.sub(r"^[\d.]+ [A-Z] ", "", line.strip())[:_N_PROGRESS]
 
 
-class RunOptions(Noun, frozen=True):
-    """How an instance is supervised. ``stall_timeout_s`` is of silence, not of loading: progress pushes it back."""
-
-    stall_timeout_s: float = 120.0
-    grace_s: float = 10.0
-    """Between SIGTERM and SIGKILL to the engine's tree."""
-    orphan_grace_s: float = 1.0
-    """The same, where the supervisor itself is gone."""
-    guard_patience_s: float = 15.0
-    """Beyond the grace, until a guard that does not report the end is itself killed, and its work done for it."""
-    drain_s: float = 30.0
-    """For requests to come to their end before a step that can wait."""
-    stop_drain_s: float = 5.0
-    """The same, before the end."""
-    health_pause_s: float = 5.0
-    """Between two looks at a ready engine, and for it to answer one."""
-    hang: sickness.HangPolicy = sickness.HangPolicy()
-    strain: StrainPolicy = StrainPolicy()
-    review_s: float = 60.0
-    """Between two looks at whether there is room for more, and at what was learnt of the engine's use."""
-    log_bytes: int = 8 * MIB
-    events_bytes: int = MIB
-    restarts: RestartPolicy = RestartPolicy()
-    handle_signals: bool = True
-    adopt_orphans: bool = True
-    """Become a subreaper, to reach all that a killed guard leaves; wrong in a process that starts others meanwhile."""
-
-
 class ServeResult(Noun, frozen=True):
     """How serving ended when it did not fail: ``was_ready`` and ``restarts`` count over all engines of this run."""
 
     was_ready: bool
     n_restarts: int
-
-
-class _Fault(Noun, frozen=True):
-    """Why an engine is being given up."""
-
-    kind: type[LauncherError]
-    message: str
-    help: str | None = None
-    lines: tuple[str, ...] = ()
-    setback: Setback | None = None
-    """What memory ran short, where that is the cause."""
-
-    def to_error(self) -> LauncherError:
-        return self.kind(self.message, help=self.help, details=self.lines)
 
 
 def serve(
@@ -143,17 +99,6 @@ def serve(
         return asyncio.run(supervision.run())
 
 
-def _refused(refusal: Refusal) -> _Fault:
-    """Return the foot of the ladder as a fault: the facts, then the first way out."""
-    ways = [f"{item.text}: {shlex.join(item.argv)}" for item in refusal.advice] or ["`launch plan` says what would fit"]
-    return _Fault(kind=EngineFailedError, message=refusal.fact, help=ways[0], lines=(*refusal.derivation, *ways[1:]))
-
-
-def _without_tensors(plan: Plan | None) -> Plan | None:
-    """Return a plan for the record: the tensors of a large model are most of its bytes, and nobody reads them there."""
-    return plan and replace(plan, artifact=replace(plan.artifact, spec=None))
-
-
 class _Supervision:
     """The one owner of an instance's lifecycle state; lives in one event loop."""
 
@@ -173,21 +118,21 @@ class _Supervision:
         self._n_spawns = 0
         self._oom_kills = OomKills()
         self._vigil = Vigil(options.strain)
-        self._better: Plan | None = None
+        self._offered: Plan | None = None
+        self._next_step: Step | None = None
         self._load_s: float | None = None
         self._instance = instance
         self._options = options
-        self._report = report
         self._env = {**os.environ, **command.env}
         self._secrets = secrets_of(self._env)
         self._phase = Phase.IDLE
-        self._queue: asyncio.Queue[tuple[Event, int, _Fault | None]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[Event, int, Failure | None]] = asyncio.Queue()
         self._generation = 0
         self._tether: Tether | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._duties: set[asyncio.Task[None]] = set()
         self._stopped_by: str | None = None
-        self._failure: _Fault | None = None
+        self._failure: Failure | None = None
         self._children = children()
         self._deaths: tuple[Death, ...] = ()
         self._ready_since_s: float | None = None
@@ -199,59 +144,13 @@ class _Supervision:
         self._ring: deque[str] = deque(maxlen=_N_RING)
         self._placement_lines: deque[str] = deque(maxlen=_N_PLACEMENT)
         self._was_ready = False
-        self._log = RotatingFile(instance.log_path, options.log_bytes, self._on_log_fault)
-        self._events = RotatingFile(instance.events_path, options.events_bytes, lambda _: None)
-        me = identify(os.getpid())
-        assert me is not None, "a running process has an entry in /proc"  # noqa: S101
-        self._record = InstanceRecord(
-            name=instance.name,
-            state=State.STARTING,
-            supervisor=me,
-            address=command.address,
-            started_at=time.time(),
-            changed_at=time.time(),
-            log_path=str(instance.log_path),
-            plan=_without_tensors(plan),
-        )
-        self._record_unwritable = False
-        try:
-            instance.write(self._record)
-        except OSError as error:
-            message = f"cannot write in {instance.path}: {(error.strerror or str(error)).lower()}"
-            raise StateError(
-                message, help="free some disk space, or set LAUNCHER_STATE_DIR to a folder that can be written"
-            ) from error
+        self._account = Account(instance, command.address, plan, options, report)
+        self._account.tell(self._publish)
+        self.notify = self._account.notify
 
-    # --- Telling others ---
-
-    def notify(self, event: str, text: str, *, transient: bool = False, **facts: Fact) -> None:
-        """Report one act, in words and as a line of the events file."""
-        notice = Notice(event=event, text=text, facts=facts, transient=transient)
-        if not transient:
-            write_notice(self._events, notice)
-        with contextlib.suppress(OSError):  # a closed terminal must not end the supervision
-            self._report(notice)
-
-    def _on_log_fault(self, error: OSError) -> None:
-        why = (error.strerror or str(error)).lower()
-        self.notify("log.dropped", f"the engine's log cannot be written ({why}); its lines are dropped", error=why)
-
-    def _update_record(self, **changes: object) -> None:
-        """Replace the record; a disk that no longer takes it does not end the serving."""
-        self._record = replace(self._record, changed_at=time.time(), **changes)
-        try:
-            self._instance.write(self._record)
-        except OSError as error:
-            if not self._record_unwritable:
-                self._record_unwritable = True
-                why = (error.strerror or str(error)).lower()
-                self.notify(
-                    "state.unwritable", f"the state cannot be written ({why}); `launch ps` is out of date", error=why
-                )
-        else:
-            self._record_unwritable = False
+    def _publish(self, record: InstanceRecord) -> None:
         if self._service is not None:
-            self._service.front.publish(self._record, self._load_s, self._vigil.own_bytes())
+            self._service.front.publish(record, self._load_s, self._vigil.own_bytes())
 
     # --- The loop ---
 
@@ -278,7 +177,7 @@ class _Supervision:
                 loop.remove_signal_handler(number)
         if self._phase is Phase.FAILED and self._failure is not None:
             raise self._failure.to_error()
-        return ServeResult(was_ready=self._was_ready, n_restarts=self._record.n_restarts)
+        return ServeResult(was_ready=self._was_ready, n_restarts=self._account.record.n_restarts)
 
     def _sampling(self, loop: asyncio.AbstractEventLoop) -> contextlib.AbstractContextManager[None]:
         """Look at the plan's memories for as long as the instance lives, where something can follow from it."""
@@ -301,18 +200,22 @@ class _Supervision:
 
     def _on_sample(self, sample: Sample) -> None:
         strain = self._vigil.see(sample, is_serving=self._phase is Phase.READY)
-        if strain is None or self._plan is None:
+        if strain is None or self._plan is None or self._service is None:
             return
-        words = f"memory runs short: {describe_strain(strain)}"
-        setback = Setback(
-            plan=self._plan,
-            shortage=Shortage.PRESSURE,
-            words=words,
-            memory=strain.memory,
-            failed_bytes=strain.shortfall_bytes,
-        )
-        self.notify("memory.strained", words, memory=strain.memory, free_bytes=strain.free_bytes)
-        self._post(Event.STRAINED, _Fault(kind=EngineFailedError, message=words, setback=setback))
+        failure = failures.of_strain(strain, self._plan)
+        self.notify("memory.strained", failure.message, memory=strain.memory, free_bytes=strain.free_bytes)
+        self._start_task(self._ask_before_draining(self._service, failure))
+
+    async def _ask_before_draining(self, service: Service, failure: Failure) -> None:
+        """Give up a serving engine only for a plan that is known: where there is none, it goes on while it can."""
+        assert failure.setback is not None  # noqa: S101 - strain is one
+        setback = replace(failure.setback, own_bytes=dict(self._vigil.own_bytes()))
+        answer = await asyncio.to_thread(service.stepper.next_plan, setback)
+        if isinstance(answer, Refusal):
+            self.notify("ladder.none", f"{failure.message}; it serves on, for {answer.fact}")
+            return
+        self._next_step = answer
+        self._post(Event.STRAINED, failure)
 
     def _on_blind(self, error: Exception) -> None:
         self.notify("memory.blind", f"memory can no longer be watched: {type(error).__name__}: {error}")
@@ -322,9 +225,9 @@ class _Supervision:
         if self._service is None:
             return
         try:
-            self._update_record(address=await self._service.front.start())
+            self._account.update(address=await self._service.front.start())
         except LauncherError as error:
-            self._update_record(state=State.FAILED, reason=error.message)
+            self._account.update(state=State.FAILED, reason=error.message)
             raise
 
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
@@ -348,11 +251,11 @@ class _Supervision:
         else:
             self._post(Event.FORCE, world=True)
 
-    def _post(self, event: Event, fault: _Fault | None = None, *, world: bool = False) -> None:
+    def _post(self, event: Event, fault: Failure | None = None, *, world: bool = False) -> None:
         """Queue an event of the present engine, or of the world, which outlives engines."""
         self._queue.put_nowait((event, 0 if world else self._generation, fault))
 
-    def _advance(self, event: Event, fault: _Fault | None) -> None:
+    def _advance(self, event: Event, fault: Failure | None) -> None:
         before = self._phase
         after, effects = step(before, event)
         if event in {Event.START, Event.RETRY, Event.STEPPED} and after is Phase.SPAWNING:
@@ -363,7 +266,7 @@ class _Supervision:
         for effect in effects:
             self._carry_out(effect)
 
-    def _on_change(self, before: Phase, after: Phase, event: Event, fault: _Fault | None) -> None:
+    def _on_change(self, before: Phase, after: Phase, event: Event, fault: Failure | None) -> None:
         if after not in _LOADING or before in {Phase.BACKOFF, Phase.STEPPING}:
             self._cancel_tasks()
         if before in _SERVING and after not in _SERVING and self._service is not None:
@@ -396,13 +299,13 @@ class _Supervision:
         if after is Phase.READY:
             changes["ready_at"] = time.time()
         elif after not in _LOADING:
-            changes["ready_at"] = None if after is not Phase.STOPPING else self._record.ready_at
+            changes["ready_at"] = None if after is not Phase.STOPPING else self._account.record.ready_at
         if after not in GUARDED:
             changes |= {"engine": None, "guard": None}
         if before is Phase.BACKOFF and after is Phase.SPAWNING:
-            changes["n_restarts"] = self._record.n_restarts + 1
+            changes["n_restarts"] = self._account.record.n_restarts + 1
         if after is Phase.SPAWNING or state_of(after) is not state_of(before):
-            self._update_record(**changes)
+            self._account.update(**changes)
 
     def _remember_death(self) -> None:
         ready_s = None if self._ready_since_s is None else time.monotonic() - self._ready_since_s
@@ -470,7 +373,7 @@ class _Supervision:
 
     def _on_own_fault(self, error: BaseException) -> None:
         """End the engine: what watches it has failed, and an engine that nobody watches must not run on."""
-        fault = _Fault(kind=EngineFailedError, message=f"the supervisor failed: {type(error).__name__}: {error}")
+        fault = Failure(message=f"the supervisor failed: {type(error).__name__}: {error}")
         self._post(Event.DIED_FOR_GOOD, fault)
         self._end_engine(Effect.KILL)
 
@@ -484,8 +387,7 @@ class _Supervision:
         try:
             self._renew_command()
         except LauncherError as error:
-            fault = _Fault(kind=type(error), message=error.message, help=error.help, lines=error.details)
-            self._post(Event.SPAWN_FAILED, fault)
+            self._post(Event.SPAWN_FAILED, failures.of_error(error))
             self._post(Event.GONE)
             return
         if self._is_overdrawn_at_once():
@@ -505,11 +407,11 @@ class _Supervision:
                 orphan_grace_s=self._options.orphan_grace_s,
                 on_report=self._on_report,
                 on_line=self._on_line,
-                on_lost=lambda: self._post(Event.GUARD_LOST, self._lost_fault()),
+                on_lost=lambda: self._post(Event.GUARD_LOST, failures.of_lost_guard(tuple(self._ring))),
             )
         except OSError as error:
             why = (error.strerror or str(error)).lower()
-            fault = _Fault(kind=EngineFailedError, message=f"no process can be started: {why}")
+            fault = Failure(message=f"no process can be started: {why}")
             self._post(Event.SPAWN_FAILED, fault)
             self._post(Event.GONE)
 
@@ -527,31 +429,9 @@ class _Supervision:
         verdict = self._vigil.foresee(self._plan)
         if verdict.fits or not verdict.confirmed:
             return False
-        self._post(Event.OVERDRAWN, self._overdrawn(verdict))
+        self._post(Event.OVERDRAWN, failures.of_preflight(verdict, self._plan))
         self._post(Event.GONE)
         return True
-
-    def _overdrawn(self, verdict: Preflight) -> _Fault:
-        assert self._plan is not None  # noqa: S101 - judged with a plan alone
-        need = verdict.exceeded[0]
-        words = f"it would not fit: {describe_preflight(verdict)}"
-        setback = Setback(
-            plan=self._plan,
-            shortage=Shortage.FORESEEN,
-            words=words,
-            memory=need.name,
-            failed_bytes=need.shortfall_bytes,
-            told_bytes=None if need.told is None else need.needed_bytes,
-        )
-        return _Fault(kind=EngineFailedError, message=words, setback=setback)
-
-    def _lost_fault(self) -> _Fault:
-        return _Fault(
-            kind=EngineFailedError,
-            message="the guard process was killed, and the engine with it",
-            help="do not kill the guard; end an instance with `launch stop`",
-            lines=faults.telling_lines(tuple(self._ring)),
-        )
 
     def _on_report(self, report: dict[str, int | str]) -> None:
         """Turn what the guard says into events."""
@@ -562,16 +442,16 @@ class _Supervision:
                 assert self._tether is not None  # noqa: S101 - it is who reports
                 engine = identify(int(report["pid"]))
                 self._oom_kills = OomKills.of(int(report["pid"]))
-                self._update_record(guard=self._tether.guard, engine=engine, last_exit=self._record.last_exit)
+                self._account.update(guard=self._tether.guard, engine=engine, last_exit=self._account.record.last_exit)
                 self._notify_spawned(engine, int(report["pid"]))
                 self._post(Event.SPAWNED)
             case "spawn-failed":
                 message = f"{self._command.argv[0]} cannot be executed: {why}"
-                self._post(Event.SPAWN_FAILED, _Fault(kind=EngineFailedError, message=message))
+                self._post(Event.SPAWN_FAILED, Failure(message=message))
             case "record-failed":
                 message = f"cannot write in {self._instance.path}: {why}"
                 help_ = "free some disk space, or set LAUNCHER_STATE_DIR to a folder that can be written"
-                self._post(Event.SPAWN_FAILED, _Fault(kind=StateError, message=message, help=help_))
+                self._post(Event.SPAWN_FAILED, Failure(kind=StateError, message=message, help=help_))
             case "exited":
                 self._on_exit(report.get("code"), report.get("signal"))
             case _:  # "gone", the last
@@ -595,7 +475,7 @@ class _Supervision:
         code = None if code is None else int(code)
         signal_number = None if signal_number is None else int(signal_number)
         how = faults.describe_exit(code, signal_number)
-        self._update_record(last_exit=how)
+        self._account.update(last_exit=how)
         expected = self._phase in {Phase.STOPPING, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_RETRY}
         self.notify("engine.exited", f"the engine ended ({how})", expected=expected, code=code, signal=signal_number)
         was_ready = self._phase not in _LOADING
@@ -608,40 +488,20 @@ class _Supervision:
                 n_oom_kills=self._oom_kills.rise(),
             )
         )
-        when = "while it served" if was_ready else "while it loaded"
-        is_port = found.cause is Cause.PORT
-        may_step = found.answer is faults.Answer.STEP_DOWN and self._service is not None and self._plan is not None
-        message = f"the engine ended {when} ({how}): {faults.describe(found)}"
-        fault = _Fault(
-            kind=PortInUseError if is_port else EngineFailedError,
-            message=message,
-            help=found.help or f"read its whole log with `launch logs {self._instance.name}`",
-            lines=found.lines or faults.telling_lines(tuple(self._ring)),
-            setback=self._setback(found, message) if may_step else None,
-        )
-        if may_step:
-            self._post(Event.OUT_OF_MEMORY, fault)
-        elif found.answer is faults.Answer.RESTART or (is_port and self._service is not None):
-            self._post(Event.DIED, fault)  # a port behind a front was the runner's choice: the next start has another
+        plan = None if self._service is None else self._plan
+        failure = failures.of_end(found, how, plan=plan, name=self._instance.name, log=tuple(self._ring))
+        is_own_port = found.cause is Cause.PORT and self._service is not None  # the next start has another
+        if failure.setback is not None:
+            self._post(Event.OUT_OF_MEMORY, failure)
         else:
-            self._post(Event.DIED_FOR_GOOD, fault)
-
-    def _setback(self, found: faults.Fault, words: str) -> Setback:
-        """Describe a want of memory to whoever finds the next plan."""
-        assert self._plan is not None  # noqa: S101 - asked for with a service alone
-        return Setback(
-            plan=self._plan,
-            shortage=Shortage.SERVING if found.was_ready else Shortage.AT_LOAD,
-            words=words,
-            memory=faults.planned_memory(found, self._plan),
-            failed_bytes=found.n_bytes,
-        )
+            may_mend = found.answer is faults.Answer.RESTART or is_own_port
+            self._post(Event.DIED if may_mend else Event.DIED_FOR_GOOD, failure)
 
     def _on_line(self, line: str) -> None:
         line = redact(line, self._secrets)
         self._n_lines += 1
         self._ring.append(line)
-        self._log.write(line)
+        self._account.write_line(line)
         if self._phase in _LOADING and placement.is_telling(line):
             self._placement_lines.append(line)
         if self._phase is Phase.LOADING and self._command.tells_memory and self._plan is not None:
@@ -653,7 +513,7 @@ class _Supervision:
         if verdict is None:
             return
         if not verdict.fits and self._service is not None:
-            self._post(Event.OVERDRAWN, self._overdrawn(verdict))
+            self._post(Event.OVERDRAWN, failures.of_preflight(verdict, plan))
         elif verdict.confirmed:
             n_bytes = {need.name: need.unaccounted_bytes for need in verdict.needs}
             self.notify("engine.preflight", "it fits, by its own account", unaccounted_bytes=str(n_bytes))
@@ -673,7 +533,7 @@ class _Supervision:
         address = self._command.address
         message = f"{address.host}:{address.port} is answered by {usurper}, not by the engine"
         help_ = "choose another with `--port`, or end what listens there"
-        self._post(event, _Fault(kind=PortInUseError, message=message, help=help_))
+        self._post(event, Failure(kind=PortInUseError, message=message, help=help_))
 
     def _usurper(self) -> str | None:
         """Return who listens on the engine's port where the engine does not."""
@@ -708,7 +568,7 @@ class _Supervision:
                 if fault is not None:
                     lines = faults.telling_lines(tuple(self._ring))
                     message = f"the engine hangs: {fault.meaning}"
-                    self._post(Event.HUNG, _Fault(kind=EngineFailedError, message=message, lines=lines))
+                    self._post(Event.HUNG, Failure(message=message, lines=lines))
                     return
                 if self._says_it_is_sick():
                     return
@@ -721,11 +581,9 @@ class _Supervision:
     def _says_it_is_sick(self) -> bool:
         """Step down an engine that stays up, and answers every request with an error, for want of memory."""
         found = faults.find_sign(self._lines_since_ready(), was_ready=True)
-        if found is None or found.answer is not faults.Answer.STEP_DOWN:
+        if found is None or found.answer is not faults.Answer.STEP_DOWN or self._plan is None:
             return False
-        words = f"the engine serves no more: {faults.describe(found)}"
-        setback = self._setback(found, words)
-        self._post(Event.STRAINED, _Fault(kind=EngineFailedError, message=words, lines=found.lines, setback=setback))
+        self._post(Event.STRAINED, failures.of_sickness(found, self._plan))
         return True
 
     async def _watch_progress(self) -> None:
@@ -754,7 +612,9 @@ class _Supervision:
                 self._moved_s = time.monotonic()
                 self._notify_loading(now)
             elif time.monotonic() - self._moved_s >= limit_s:
-                self._post(Event.STALLED, self._stall_fault(limit_s))
+                doing = "loading" if self._phase is Phase.LOADING else "answering its first request"
+                log = tuple(self._ring)
+                self._post(Event.STALLED, failures.of_stall(doing, limit_s, name=self._instance.name, log=log))
                 return
 
     def _check_early(self) -> None:
@@ -762,15 +622,7 @@ class _Supervision:
         realised = placement.parse_placement(self._placement_lines)
         difference = placement.mismatch(realised, self._command.expected_gpu_layers, None)
         if difference is not None and realised.has_weights:
-            self._post(Event.MISPLACED, self._misplaced_fault(difference))
-
-    def _misplaced_fault(self, difference: str) -> _Fault:
-        return _Fault(
-            kind=PlacementError,
-            message=difference,
-            help="see what the engine finds with `launch hardware`; `--n-gpu-layers 0` serves from the CPU on purpose",
-            lines=tuple(line.strip() for line in self._placement_lines)[-_N_PLACEMENT_SHOWN:],
-        )
+            self._post(Event.MISPLACED, failures.of_placement(difference, tuple(self._placement_lines)))
 
     def _notify_loading(self, activity: Activity) -> None:
         elapsed_s = time.monotonic() - self._started_s
@@ -785,15 +637,6 @@ class _Supervision:
             read_bytes=activity.read_bytes,
         )
 
-    def _stall_fault(self, limit_s: float) -> _Fault:
-        doing = "loading" if self._phase is Phase.LOADING else "answering its first request"
-        return _Fault(
-            kind=EngineFailedError,
-            message=f"the engine stalled while {doing}: no output, reading or computing for {limit_s:.0f} s",
-            help=f"read its whole log with `launch logs {self._instance.name}`",
-            lines=faults.telling_lines(tuple(self._ring)),
-        )
-
     async def _prove(self) -> None:
         """Compare the realised placement with the plan, then ask for one token."""
         from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
@@ -804,7 +647,7 @@ class _Supervision:
         command = self._command
         difference = placement.mismatch(realised, command.expected_gpu_layers, command.expected_footprint)
         if difference is not None:
-            self._post(Event.MISPLACED, self._misplaced_fault(difference))
+            self._post(Event.MISPLACED, failures.of_placement(difference, tuple(self._placement_lines)))
             return
         async with readiness.open_session(command, self._env) as session:
             wrong = await readiness.send_canary(session, command.canary_path, command.canary_body)
@@ -812,7 +655,7 @@ class _Supervision:
             self._post(Event.PROVED)
         else:
             lines = faults.telling_lines(tuple(self._ring))
-            self._post(Event.UNPROVED, _Fault(kind=EngineFailedError, message=wrong, lines=lines))
+            self._post(Event.UNPROVED, Failure(message=wrong, lines=lines))
 
     def _announce(self) -> None:
         self._was_ready = True
@@ -821,7 +664,7 @@ class _Supervision:
         elapsed_s = time.monotonic() - self._started_s
         self._load_s = elapsed_s
         realised = placement.parse_placement(self._placement_lines)
-        address = self._record.address
+        address = self._account.record.address
         if self._service is not None:
             from launcher.supervisor.readiness import base_url  # noqa: PLC0415 - loaded by now
 
@@ -852,17 +695,12 @@ class _Supervision:
     def _consult_policy(self) -> None:
         delay_s = next_delay_s(self._deaths, self._options.restarts)
         if delay_s is None:
-            self._failure = self._exhausted(self._failure)
+            assert self._failure is not None  # noqa: S101 - backoff is reached by a death alone
+            self._failure = failures.of_many_deaths(self._failure, len(self._deaths))
             self._post(Event.EXHAUSTED)
             return
         self.notify("instance.backoff", f"starting again in {delay_s:.1f} s", delay_s=round(delay_s, 3))
         self._start_task(self._retry_after(delay_s))
-
-    def _exhausted(self, failure: _Fault | None) -> _Fault:
-        assert failure is not None  # noqa: S101 - backoff is reached by a death alone
-        n = len(self._deaths)
-        message = f"{failure.message} ({n} deaths, no further start)" if n > 1 else failure.message
-        return _Fault(kind=failure.kind, message=message, help=failure.help, lines=failure.lines)
 
     async def _retry_after(self, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
@@ -881,55 +719,57 @@ class _Supervision:
         """Now and then keep what the engine was seen to hold, and see whether there is room for more again."""
         while self._plan is not None:
             await asyncio.sleep(self._options.review_s)
-            service.front.publish(self._record, self._load_s, self._vigil.own_bytes())
+            service.front.publish(self._account.record, self._load_s, self._vigil.own_bytes())
             if news := self._vigil.news():
                 await asyncio.to_thread(service.stepper.learn_use, self._plan, news)
-            if self._record.n_ladder_steps and not self._vigil.is_strained():
+            if self._account.record.n_ladder_steps and not self._vigil.is_strained():
                 await self._look_up(service, self._plan)
 
     async def _look_up(self, service: Service, plan: Plan) -> None:
         """Offer a better plan; take it, where the profile says so, once it has been on offer at two looks in a row."""
-        own_bytes = self._vigil.own_bytes()
-        better = await asyncio.to_thread(service.stepper.better_plan, plan, own_bytes)
-        if better is None:
-            self._better = None
-            if self._record.offer is not None:
-                self._update_record(offer=None)
-            return
-        was_offered, self._better = self._better == better, better
-        offer = f"there is room again: {'; '.join(describe_step(plan, better))}"
-        if self._record.offer != offer:
-            self._update_record(offer=offer)
-            self.notify("ladder.offer", offer)
-        if service.step_up and was_offered:
-            self._post(Event.ROOMIER, _Fault(kind=EngineFailedError, message=offer))
+        better = await asyncio.to_thread(service.stepper.better_plan, plan, self._vigil.own_bytes())
+        was_offered, self._offered = better is not None and self._offered == better, better
+        offer = None if better is None else f"there is room again: {'; '.join(describe_step(plan, better))}"
+        if self._account.record.offer != offer:
+            self._account.update(offer=offer)
+            if offer is not None:
+                self.notify("ladder.offer", offer)
+        if service.step_up and was_offered and better is not None and offer is not None:
+            self._next_step = Step(plan=better, story=(offer,), is_up=True)
+            self._post(Event.ROOMIER, Failure(message=offer))
 
     async def _replan(self) -> None:
-        """Ask for the next plan in a thread: the machine has to settle and to be measured."""
-        better, self._better = self._better, None
-        if better is not None and self._failure is not None and self._failure.setback is None:
-            self._plan = better
-            self._update_record(plan=_without_tensors(better), story=(), n_ladder_steps=0, offer=None)
-            self.notify("ladder.up", self._failure.message)
-            self._post(Event.STEPPED)
-            return
-        fault = self._failure
-        assert self._service is not None and fault is not None and fault.setback is not None  # noqa: S101, PT018
-        try:
-            answer = await asyncio.to_thread(self._service.stepper.next_plan, fault.setback)
-        except LauncherError as error:
-            self._failure = _Fault(kind=type(error), message=error.message, help=error.help, lines=error.details)
-            self._post(Event.FOOT, self._failure)
-            return
+        """Take the step that was found before, or ask for one, in a thread: the machine has to be measured."""
+        answer: Step | Refusal | None = self._next_step
+        self._next_step = None
+        if answer is None:
+            assert self._service is not None and self._failure is not None  # noqa: S101, PT018 - there was a setback
+            assert self._failure.setback is not None  # noqa: S101 - as above
+            try:
+                answer = await asyncio.to_thread(self._service.stepper.next_plan, self._failure.setback)
+            except LauncherError as error:
+                self._failure = failures.of_error(error)
+                self._post(Event.FOOT, self._failure)
+                return
         if isinstance(answer, Refusal):
-            self._failure = _refused(answer)
+            self._failure = failures.of_refusal(answer)
             self._post(Event.FOOT, self._failure)
-            return
-        self._plan = answer.plan
-        n_steps = self._record.n_ladder_steps + (0 if answer.is_retry else 1)
-        self._update_record(plan=_without_tensors(answer.plan), story=answer.story, n_ladder_steps=n_steps, offer=None)
-        event, what = ("ladder.retry", "once more") if answer.is_retry else ("ladder.step", f"step {n_steps} down")
-        self.notify(event, f"{what}: {'; '.join(answer.story)}", n_steps=n_steps, memory=fault.setback.memory)
+        else:
+            self._take(answer)
+
+    def _take(self, step: Step) -> None:
+        """Make a step's plan the one to serve, and say so."""
+        self._plan = step.plan
+        n_before = self._account.record.n_ladder_steps
+        if step.is_up:
+            event, what, n_steps = "ladder.up", "back up", 0
+        elif step.is_retry:
+            event, what, n_steps = "ladder.retry", "once more", n_before
+        else:
+            event, what, n_steps = "ladder.step", f"step {n_before + 1} down", n_before + 1
+        story = step.story if n_steps else ()
+        self._account.update(plan=without_tensors(step.plan), story=story, n_ladder_steps=n_steps, offer=None)
+        self.notify(event, f"{what}: {'; '.join(step.story)}", n_steps=n_steps)
         self._post(Event.STEPPED)
 
     # --- Leaving ---
@@ -949,5 +789,4 @@ class _Supervision:
 
     def close(self) -> None:
         """Close the files."""
-        self._log.close()
-        self._events.close()
+        self._account.close()

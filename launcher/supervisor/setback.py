@@ -38,6 +38,8 @@ class Setback(Noun, frozen=True):
     memory: str | None = None
     failed_bytes: int | None = None
     told_bytes: int | None = None
+    own_bytes: Mapping[str, int] = {}
+    """What the engine still holds of each memory, where it runs on until the answer is known."""
 
 
 class Step(Noun, frozen=True):
@@ -49,6 +51,8 @@ class Step(Noun, frozen=True):
     plan: Plan
     story: tuple[str, ...]
     is_retry: bool = False
+    is_up: bool = False
+    """There is room for more again: this is what was planned first, or nearer to it."""
 
 
 class Stepper(Protocol):

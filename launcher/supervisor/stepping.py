@@ -68,7 +68,7 @@ class MachineStepper:
         """Return the same plan once where others had taken the memory and left, else the mildest that fits now."""
         plan = setback.plan
         memory = setback.memory or tightest(plan)
-        machine = self._settled(memory)
+        machine = _with_own_memory(self._settled(setback, memory), setback.own_bytes)
         others = _taken_by_others(plan, machine, memory)
         measured = _describe_free(machine, memory, others)
         if others and self._retried != plan and _still_fits(plan, machine):
@@ -96,9 +96,9 @@ class MachineStepper:
             )
         return Step(plan=outcome, story=(setback.words, measured, *describe_step(plan, outcome)))
 
-    def _settled(self, memory: str) -> Inventory:
+    def _settled(self, setback: Setback, memory: str) -> Inventory:
         """Return the machine once the free bytes of a memory have stopped rising, or the patience is over."""
-        end_s = time.monotonic() + self._settle_s
+        end_s = time.monotonic() + (0.0 if setback.own_bytes else self._settle_s)
         machine = self._probe()
         free = free_bytes(machine, memory)
         while free is not None and time.monotonic() < end_s:

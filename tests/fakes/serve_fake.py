@@ -14,7 +14,8 @@ from launcher.errors import LauncherError
 from launcher.render.text import render_error
 from launcher.store import open_instance
 from launcher.supervisor.notices import Notice
-from launcher.supervisor.runner import RunOptions, serve
+from launcher.supervisor.options import RunOptions
+from launcher.supervisor.runner import serve
 
 ENGINE = Path(__file__).with_name("fake_engine.py")
 

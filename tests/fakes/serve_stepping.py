@@ -26,7 +26,8 @@ from launcher.render.text import render_error
 from launcher.store import open_instance, read_calibration
 from launcher.supervisor.checks import free_port
 from launcher.supervisor.notices import Notice
-from launcher.supervisor.runner import RunOptions, serve
+from launcher.supervisor.options import RunOptions
+from launcher.supervisor.runner import serve
 from launcher.supervisor.setback import Service
 from launcher.supervisor.stepping import MachineStepper
 from launcher.units import GIB

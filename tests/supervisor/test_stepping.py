@@ -155,3 +155,28 @@ def test_the_endpoints_own_port_in_use_is_said_before_anything_starts(serve_step
     view = _view()
     assert view.state is State.FAILED
     assert "cannot be listened on" in (view.reason or "")
+
+
+def test_strain_drains_and_steps_down_and_serves_on_where_nothing_smaller_is_left(
+    serve_stepping: ServeStepping,
+) -> None:
+    """A memory that is always short: down rung by rung, and then on, for an engine that serves is not given up."""
+    always = {"host": {"act_bytes": 1 << 50, "calm_bytes": 1 << 51}}
+    served = serve_stepping(options={**QUICK, "strain": always}, ladder=["ubatch", "context"])
+    served.await_event("ladder.none")
+    events = served.events()
+    assert events.count("ladder.step") == events.count("instance.drained") >= 1
+    assert "engine.failed" not in events[: events.index("instance.drained")]
+    assert _ask(served)["choices"]
+    health = _health(served)
+    assert (health["status"], health["n_ladder_steps"]) == ("degraded", events.count("ladder.step"))
+    assert "memory runs short" in health["reason"]
+
+
+def test_a_request_that_runs_while_memory_is_short_is_answered(serve_stepping: ServeStepping) -> None:
+    """Draining waits for it, or sends it again to the next engine: either way the client gets its answer."""
+    always = {"host": {"act_bytes": 1 << 50, "calm_bytes": 1 << 51}}
+    served = serve_stepping(options={**QUICK, "strain": always}, ladder=["ubatch"])
+    assert poll(lambda: _listening(served))
+    while "ladder.none" not in served.events():
+        assert _ask(served)["choices"]
