@@ -521,7 +521,7 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
     ]
     while len(rooms) > 1:
         counts = _pack(trial, rooms)
-        if not all(counts) or sum(counts) <= trial.config.n_gpu_layers:
+        if sum(counts) <= trial.config.n_gpu_layers:
             break
         shape = replace(trial.shape, n_gpu_layers=sum(counts), shares=tuple(map(float, counts)))
         packed = try_shape(candidate, ask, target, shape)
