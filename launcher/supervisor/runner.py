@@ -30,6 +30,7 @@ from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.machine import ENDS, GUARDED, Effect, Event, Phase, state_of, step
 from launcher.supervisor.notices import Report
 from launcher.supervisor.options import RunOptions
+from launcher.supervisor.preflight import judge, told_after_load
 from launcher.supervisor.processes import Activity, OomKills, measure_tree, probe_listeners, socket_owners, who_listens
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.restarts import Death, next_delay_s, remember
@@ -423,11 +424,15 @@ class _Supervision:
             self._env = {**os.environ, **self._command.env}
 
     def _is_overdrawn_at_once(self) -> bool:
-        """Judge the start by what is free now; nothing is started where it is known not to fit."""
-        if self._service is None or self._plan is None or (self._n_spawns > 1 and not self._vigil.is_known(self._plan)):
+        """Judge the start by what is free now; nothing is started where it is known not to fit.
+
+        Of an engine that will tell its own figure a misfit by the plan's alone is not known yet. What is free was
+        measured for the plan just before the first start; later it must have been seen since the last engine went.
+        """
+        if self._service is None or self._plan is None or (self._n_spawns > 1 and not self._vigil.is_fresh):
             return False
         verdict = self._vigil.foresee(self._plan)
-        if verdict.fits or not verdict.confirmed:
+        if verdict.fits or (self._command.tells_memory and not verdict.confirmed):
             return False
         self._post(Event.OVERDRAWN, failures.of_preflight(verdict, self._plan))
         self._post(Event.GONE)
@@ -672,6 +677,8 @@ class _Supervision:
             self._vigil.begin()
             self._start_task(self._watch_health(self._service.front))
             self._start_task(self._review(self._service))
+        if not self._command.tells_memory and self._plan is not None:
+            self._compare_with_plan(self._plan, realised)
         self.notify(
             "engine.ready",
             f"ready after {elapsed_s:.1f} s at http://{address.host}:{address.port}",
@@ -681,6 +688,13 @@ class _Supervision:
             n_gpu_layers=realised.realised_gpu_layers,
             placement=placement.describe(realised),
         )
+
+    def _compare_with_plan(self, plan: Plan, realised: placement.Placement) -> None:
+        """Say how far the plan's figure was off, for an engine that tells none before it has loaded."""
+        told = told_after_load(realised)
+        if told is not None:
+            off = {need.name: need.unaccounted_bytes for need in judge(plan, {}, told).needs}
+            self.notify("engine.unconfirmed", "loaded by the plan's figure", unaccounted_bytes=str(off))
 
     async def _reclaim(self) -> None:
         """The guard is gone without its engine: end the tree by the records it left."""

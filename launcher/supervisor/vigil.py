@@ -42,6 +42,11 @@ class Vigil:
         """Whether a start can be judged now: the engine has told what this plan takes, and what is free was seen since."""
         return self._known(plan) is not None and not self._is_stale
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether what is free was seen since the last engine went."""
+        return self._sample is not None and not self._is_stale
+
     def bury(self) -> None:
         """The engine is gone: what was seen to be free is so no longer, until the next sample."""
         self._is_stale = True

@@ -162,7 +162,7 @@ def test_strain_drains_and_steps_down_and_serves_on_where_nothing_smaller_is_lef
 ) -> None:
     """A memory that is always short: down rung by rung, and then on, for an engine that serves is not given up."""
     always = {"host": {"act_bytes": 1 << 50, "calm_bytes": 1 << 51}}
-    served = serve_stepping(options={**QUICK, "strain": always}, ladder=["ubatch", "context"])
+    served = serve_stepping(options={**QUICK, "strain": always}, ladder=["context", "quantization"])
     served.await_event("ladder.none")
     events = served.events()
     assert events.count("ladder.step") == events.count("instance.drained") >= 1
