@@ -3,7 +3,6 @@
 It must not know how anything was measured; a calibration of another machine must not get here (``machine_id``).
 """
 
-import hashlib
 from collections.abc import Sequence
 
 from launcher.domain import Calibration, EngineInstall, Inventory, Tuning
@@ -15,6 +14,8 @@ def machine_id(inventory: Inventory) -> str:
 
     Free memory, driver and engines may change without invalidating what was measured.
     """
+    import hashlib  # noqa: PLC0415 - OpenSSL's, which a plan for another machine does not need
+
     host = inventory.host
     parts = [host.cpu_name or "", str(host.n_cpu), str(round(host.total_bytes / GIB))]
     parts += [f"{device.kind}:{device.description}:{device.total_bytes}" for device in inventory.devices]
