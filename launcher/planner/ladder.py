@@ -26,7 +26,16 @@ from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.corrections import planned_bytes
 from launcher.planner.quality import cache_types_worth_trying, meets_floor
-from launcher.planner.sizing import Candidate, Shape, Trial, all_layers, first_shape, prepare, try_shape
+from launcher.planner.sizing import (
+    Candidate,
+    Shape,
+    Trial,
+    all_layers,
+    correct_target,
+    first_shape,
+    prepare,
+    try_shape,
+)
 from launcher.planner.target import Target, build_target
 from launcher.units import format_bytes
 
@@ -72,10 +81,12 @@ def step_down(
     floors = resolve_ask(request)
     relief = least_relief(planned_bytes(plan, memory), failed_bytes)
     target = build_target(plan.engine, plan.install, inventory, calibration).first(len(plan.footprint.devices))
-    target = _tightened(target, memory, planned_bytes(plan, memory) - relief)
     start = _place_of(plan, floors, prepared)
     if start is None:
         return _refuse(plan, memory, floors, ("its weights are no longer described by the profile",))
+    # What was learnt comes first: a margin set without it would take the same bytes from the budget once more.
+    target = correct_target(start.candidate, start.ask, target, start.shape)
+    target = _tightened(target, memory, planned_bytes(plan, memory) - relief)
     need = _Need(memory=memory, limit_bytes=_loaded(plan, memory) - relief, min_tps=floors.min_tps, target=target)
     if while_serving and memory == "host" and (trial := need.size(start)).fits:
         return build_plan(trial, start.ask, inventory, lowered(start, floors, memory))

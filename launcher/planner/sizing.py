@@ -249,6 +249,11 @@ def try_shape(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> T
     )
 
 
+def correct_target(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> Target:
+    """Return the target with the budgets that a trial of this candidate and shape is held to."""
+    return _corrected(target, candidate, build_config(ask, target, shape))
+
+
 def _corrected(target: Target, candidate: Candidate, config: LlamaCppConfig) -> Target:
     """Return the target with what was learnt of this model's use of its memories."""
     corrections = target.calibration.corrections if target.calibration else ()

@@ -53,7 +53,7 @@ _TOO_LITTLE: Final = re.compile(
 """vLLM's own words for what it wants of a memory and what is free there."""
 _CURRENT_DEVICE: Final = re.compile(r"current device: (?P<idx>\d+), in function")
 _ON_HOST: Final = re.compile(
-    r"attempted to allocate|failed to allocate output buffer|std::bad_alloc|DefaultCPUAllocator"
+    r"attempted to allocate|failed to allocate output buffer|std::bad_alloc|MemoryError\b|mmap failed|DefaultCPUAllocator"
 )
 _VENDOR: Final = re.compile(r"(?P<vendor>CUDA|ROCm|MUSA) error: ")
 

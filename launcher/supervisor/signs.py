@@ -110,6 +110,13 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.WEIGHTS,
     ),
     Sign(
+        pattern=r"mmap failed: Cannot allocate memory",
+        cause=Cause.MEMORY,
+        meaning="the weights cannot be mapped",
+        evidence=("llama-server/b10434-oom-map.log",),
+        part=Part.WEIGHTS,
+    ),
+    Sign(
         pattern=r"failed to allocate compute",
         cause=Cause.MEMORY,
         meaning="the compute buffers do not fit",
@@ -167,10 +174,10 @@ _LLAMA_CPP_SIGNS: Final = (
         evidence=("llama-server/b10434-oom-kv-cache.log", "llama-server/b11434-oom-weights.log"),
     ),
     Sign(
-        pattern=r"std::bad_alloc|\bMemoryError\b",
+        pattern=r"std::bad_alloc|\b(?:_Array)?MemoryError\b",
         cause=Cause.MEMORY,
         meaning="the host's memory does not suffice",
-        evidence=("llama-server/b10434-oom-host-serving.log",),
+        evidence=("llama-server/b10434-oom-host-serving.log", "llama-cpp-python/0.3.36-oom-array.log"),
     ),
     Sign(
         pattern=r"unknown model architecture|unsupported model architecture",

@@ -7,11 +7,13 @@ from msgspec.structs import replace
 
 from launcher.domain import (
     CacheType,
+    Calibration,
     Device,
     DeviceKind,
     Fallback,
     Host,
     Inventory,
+    Lesson,
     Limits,
     Outcome,
     Plan,
@@ -24,7 +26,7 @@ from launcher.domain import (
     Wishes,
 )
 from launcher.planner.advice import advise
-from launcher.planner.corrections import planned_bytes
+from launcher.planner.corrections import learn, planned_bytes
 from launcher.planner.fit import decide
 from launcher.planner.ladder import DEFAULT_MIN_CTX, SMALLEST_UBATCH, least_relief, step_down, tightest
 from launcher.planner.search import Alternatives
@@ -103,6 +105,40 @@ def test_a_step_is_strictly_smaller_where_memory_ran_out_and_fits(
     assert planned_bytes(smaller, memory) <= before - least_relief(before, failed_bytes)
     uses = [*(use.total_bytes for use in smaller.footprint.devices), smaller.footprint.host.total_bytes]
     assert all(use <= budget.budget_bytes for use, budget in zip(uses, smaller.budgets, strict=True))
+
+
+@given(_machines, _wishes, st.sampled_from([None, 64 * MIB]), st.data())
+@settings(max_examples=15, deadline=None)
+def test_what_a_shortage_taught_makes_its_own_step_no_larger(
+    machine: Inventory, wishes: Wishes, failed_bytes: int | None, data: st.DataObject
+) -> None:
+    """The lesson says of this plan what the step knows already: counted twice, the ladder would end after two steps."""
+    request, plan = _start(machine, Settings(), wishes)
+    memory = data.draw(st.sampled_from([budget.name for budget in plan.budgets]))
+    budget = next(budget for budget in plan.budgets if budget.name == memory)
+    relief = least_relief(planned_bytes(plan, memory), failed_bytes)
+    lesson = learn(
+        plan,
+        memory=memory,
+        unaccounted_bytes=budget.free_bytes - budget.margin_bytes - planned_bytes(plan, memory) + relief,
+        lesson=Lesson.OUT_OF_MEMORY,
+        architecture=_PREPARED[0].architecture,
+        at=0.0,
+    )
+    steps = [
+        step_down(
+            plan,
+            memory=memory,
+            failed_bytes=failed_bytes,
+            request=request,
+            inventory=machine,
+            prepared=_PREPARED,
+            calibration=known,
+        )
+        for known in (None, Calibration(machine="drawn", corrections=(lesson,)))
+    ]
+    blank, taught = ((step.quantization, step.footprint) if isinstance(step, Plan) else None for step in steps)
+    assert blank == taught
 
 
 @given(_machines, _settings, _wishes, st.data())

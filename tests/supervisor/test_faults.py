@@ -99,6 +99,7 @@ def test_what_no_plan_mends(name: str, cause: Cause, telling: str) -> None:
 
 OUT_OF_MEMORY = [
     ("llama-server/b10434-oom-weights.log", "host", 222073344, Part.WEIGHTS),
+    ("llama-server/b10434-oom-map.log", "host", None, Part.WEIGHTS),
     ("llama-server/b10434-oom-kv-cache.log", "host", 3072589824, Part.KV_CACHE),
     ("llama-server/b10434-oom-compute.log", "host", 2841739296, Part.COMPUTE),
     ("llama-server/b11434-oom-weights.log", "host", 224296960, Part.WEIGHTS),
@@ -116,6 +117,7 @@ OUT_OF_MEMORY = [
     ("vllm/0.32.0-cpu-oom-weights.log", "host", 196608000000, None),
     ("vllm/0.32.0-cpu-oom-at-start.log", "host", int((18.65 - 4.94) * GIB), None),
     ("vllm/0.32.0-cpu-oom-kv-cache.log", "host", int((400.0 - 5.08) * GIB), Part.KV_CACHE),
+    ("llama-cpp-python/0.3.36-oom-array.log", "host", None, None),
 ]
 
 

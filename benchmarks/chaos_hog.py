@@ -1,0 +1,39 @@
+"""Take memory in a control group until so much of its limit is left: `chaos_hog.py GROUP LEAVE_BYTES`; then hold it.
+
+It says so on stdout. With nothing to leave it goes on until the kernel has killed somebody of the group.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+STEP = 16 << 20
+
+
+def n_kills(group: Path) -> int:
+    """Return the kernel's count of kills for memory in the group."""
+    rows = dict(line.split() for line in (group / "memory.oom_control").read_text().splitlines())
+    return int(rows["oom_kill"])
+
+
+def main() -> None:
+    """Join, take, hold."""
+    group, leave = Path(sys.argv[1]), int(sys.argv[2])
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    with contextlib.suppress(OSError):  # its victims go first, where that may be wished
+        Path("/proc/self/oom_score_adj").write_text("-900")
+    limit, before = int((group / "memory.limit_in_bytes").read_text()), n_kills(group)
+    held = []
+    while n_kills(group) == before:
+        if leave and limit - int((group / "memory.usage_in_bytes").read_text()) < leave + STEP:
+            break
+        held.append(bytes([1]) * STEP)
+    print("full", flush=True)
+    while leave:
+        time.sleep(60)
+
+
+if __name__ == "__main__":
+    main()
