@@ -13,6 +13,16 @@ _NO_BACKTRACE: Final = {"GGML_NO_BACKTRACE": "1"}
 (0.03 s without), measured with build 11434."""
 
 
+_KEY_VARIABLES: Final = {Engine.LLAMA_SERVER: "LLAMA_API_KEY", Engine.LLAMA_CPP_PYTHON: "API_KEY"}
+"""Environment variables in which engines take the key that their requests must bear."""
+
+
+def with_key(command: Command, engine: Engine, key: str) -> Command:
+    """Return the command with a key that every request to the engine must bear; never in its arguments."""
+    variable = _KEY_VARIABLES[engine]
+    return replace(command, env={**command.env, variable: key}, api_key_env=variable)
+
+
 def build_command(plan: Plan, *, weights_path: str, address: Address, alias: str) -> Command:
     """Return how to start the planned engine on ``address``, serving the model under the name ``alias``.
 

@@ -30,10 +30,10 @@ class GatewayFront:
         self._gateway = gateway
         return address
 
-    def attach(self, base_url: str) -> None:
+    def attach(self, base_url: str, api_key: str | None) -> None:
         """Let requests through to an engine."""
         if self._gateway is not None:
-            self._gateway.attach(base_url)
+            self._gateway.attach(base_url, api_key=api_key)
 
     def detach(self, reason: str) -> None:
         """Take everything back from the engine."""
@@ -111,7 +111,9 @@ def make_command(plan: "Plan", *, tell: bool) -> "Command":
 
     Asked to ``tell``, the engine prints what it will hold before it loads, if it can.
     """
-    from launcher.backends import build_command, tell_before_load
+    import secrets
+
+    from launcher.backends import build_command, tell_before_load, with_key
     from launcher.domain import Address
     from launcher.fetch import require_weights
     from launcher.supervisor.checks import free_port
@@ -119,6 +121,8 @@ def make_command(plan: "Plan", *, tell: bool) -> "Command":
     weights = require_weights(plan.artifact)
     address = Address(host="127.0.0.1", port=free_port("127.0.0.1"))
     command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
+    # Loopback is open to every user of the machine: only the gateway, which knows the key, gets through to the engine.
+    command = with_key(command, plan.engine, secrets.token_hex(24))
     return (tell_before_load(command, plan.engine) if tell else None) or command
 
 
@@ -138,8 +142,9 @@ def build_service(
     from launcher.supervisor.setback import Service
     from launcher.supervisor.stepping import MachineStepper
 
-    # llama-server queues what comes beyond its slots; llama_cpp.server interrupts one request for the next.
-    n_running = None if plan.engine is Engine.LLAMA_SERVER else plan.n_parallel
+    # What waits here is lost with no engine. llama-server is given one more than it has slots, so that none idles;
+    # llama_cpp.server would interrupt one request for the next.
+    n_running = plan.n_parallel + (plan.engine is Engine.LLAMA_SERVER)
 
     def make_gateway() -> Gateway:
         return Gateway(plan.model, limits=Limits(n_running=n_running), keys=keys)

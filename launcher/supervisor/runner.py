@@ -48,6 +48,8 @@ _MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
 _N_RING: Final = 500
 _N_PLACEMENT: Final = 4000  # lines; a verbose log of a hundred layers has some hundreds
 _N_PROGRESS: Final = 80  # characters of the engine's last line that are shown while it loads
+_NOT_THE_ENGINES: Final = frozenset({"LAUNCHER_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+"""Keys in the launcher's environment that no engine needs."""
 _LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
 _SERVING: Final = frozenset({Phase.READY, Phase.DRAINING})
 _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_STEP})
@@ -56,6 +58,12 @@ _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, 
 def _words(line: str) -> str:
     """Return the beginning of a log line without llama-server's time and level (``0.01.019.005 I ``)."""
     return re.sub(r"^[\d.]+ [A-Z] ", "", line.strip())[:_N_PROGRESS]
+
+
+def _environment(command: Command) -> dict[str, str]:
+    """Return what an engine inherits: all but the keys of others, and what its command adds."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_THE_ENGINES}
+    return {**inherited, **command.env}
 
 
 class ServeResult(Noun, frozen=True):
@@ -124,7 +132,7 @@ class _Supervision:
         self._load_s: float | None = None
         self._instance = instance
         self._options = options
-        self._env = {**os.environ, **command.env}
+        self._env = _environment(command)
         self._secrets = secrets_of(self._env)
         self._phase = Phase.IDLE
         self._queue: asyncio.Queue[tuple[Event, int, Failure | None]] = asyncio.Queue()
@@ -421,7 +429,8 @@ class _Supervision:
         self._n_spawns += 1
         if self._service is not None and self._plan is not None and self._n_spawns > 1:
             self._command = self._service.make_command(self._plan, tell=not self._vigil.is_known(self._plan))
-            self._env = {**os.environ, **self._command.env}
+            self._env = _environment(self._command)
+            self._secrets = secrets_of(self._env)
 
     def _is_overdrawn_at_once(self) -> bool:
         """Judge the start by what is free now; nothing is started where it is known not to fit.
@@ -673,11 +682,12 @@ class _Supervision:
         if self._service is not None:
             from launcher.supervisor.readiness import base_url  # noqa: PLC0415 - loaded by now
 
-            self._service.front.attach(base_url(self._command.address))
+            key = self._env.get(self._command.api_key_env) if self._command.api_key_env else None
+            self._service.front.attach(base_url(self._command.address), key)
             self._vigil.begin()
             self._start_task(self._watch_health(self._service.front))
             self._start_task(self._review(self._service))
-        if not self._command.tells_memory and self._plan is not None:
+        if self._service is not None and self._plan is not None and not self._vigil.has_told(self._plan):
             self._compare_with_plan(self._plan, realised)
         self.notify(
             "engine.ready",

@@ -81,8 +81,8 @@ class Front(Protocol):
     async def start(self) -> Address:
         """Listen; requests wait from now on. Return the address, its port known."""
 
-    def attach(self, base_url: str) -> None:
-        """Let requests through to an engine that has proved itself."""
+    def attach(self, base_url: str, api_key: str | None) -> None:
+        """Let requests through to an engine that has proved itself, with the key that it wants."""
 
     def detach(self, reason: str) -> None:
         """The engine is lost."""

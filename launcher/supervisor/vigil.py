@@ -42,6 +42,10 @@ class Vigil:
         """Whether a start can be judged now: the engine has told what this plan takes, and what is free was seen since."""
         return self._known(plan) is not None and not self._is_stale
 
+    def has_told(self, plan: Plan) -> bool:
+        """Whether the engine told, at this start or an earlier one, what this plan takes."""
+        return self._known(plan) is not None
+
     @property
     def is_fresh(self) -> bool:
         """Whether what is free was seen since the last engine went."""

@@ -5,7 +5,7 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 
-from launcher.backends import build_command, tell_before_load
+from launcher.backends import build_command, tell_before_load, with_key
 from launcher.domain import (
     STARTABLE,
     Address,
@@ -175,3 +175,14 @@ def test_what_is_said_to_be_startable_has_a_backend(engine: Engine) -> None:
     else:
         has_backend = True
     assert has_backend == (engine in STARTABLE)
+
+
+@pytest.mark.parametrize("engine", [Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON])
+def test_an_engines_key_is_in_its_environment_alone(engine: Engine) -> None:
+    """Everybody on the machine can read arguments."""
+    install = EngineInstall(engine=engine, argv=("/opt/engine",), flags=frozenset())
+    plan = replace(_PLAN, engine=engine, install=install, n_parallel=1)
+    command = with_key(build_command(plan, weights_path="w", address=_ADDRESS, alias="m"), engine, "k" * 40)
+    assert command.api_key_env is not None
+    assert command.env[command.api_key_env] == "k" * 40
+    assert not any("k" * 40 in word for word in command.argv)

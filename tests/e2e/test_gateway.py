@@ -14,7 +14,7 @@ import psutil
 import pytest
 from msgspec.structs import replace
 
-from launcher.backends import build_command
+from launcher.backends import build_command, with_key
 from launcher.cli.options import keep_local
 from launcher.domain import Address, EngineInstall, Plan, Request, Settings
 from launcher.fetch import require_weights
@@ -157,3 +157,31 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "state"
     monkeypatch.setenv("LAUNCHER_STATE_DIR", str(path))
     return path
+
+
+@pytest.mark.parametrize("engine", ["llama_server", "llama_cpp_python"])
+@pytest.mark.usefixtures("state_dir")
+def test_an_engine_answers_only_who_knows_its_key(engine: str, request: pytest.FixtureRequest) -> None:
+    """Another user of the machine finds the private port closed to every request for work."""
+    install: EngineInstall = request.getfixturevalue(engine)
+    settings = Settings(n_parallel=1, n_ctx_per_request=512, engine=install.engine)
+    machine = replace(probe_inventory(), engines=(install,))
+    plan = decide(Request(profile=keep_local(load_profile("gemma3-270m"), settings), settings=settings), machine)
+    assert isinstance(plan, Plan)
+
+    async def statuses() -> list[int]:
+        address = Address(port=free_port("127.0.0.1"))
+        weights = str(require_weights(plan.artifact))
+        command = build_command(plan, weights_path=weights, address=address, alias=plan.model)
+        command = with_key(command, plan.engine, "key-" * 8)
+        body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+        found = []
+        with open_instance("key") as instance:
+            async with open_engine(command, instance=instance, plan=plan) as knowing, aiohttp.ClientSession() as other:
+                url = f"http://127.0.0.1:{address.port}/v1/chat/completions"
+                for session in (other, knowing):
+                    async with session.post(url if session is other else "/v1/chat/completions", json=body) as answer:
+                        found.append(answer.status)
+        return found
+
+    assert asyncio.run(statuses()) == [401, 200]
