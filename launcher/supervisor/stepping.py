@@ -29,6 +29,7 @@ from launcher.planner.quality import kl_divergence
 from launcher.planner.search import Alternatives
 from launcher.planner.sizing import Candidate, prepare
 from launcher.store import read_calibration, update_calibration
+from launcher.supervisor.preflight import HOST
 from launcher.supervisor.setback import Setback, Shortage, Step
 from launcher.units import MIB, format_bytes
 
@@ -130,10 +131,16 @@ class MachineStepper:
         return self._keep(plan, memory, unaccounted, Lesson.OUT_OF_MEMORY, machine)
 
     def learn_use(self, plan: Plan, measured_bytes: Mapping[str, int]) -> None:
-        """Keep what a running engine was measured to hold beyond its plan."""
+        """Keep what a running engine was measured to hold beyond its plan.
+
+        Less than planned says something of a device alone: in host memory what is mapped, or cached while serving, is
+        not all there yet.
+        """
         machine = self._probe()
         for memory, n_bytes in measured_bytes.items():
-            self._keep(plan, memory, n_bytes - planned_bytes(plan, memory), Lesson.MEASURED, machine)
+            unaccounted = n_bytes - planned_bytes(plan, memory)
+            if memory != HOST or unaccounted > 0:
+                self._keep(plan, memory, unaccounted, Lesson.MEASURED, machine)
 
     def _keep(self, plan: Plan, memory: str, unaccounted: int, lesson: Lesson, machine: Inventory) -> Calibration:
         candidate = next((c for c in self._candidates() if c.artifact.quantization == plan.quantization), None)

@@ -1,0 +1,167 @@
+"""What a stepper learns of a machine, from values alone: nothing is started."""
+
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from launcher.domain import Device, DeviceKind, Host, Inventory, Lesson, Plan, Refusal, Request
+from launcher.planner.calibration import machine_id
+from launcher.planner.corrections import planned_bytes
+from launcher.planner.fit import decide
+from launcher.planner.search import Alternatives
+from launcher.profiles import load_profile
+from launcher.store import read_calibration
+from launcher.supervisor.setback import Setback, Shortage, Step
+from launcher.supervisor.stepping import MachineStepper, describe_step, is_better
+from launcher.units import GIB, MIB
+
+_REQUEST = Request(profile=load_profile("gemma2-9b"))
+
+
+def _machine(free_bytes: int, host_free_bytes: int = 32 * GIB) -> Inventory:
+    card = Device(
+        name="gpu0",
+        kind=DeviceKind.CUDA,
+        description="a card",
+        total_bytes=24 * GIB,
+        free_bytes=free_bytes,
+        bandwidth_bytes_per_s=900e9,
+    )
+    host = Host(total_bytes=64 * GIB, available_bytes=host_free_bytes, n_cpu=8, bandwidth_bytes_per_s=60e9)
+    return Inventory(name="told", host=host, devices=(card,))
+
+
+_WHOLE = _machine(23 * GIB)
+
+
+def _plan(machine: Inventory = _WHOLE) -> Plan:
+    outcome = decide(_REQUEST, machine)
+    assert isinstance(outcome, Plan)
+    return outcome
+
+
+def _stepper(*looks: Inventory) -> MachineStepper:
+    def see() -> Iterator[Inventory]:
+        yield from looks
+        while True:
+            yield looks[-1]
+
+    seen = see()
+    return MachineStepper(
+        _REQUEST, probe=lambda: next(seen), argv=("serve",), alternatives=Alternatives(), settle_s=0.0
+    )
+
+
+def _setback(plan: Plan, shortage: Shortage = Shortage.AT_LOAD, **more: object) -> Setback:
+    return replace(Setback(plan=plan, shortage=shortage, words="it ran out", memory="gpu0"), **more)
+
+
+def _lessons() -> dict[tuple[str, Lesson], int]:
+    known, _ = read_calibration(machine_id(_WHOLE))
+    return {} if known is None else {(c.memory, c.lesson): c.unaccounted_bytes for c in known.corrections}
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_running_out_is_learnt_before_the_step_is_planned() -> None:
+    """The step leaves free what the lesson says, and the same plan is not made again on the same machine."""
+    plan = _plan()
+    step = _stepper(_WHOLE).next_plan(_setback(plan, failed_bytes=512 * MIB))
+    assert isinstance(step, Step)
+    lesson = _lessons()["gpu0", Lesson.OUT_OF_MEMORY]
+    budget = plan.budgets[0]
+    assert planned_bytes(plan, "gpu0") + budget.margin_bytes + lesson > budget.free_bytes
+    assert planned_bytes(step.plan, "gpu0") + budget.margin_bytes + lesson <= budget.free_bytes
+    known, _ = read_calibration(machine_id(_WHOLE))
+    again = decide(_REQUEST, _WHOLE, calibration=known)
+    assert isinstance(again, Plan)
+    assert planned_bytes(again, "gpu0") < planned_bytes(plan, "gpu0")
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_what_others_took_teaches_nothing() -> None:
+    """A step for what is free now, and no lesson."""
+    plan = _plan()
+    step = _stepper(_machine(8 * GIB)).next_plan(_setback(plan))
+    assert isinstance(step, Step)
+    assert not step.is_retry
+    assert planned_bytes(step.plan, "gpu0") < 8 * GIB
+    assert any("other processes have taken 15.0 GiB" in line for line in step.story)
+    assert _lessons() == {}
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_one_retry_and_no_more() -> None:
+    """Others had memory and the plan still fits: the same plan once; the second time it is a step."""
+    plan = _plan(_machine(23 * GIB))
+    roomy = _machine(23 * GIB - GIB)
+    if planned_bytes(plan, "gpu0") > 21 * GIB:
+        pytest.fail("the plan must fit into what is left, for this test to say anything")
+    stepper = _stepper(roomy)
+    first = stepper.next_plan(_setback(plan))
+    second = stepper.next_plan(_setback(plan))
+    assert isinstance(first, Step)
+    assert (first.is_retry, first.plan) == (True, plan)
+    assert isinstance(second, Step)
+    assert not second.is_retry
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_the_engines_own_figure_is_added_to_what_is_kept() -> None:
+    """A start that would not fit by 300 MiB more than planned: so much more is kept free next time."""
+    plan = _plan()
+    told = planned_bytes(plan, "gpu0") + 300 * MIB
+    step = _stepper(_WHOLE).next_plan(_setback(plan, Shortage.FORESEEN, told_bytes=told, failed_bytes=1))
+    assert isinstance(step, Step)
+    assert _lessons()["gpu0", Lesson.OUT_OF_MEMORY] == plan.budgets[0].residual_bytes + 300 * MIB
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_pressure_teaches_nothing_and_counts_the_engines_own_memory_as_free() -> None:
+    """The engine still runs: what it holds will be there for the next one."""
+    plan = _plan()
+    own = planned_bytes(plan, "gpu0")
+    full = _machine(23 * GIB - own)
+    setback = _setback(plan, Shortage.PRESSURE, own_bytes={"gpu0": own}, failed_bytes=64 * MIB)
+    step = _stepper(full).next_plan(setback)
+    assert isinstance(step, Step)
+    assert planned_bytes(step.plan, "gpu0") < own
+    assert _lessons() == {}
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_use_is_learnt_of_devices_and_of_the_host_only_where_it_is_more() -> None:
+    """Mapped weights that are not resident yet are no discovery."""
+    plan = _plan()
+    planned = {name: planned_bytes(plan, name) for name in ("gpu0", "host")}
+    stepper = _stepper(_WHOLE)
+    stepper.learn_use(plan, {"gpu0": planned["gpu0"] + 700 * MIB, "host": planned["host"] - MIB})
+    assert _lessons() == {("gpu0", Lesson.MEASURED): 700 * MIB}
+    stepper.learn_use(plan, {"host": planned["host"] + 5 * MIB})
+    assert _lessons()["host", Lesson.MEASURED] == 5 * MIB
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_more_room_is_offered_and_less_is_not() -> None:
+    """With its own memory given back the instance would be planned better; as it is, it would not."""
+    small = _plan(_machine(9 * GIB))
+    stepper = _stepper(_machine(14 * GIB))
+    better = stepper.better_plan(small, {"gpu0": planned_bytes(small, "gpu0")})
+    assert better is not None
+    assert is_better(better, small)
+    assert not is_better(small, better)
+    assert any(" -> " in line for line in describe_step(small, better))
+    assert stepper.better_plan(better, {}) is None
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_the_foot_has_advice_that_fits() -> None:
+    """The refusal says what happened, what was measured, and ways out."""
+    request = replace(
+        _REQUEST, profile=replace(_REQUEST.profile, fallback=replace(_REQUEST.profile.fallback, ladder=()))
+    )
+    stepper = MachineStepper(request, probe=lambda: _WHOLE, argv=("serve",), alternatives=Alternatives(), settle_s=0.0)
+    refusal = stepper.next_plan(_setback(_plan()))
+    assert isinstance(refusal, Refusal)
+    assert refusal.derivation[0] == "it ran out"
+    assert "of gpu0 are free without it" in refusal.derivation[1]
