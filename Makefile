@@ -18,7 +18,7 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test static check bench tightness speed golden gateway kill-storm chaos clean
+.PHONY: help serve test static check bench tightness speed golden gateway kill-storm chaos mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
@@ -30,6 +30,7 @@ help:
 	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
 	@echo 'make chaos       200 faults under load, real engines: kills, hangs, memory exhausted (40 minutes)'
+	@echo 'make mutation    faults put into the planner that its tests notice, of a sample (20 minutes)'
 	@echo 'make golden      rewrite the recorded texts of tests/scenarios; read the difference'
 
 $(VENV)/.made:
@@ -111,6 +112,10 @@ kill-storm: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 
 chaos: $(VENV)/.checks $(ENGINES)
 	$(BIN)/python -m benchmarks.chaos --json build/chaos.json
+
+mutation: $(VENV)/.checks
+	$(PIP) install -e '.[mutation]'
+	$(BIN)/python -m benchmarks.mutation
 
 golden: $(VENV)/.checks
 	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py

@@ -115,21 +115,27 @@ def unseen_spec(line: dict[str, Any]) -> ModelSpec:
     )
 
 
+def unseen_lines() -> dict[str, dict[str, Any]]:
+    """Return the lines of unseen_b11434.jsonl by model."""
+    lines = map(json.loads, (DATA / "unseen_b11434.jsonl").read_text().splitlines())
+    return {line["model"]: line for line in lines}
+
+
+def unseen_figures(line: dict[str, Any]) -> list[Figures]:
+    """Return the figures of one unseen model."""
+    spec = unseen_spec(line)
+    architecture = read_architecture(spec)
+    weights = sum_weights(spec, architecture.n_layer)
+    return [
+        Figures(f"{backend} {arguments}", *figures)
+        for backend, n_devices, arguments, truth in line["rows"]
+        for figures in compare(architecture, weights, parse_config(backend, n_devices, arguments), truth)
+    ]
+
+
 def unseen() -> Iterator[tuple[str, list[Figures]]]:
     """Yield each unseen model with its figures."""
-    for text in (DATA / "unseen_b11434.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        spec = unseen_spec(line)
-        architecture = read_architecture(spec)
-        weights = sum_weights(spec, architecture.n_layer)
-        yield (
-            line["model"],
-            [
-                Figures(f"{backend} {arguments}", *figures)
-                for backend, n_devices, arguments, truth in line["rows"]
-                for figures in compare(architecture, weights, parse_config(backend, n_devices, arguments), truth)
-            ],
-        )
+    yield from ((model, unseen_figures(line)) for model, line in unseen_lines().items())
 
 
 def shipped_spec(model: str, quantization: str) -> ModelSpec:

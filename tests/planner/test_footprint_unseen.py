@@ -4,52 +4,46 @@
 arguments and MiB of weights, context and compute by memory (build 11434, rounded down).
 """
 
-from collections.abc import Iterator
 from functools import cache
 from statistics import median
 
 import pytest
 
-from benchmarks.footprint_error import Figures, unseen
+from benchmarks.footprint_error import Figures, unseen_figures, unseen_lines
 from launcher.domain import ModelSpec, TensorInfo, WeightsFormat
 from launcher.planner.architecture import read_architecture
 from launcher.planner.footprint.llama_cpp import LlamaCppConfig, estimate_footprint, sum_weights
 from launcher.tensor_types import TensorType
 
+_LINES = unseen_lines()
+# Compute buffers that are not exact, by model: their graphs are only alike to what the engine builds.
+_INEXACT = {"cohere2moe": 1, "grovemoe": 1, "arctic": 1, "openelm": 1}
+
 
 @cache
-def _models() -> dict[str, list[Figures]]:
-    return dict(unseen())
+def _figures(model: str) -> list[Figures]:
+    return unseen_figures(_LINES[model])
 
 
-def _figures() -> Iterator[tuple[str, Figures]]:
-    for model, figures in _models().items():
-        yield from ((model, figure) for figure in figures)
+@pytest.mark.parametrize("model", _LINES)
+def test_every_figure_is_the_engines(model: str) -> None:
+    """Weights and cache agree within the rounding of their rows, and so does compute but for the named buffers.
+
+    No total is 64 MiB below the engine's, and none above 300 MiB is more than 3 % off.
+    """
+    figures = _figures(model)
+    assert len(figures) >= 2
+    assert [figure for figure in figures if not (figure.is_exact(0) and figure.is_exact(1))] == []
+    inexact = [figure for figure in figures if not figure.is_exact(2)]
+    assert len(inexact) <= _INEXACT.get(model, 0), inexact
+    assert [figure for figure in figures if figure.under_mib > 64 or (figure.error or 0) > 0.03] == []
 
 
-def test_weights_and_cache_are_exact() -> None:
-    """Every memory of every recorded row agrees within the rounding of its rows."""
-    wrong = [(model, figure) for model, figure in _figures() if not (figure.is_exact(0) and figure.is_exact(1))]
-    assert len(_models()) >= 50
-    assert wrong == []
-
-
-def test_no_total_is_64_mib_below_the_engine() -> None:
-    """A plan is never an out-of-memory in disguise."""
-    assert [(model, figure) for model, figure in _figures() if figure.under_mib > 64] == []
-
-
-def test_totals_are_within_three_percent() -> None:
-    """Half of the totals above 300 MiB are within 0.5 %, and all within 3 %."""
-    errors = [(figure.error, model, figure) for model, figure in _figures() if figure.error is not None]
-    assert [entry for entry in errors if entry[0] > 0.03] == []
-    assert median(entry[0] for entry in errors) <= 0.005
-
-
-def test_nearly_all_compute_buffers_are_exact() -> None:
-    """Graphs are restated to the byte; a few differ where an architecture's graph is only alike."""
-    exact = [figure.is_exact(2) for _, figure in _figures()]
-    assert sum(exact) / len(exact) >= 0.98
+def test_half_of_the_totals_are_within_half_a_percent() -> None:
+    """Over more than fifty models."""
+    errors = [figure.error for model in _LINES for figure in _figures(model) if figure.error is not None]
+    assert len(_LINES) >= 50
+    assert median(errors) <= 0.005
 
 
 def _odd_spec(architecture: str, names: tuple[str, ...], shape: tuple[int, ...]) -> ModelSpec:
