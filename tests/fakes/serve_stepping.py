@@ -2,7 +2,7 @@
 
 The scenario is JSON: ``free_bytes`` of the machine at each look (the last one stays), ``fits_bytes``: what the fake engine
 can have of the host before it runs out of memory, ``arguments``: further ones of the engine, ``ladder``: the
-profile's rungs, ``stolen``: the number of the start at which another program has the engine's port.
+profile's rungs, ``step_up``: whether it goes up by itself, ``stolen``: the number of the start at which another program has the engine's port.
 Prints one JSON line per notice on stdout, and a rendered error on stderr.
 """
 
@@ -92,6 +92,7 @@ def main() -> int:
         front=GatewayFront(lambda: Gateway(plan.model), Address(port=int(port))),
         stepper=stepper,
         make_command=make_command,
+        step_up=scenario.get("step_up", False),
     )
     try:
         with open_instance(name) as instance:

@@ -180,3 +180,29 @@ def test_a_request_that_runs_while_memory_is_short_is_answered(serve_stepping: S
     assert poll(lambda: _listening(served))
     while "ladder.none" not in served.events():
         assert _ask(served)["choices"]
+
+
+_TAKEN_AND_GIVEN_BACK = [14 * GIB, 6 * GIB, 14 * GIB]
+"""Free bytes at the first plan, when its engine ran out of memory, and from then on."""
+
+
+def test_room_for_more_is_offered(serve_stepping: ServeStepping) -> None:
+    """Once others have given the memory back the record says what could be had; nothing is done unasked."""
+    served = serve_stepping(options={"review_s": 0.2}, free_bytes=_TAKEN_AND_GIVEN_BACK, fits_bytes=7 * GIB)
+    served.await_event("ladder.offer")
+    record = _view().record
+    assert record is not None
+    assert "there is room again" in (record.offer or "")
+    assert _health(served)["status"] == "degraded"
+    assert "ladder.up" not in served.events()
+
+
+def test_going_up_by_itself_is_the_profiles_to_allow(serve_stepping: ServeStepping) -> None:
+    """It drains, takes the offer, and is no longer below its plan; a request made meanwhile is answered."""
+    served = serve_stepping(
+        options={"review_s": 0.2}, free_bytes=_TAKEN_AND_GIVEN_BACK, fits_bytes=7 * GIB, step_up=True
+    )
+    served.await_event("ladder.up")
+    assert _ask(served)["choices"]
+    events = served.events()
+    assert events.index("ladder.offer") < events.index("instance.drained") < events.index("ladder.up")
