@@ -23,6 +23,9 @@ N_EMBD, N_VOCAB, N_LAYER = 512, 1024, 4
 CONFIG = LlamaCppConfig(n_ctx=1024, n_gpu_layers=99)
 
 
+_QUERIES_32: dict[str, MetadataValue] = {"attention.head_count": 32, "attention.head_count_kv": 1}
+
+
 def _spec(
     architecture: str = "llama",
     *,
@@ -120,6 +123,13 @@ def test_ordinary_settings_contradict_nothing() -> None:
         ({"attention.key_length": 576, "attention.value_length": 512, "attention.head_count_kv": 1}, True),
         ({"attention.key_length": 192, "attention.value_length": 128, "attention.head_count_kv": 1}, True),
         ({"attention.key_length": 192, "attention.value_length": 128}, False),
+        ({"attention.key_length": 320, "attention.value_length": 256, "attention.head_count_kv": 1}, False),
+        ({"attention.key_length": 320, "attention.value_length": 256, **_QUERIES_32}, True),
+        ({"attention.key_length": 512, "attention.value_length": 512, "attention.head_count_kv": 4}, True),
+        *(
+            ({"attention.key_length": size, "attention.value_length": size}, True)
+            for size in (40, 64, 72, 80, 96, 112, 128, 256)
+        ),
     ],
 )
 def test_flash_attention_is_for_heads_that_cuda_has_a_kernel_for(
@@ -171,6 +181,21 @@ def test_only_whole_groups_of_rows_are_repacked(n_vocab: int, n_copies: int) -> 
     held = estimate_footprint(architecture, sum_weights(spec, N_LAYER), config, ())
     table_bytes = N_EMBD * n_vocab * 18 // 32
     assert held.host.weights_bytes == N_LAYER * 7 * 2 * N_EMBD**2 + n_copies * table_bytes
+
+
+def test_keys_that_contradict_the_tensors_are_a_generous_figure() -> None:
+    """Where no graph can be built, a device's figure is above what the same model takes with keys that agree."""
+    keys: dict[str, MetadataValue] = {
+        "ssm.conv_kernel": 4,
+        "ssm.inner_size": 2 * N_EMBD,
+        "ssm.state_size": 16,
+        "ssm.time_step_rank": 8,
+    }
+    norm = TensorInfo(name="blk.0.ssm_norm.weight", shape=(128,), type=TensorType.F16)
+    agreed, broken = (
+        _hold(_spec("mamba2", keys={**keys, "ssm.group_count": n_group}, extra=(norm,)))[2] for n_group in (1, 0)
+    )
+    assert agreed < broken < 2 * agreed
 
 
 def test_a_pool_is_endless_wherever_nothing_was_given_back() -> None:

@@ -120,6 +120,12 @@ def test_compute_buffers_are_exact(model: str, quantization: str) -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize(("model", "quantization"), _GROUPS)
+def test_every_tensor_is_counted_once(model: str, quantization: str) -> None:
+    """The parts of the weights add up to the file."""
+    assert _weights(model, quantization).total_bytes == _spec(model, quantization).weights_bytes
+
+
 def test_a_request_that_does_not_divide_is_padded_per_stream() -> None:
     """``-c 5000 -np 3`` allocates 3 x 1792 cells: more than was asked for."""
     cells = count_cells(LlamaCppConfig(n_ctx=5000, n_gpu_layers=0, n_parallel=3))

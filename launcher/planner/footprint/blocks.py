@@ -206,14 +206,13 @@ class Blocks:
         x: Tensor,
         *,
         layer_norm: bool = False,
-        capped: bool = False,
-        scaled: bool = False,
         picks: bool = False,
         on_host: bool = False,
     ) -> None:
         """The output norm and the logits; ``picks`` output rows between the two.
 
-        Without an output tensor the token embeddings serve, ``on_host`` where they are.
+        Without an output tensor the token embeddings serve, ``on_host`` where they are. Logits are scaled and capped
+        where they are, which takes no memory.
         """
         home = self._output_home
         x = self.norm_by(
@@ -234,8 +233,6 @@ class Blocks:
         bias = self.global_weight("output.bias", home)
         if bias is not None:
             logits = in_place(logits, bias)
-        for _ in range(3 * capped + scaled):
-            logits = in_place(logits)
         logits.is_output = True
         self.graph.expand(logits)
 
@@ -264,7 +261,7 @@ class Blocks:
         bias = self.weight(layer, f"{name}.bias")
         return out if bias is None else in_place(out, bias)
 
-    def ffn(self, x: Tensor, layer: Layer, suffix: str = "", *, squared: bool = False) -> Tensor:
+    def ffn(self, x: Tensor, layer: Layer, suffix: str = "") -> Tensor:
         """``build_ffn``: up, gate in parallel where there is one, activation, down."""
         up = self.project(layer, f"ffn_up{suffix}", x)
         if self.weight(layer, f"ffn_gate{suffix}.weight") is not None:
@@ -274,8 +271,6 @@ class Blocks:
             hidden = fresh(shape(up.ne[0] // 2, up.ne[1]), up)
         else:
             hidden = in_place(up)
-            if squared:
-                hidden = in_place(hidden)
         norm = self.weight(layer, f"ffn_sub_norm{suffix}.weight")
         return self.project(layer, f"ffn_down{suffix}", hidden if norm is None else self.norm_by(hidden, norm, None))
 

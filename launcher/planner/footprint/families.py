@@ -173,7 +173,7 @@ def transformer(model: Model) -> Graph:
         x = _transformer_block(b, x, layer, model, style)
         if layer.number < n_extra:
             x = in_place(x, view(embedded, shape(model.n_embd, model.batch.n_tokens), embedded.nb))
-    return end(b, x, model, style)
+    return end(b, x, style)
 
 
 # --- Blocks that lack parts -------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def thinned(model: Model) -> Graph:
             continue
         ffn_input = in_place(cur, residual) if heads.n_head else cur
         x = in_place(b.ffn(b.norm(ffn_input, layer, "ffn_norm"), layer), ffn_input)
-    return end(b, x, model, PLAIN)
+    return end(b, x, PLAIN)
 
 
 def _gemma(model: Model) -> Graph:

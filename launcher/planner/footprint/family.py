@@ -47,9 +47,6 @@ class Style(NamedTuple):
     """What leaves the last block is an output of the graph: drafts start from it (``t_h_nextn``)."""
     scales_q: bool = False
     caps_scores: bool = False
-    caps_logits: bool = False
-    scales_logits: bool = False
-    squared: bool = False
     residual_first: bool = False
     """The stream, not what the feed-forward part adds to it, is the sum's first operand."""
     ropes: bool = True
@@ -80,28 +77,25 @@ PLAIN: Final = Style()
 """Nothing but what the tensors tell."""
 _RESIDUAL_SECOND: Final = ("feed-forward", "residual", "attention")
 STYLES: Final[Mapping[str, Style]] = {
-    "cohere2": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, scales_logits=True, ropes_full=False),
+    "cohere2": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, ropes_full=False),
     "cohere2moe": Style(
         ropes_full=False,
         parallel=_RESIDUAL_SECOND,
-        scales_logits=True,
         picks_at_end=True,
         picks_after_norm=True,
         scales_experts=True,
     ),
     "hy_v3": Style(picks_at_end=True, picks_after_norm=True),
-    "command-r": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, scales_logits=True),
+    "command-r": Style(layer_norm=True, parallel=_RESIDUAL_SECOND),
     "dbrx": Style(layer_norm=True),
     "mpt": Style(layer_norm=True, ropes=False),
     "falcon": Style(layer_norm=True, parallel=("feed-forward", "attention", "residual")),
     "gptneox": Style(layer_norm=True, parallel=_RESIDUAL_SECOND),
     "olmo": Style(layer_norm=True, bare_norms=True),
     "phi2": Style(layer_norm=True, parallel=("attention", "feed-forward", "residual"), scales_q=True),
-    "grok": Style(
-        output_norms=("attn_output_norm", "layer_output_norm"), dense_beside_experts=True, scales_logits=True
-    ),
+    "grok": Style(output_norms=("attn_output_norm", "layer_output_norm"), dense_beside_experts=True),
     "plamo": Style(parallel=("feed-forward", "attention", "residual")),
-    "muse-glimmer": Style(scales_embedding=True, ropes_full=False, scales_logits=True),
+    "muse-glimmer": Style(scales_embedding=True, ropes_full=False),
     "starcoder": Style(layer_norm=True, ropes=False),
     "jais": Style(layer_norm=True, ropes=False),
     "refact": Style(ropes=False),
@@ -119,7 +113,7 @@ STYLES: Final[Mapping[str, Style]] = {
     "step35": Style(picks_at_end=True, drafts=True),
     "phimoe": Style(scales_q=True, residual_first=True),
     "gemma": Style(scales_embedding=True, scales_q=True),
-    "gemma2": Style(scales_embedding=True, scales_q=True, caps_scores=True, caps_logits=True),
+    "gemma2": Style(scales_embedding=True, scales_q=True, caps_scores=True),
     "gemma3": Style(scales_rows=True, scales_q=True),
     "llama4": Style(rests_every=4, routing=Routing(SIGMOID, normalizes=False, weighs_first=True)),
     "gpt-oss": Style(picks_at_end=True, drafts=True, routing=Routing(SOFTMAX_WEIGHT, normalizes=False)),
@@ -173,7 +167,7 @@ def feed_forward(
 ) -> Tensor:
     """The dense feed-forward part, or the experts with their shared one."""
     if "ffn_gate_inp.weight" not in layer.weights:
-        return b.ffn(x, layer, squared=style.squared)
+        return b.ffn(x, layer)
     down, up = (b.weight(layer, f"ffn_latent_{part}.weight") for part in ("down", "up"))
     narrow = x if down is None else mul_mat(down, x)
     out = b.moe(narrow, layer, read_routing(model, style), scores_from=x, scores=scores)
@@ -204,17 +198,14 @@ def begin(model: Model, style: Style) -> tuple[Blocks, Tensor]:
     return b, in_place(x) if style.scales_embedding else x
 
 
-def end(b: Blocks, x: Tensor, model: Model, style: Style) -> Graph:
+def end(b: Blocks, x: Tensor, style: Style) -> Graph:
     """Close a graph with the logits."""
     if style.picks_at_end and not style.picks_after_norm:
         x.is_output = style.drafts
         x = b.pick_outputs(x)
-    capped = style.caps_logits or model.numbers.get("final_logit_softcapping", 0.0) != 0.0
     b.head(
         x,
         layer_norm=style.layer_norm,
-        capped=capped,
-        scaled=style.scales_logits,
         picks=style.picks_after_norm,
         on_host=style.output_on_host,
     )

@@ -99,7 +99,7 @@ def gemma4(model: Model) -> Graph:
             x = in_place(x, b.norm(b.project(layer, "proj", gate), layer, "post_norm"))
         scale = b.weight(layer, "layer_output_scale.weight")
         x = x if scale is None else in_place(x, scale)
-    return end(b, x, model, style)
+    return end(b, x, style)
 
 
 # --- Gemma 3n ---------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def _gemma3n_block(b: Blocks, planes: Tensor, layer: Layer, model: Model, small:
 
 def gemma3n(model: Model) -> Graph:
     """Several residual streams, of which one is computed and the others are predicted (AltUp)."""
-    style = Style(scales_rows=True, picks_at_end=True, caps_logits=True)
+    style = Style(scales_rows=True, picks_at_end=True)
     b, x = begin(model, style)
     small = _per_layer_inputs(b, x, model)
     entry = model.table.get("altup_proj.weight")
@@ -210,4 +210,4 @@ def gemma3n(model: Model) -> Graph:
     x = _plane(planes)
     for _ in range(n_others):
         x = in_place(x, _plane(merged))
-    return end(b, in_place(x), model, style)
+    return end(b, in_place(x), style)

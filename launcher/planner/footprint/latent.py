@@ -111,7 +111,7 @@ def latent_transformer(model: Model) -> Graph:
         ffn_input = in_place(scale_residual(cur, model), residual)
         cur = feed_forward(b, b.norm(ffn_input, layer, "ffn_norm"), layer, model, style)
         x = in_place(scale_residual(cur, model), ffn_input)
-    return end(b, x, model, style)
+    return end(b, x, style)
 
 
 def _latent_routing(model: Model) -> Routing:
@@ -178,4 +178,4 @@ def kimi_linear(model: Model) -> Graph:
             cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
         residual = in_place(cur, residual)
         x = in_place(feed_forward(b, b.norm(residual, layer, "ffn_norm"), layer, model, style), residual)
-    return end(b, x, model, style)
+    return end(b, x, style)

@@ -166,7 +166,7 @@ def state_space(model: Model) -> Graph:
         if layer.last:
             cur, x = b.pick_outputs(cur), b.pick_outputs(x)
         x = in_place(cur, x)
-    return end(b, x, model, PLAIN)
+    return end(b, x, PLAIN)
 
 
 # --- Gated delta nets -------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ def delta_hybrid(model: Model) -> Graph:
         residual = in_place(cur, residual)
         cur = feed_forward(b, b.norm(residual, layer, "post_attention_norm"), layer, model, style)
         x = in_place(cur, residual)
-    return end(b, x, model, style)
+    return end(b, x, style)
 
 
 # --- Hybrids ----------------------------------------------------------------------------------------------------
@@ -324,7 +324,7 @@ def _hybrid_mixer(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style
 def hybrid(model: Model) -> Graph:
     """State-space or convolution blocks among attention blocks, each with its feed-forward part where it has one."""
     single = model.name.startswith("nemotron")
-    style = Style(picks_at_end=single, picks_after_norm=single, squared=single, routing=_hybrid_routing(model))
+    style = Style(picks_at_end=single, picks_after_norm=single, routing=_hybrid_routing(model))
     residual_first = model.name in {"jamba", "lfm2", "lfm2moe"}
     b, x = begin(model, style)
     for layer in model.layers:
@@ -346,7 +346,7 @@ def hybrid(model: Model) -> Graph:
             post_norm = named(b, layer, "post_ffw_norm")
             cur = scale_residual(cur if post_norm is None else b.norm_by(cur, post_norm, None), model)
             x = in_place(x, cur) if residual_first else in_place(cur, x)
-    return end(b, x, model, style)
+    return end(b, x, style)
 
 
 def _hybrid_routing(model: Model) -> Routing:

@@ -221,4 +221,4 @@ def rwkv(model: Model) -> Graph:
         x = in_place(cur, residual)
         if sixth and not over_qwen and rescale and (layer.number + 1) % rescale == 0:
             x = in_place(x)
-    return end(b, x, model, style)
+    return end(b, x, style)

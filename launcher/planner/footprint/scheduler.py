@@ -88,9 +88,6 @@ class Pool:
             if end == block[0]:
                 block[0] = offset
                 block[1] += size
-                if idx > 0 and blocks[idx - 1][0] + blocks[idx - 1][1] == offset:
-                    blocks[idx - 1][1] += block[1]
-                    del blocks[idx]
                 return
         at = next((idx for idx, block in enumerate(blocks) if block[0] >= offset), len(blocks))
         blocks.insert(at, [offset, size])
