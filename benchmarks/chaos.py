@@ -18,8 +18,9 @@ The faults (``KINDS``):
 - alloc-run: the address space of the running engine is limited (prlimit) to what it has. Where no allocation fails within
   some seconds of load the limit is lifted: absorbed.
 - cgroup-oom: another process in the engine's control group takes memory until the kernel kills the engine.
-- hog: another process fills the group, then the engine is killed: its successor has to start beside the hog, which leaves
-  once that did harm.
+- hog: another process fills the group but for a little while the engine serves, and leaves once that was noticed.
+- hog-at-start: the same, then the engine is killed: its successor has to start beside the hog, which leaves once that
+  did harm, or did none.
 - corrupt: the weights are replaced by a damaged file and the engine is killed. No restart and no smaller plan would help,
   so the instance fails, by design: whoever waits is refused with 503 and Retry-After. The file is put back and the
   driver serves anew, as a user would. Here detection lasts until the instance has failed, and the way back begins with the
@@ -76,8 +77,8 @@ _N_SHORTAGES: Final = 2
 _N_BARE: Final = 5
 _PYTHON_EVERY: Final = 5
 _HOG_LEAVES_BYTES: Final = 200 * MIB
-_SHORTAGES: Final = frozenset({"alloc-load", "alloc-run", "cgroup-oom", "hog"})
-GROUPED: Final = frozenset({"cgroup-oom", "hog"})
+_SHORTAGES: Final = frozenset({"alloc-load", "alloc-run", "cgroup-oom", "hog", "hog-at-start"})
+GROUPED: Final = frozenset({"cgroup-oom", "hog", "hog-at-start"})
 _OUT: Final = frozenset({"out-of-memory", "overdrawn"})
 _HOG: Final = Path(__file__).with_name("chaos_hog.py")
 
@@ -149,6 +150,10 @@ async def _kill_by_kernel(run: "Run") -> None:
 
 async def _hog(run: "Run") -> None:
     _start_hog(run, leave_bytes=_HOG_LEAVES_BYTES)
+
+
+async def _hog_at_start(run: "Run") -> None:
+    await _hog(run)
     assert run.hog is not None  # noqa: S101 - just started
     assert run.hog.stdout is not None  # noqa: S101 - a pipe
     await asyncio.to_thread(run.hog.stdout.readline)  # it is full
@@ -171,6 +176,7 @@ KINDS: Final[dict[str, Callable[["Run"], Awaitable[None]]]] = {
     "alloc-run": _limit_now,
     "cgroup-oom": _kill_by_kernel,
     "hog": _hog,
+    "hog-at-start": _hog_at_start,
     "corrupt": _corrupt,
 }
 
@@ -275,11 +281,13 @@ class Run:
         """Follow a fault from its act until it serves again."""
         episode = self.episode
         outcome = Outcome(kind=kind, engine=episode.engine, load_s=self.bare.load_s)
-        may_be_absorbed = kind in {"alloc-run", "hog"}
-        patience_s = _ABSORB_S if may_be_absorbed else _DETECT_S
-        detected = await episode.await_told(_is_detection, since, patience_s)
+        may_be_absorbed = kind == "alloc-run"
+        detected = await episode.await_told(_is_detection, since, _ABSORB_S if may_be_absorbed else _DETECT_S)
         if kind == "port" and detected is not None:
             detected = await episode.await_told(_is_detection, episode.told.index(detected) + 1, _DETECT_S)
+        if kind == "hog-at-start" and detected is not None:
+            after = episode.told.index(detected) + 1
+            await episode.await_told(lambda told: _is_detection(told) or _is_ready(told), after, _DETECT_S)
         self._relieve(kind)
         if detected is None:
             wrong = "" if may_be_absorbed and not episode.has_ended else "not detected"
@@ -398,7 +406,7 @@ def count_repeats(told: list[Told]) -> int:
                 command["planned_bytes"] >= old["planned_bytes"] and command["loaded_bytes"] >= old["loaded_bytes"]
                 for old in learnt
             )
-            if following != "ladder.retry":
+            if following not in {"ladder.retry", "ladder.wait"}:
                 learnt.append(command)
     return n_repeats
 
@@ -413,7 +421,7 @@ def _seconds(value: float | None) -> str:
 def _print_outcome(number: int, outcome: Outcome, load_s: float) -> None:
     what = "absorbed" if outcome.is_absorbed else outcome.wrong.splitlines()[0] if outcome.wrong else ""
     times = f"detect {_seconds(outcome.detect_s):>6}  ready {_seconds(outcome.ready_s):>6}  load {load_s:5.2f}"
-    print(f"{number:4}  {outcome.kind:10}  {outcome.engine:16}  {times}  starts {outcome.n_starts}  {what}", flush=True)
+    print(f"{number:4}  {outcome.kind:12}  {outcome.engine:16}  {times}  starts {outcome.n_starts}  {what}", flush=True)
 
 
 def is_late(outcome: Outcome, slack_s: float) -> bool:
@@ -433,7 +441,7 @@ def print_table(outcomes: list[Outcome], slack_s: float) -> None:
         ready = sorted(outcome.ready_s for outcome in mine if outcome.ready_s is not None)
         beyond = sorted(outcome.ready_s - outcome.load_s for outcome in mine if outcome.ready_s is not None)
         print(
-            f"{kind:11}  {len(mine):6}  {sum(outcome.is_absorbed for outcome in mine):8}  "
+            f"{kind:12}  {len(mine):6}  {sum(outcome.is_absorbed for outcome in mine):8}  "
             f"{_at(detect, 0.5):>10} {_at(detect, 1.0):>6}  {_at(ready, 0.5):>9} {_at(ready, 0.95):>6} "
             f"{_at(ready, 1.0):>6}  {_at(beyond, 0.5):>14} {_at(beyond, 1.0):>6}  "
             f"{sum(is_late(outcome, slack_s) for outcome in mine):4}  {sum(bool(outcome.wrong) for outcome in mine):6}"

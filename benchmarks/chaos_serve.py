@@ -31,8 +31,9 @@ from launcher.profiles import load_profile
 from launcher.render.text import render_error
 from launcher.store import open_instance, read_calibration
 from launcher.supervisor.notices import Notice
+from launcher.supervisor.options import RunOptions
 from launcher.supervisor.restarts import RestartPolicy
-from launcher.supervisor.runner import RunOptions, serve
+from launcher.supervisor.runner import serve
 from launcher.supervisor.sickness import HangPolicy
 
 FIRST_DELAY_S: Final = 0.05

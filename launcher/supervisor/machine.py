@@ -26,7 +26,8 @@ RECLAIM it: find and kill the tree by what was recorded. GONE follows there too.
 
 Memory has a way of its own. An engine that ran OUT_OF_MEMORY, or of which it is known before it allocates that it
 would (OVERDRAWN), is *clearing to step*: once it is GONE the runner asks for the next plan. While *stepping* nothing
-runs; STEPPED has a command to SPAWN, and at the FOOT of the ladder the instance has failed. Pressure seen in time
+runs; STEPPED has a command to SPAWN, and at the FOOT of the ladder the instance has failed. CROWDED means that nothing
+fits beside what other processes hold: they may give it back, so it is *backoff* that follows. Pressure seen in time
 (STRAINED), or room for a better plan (ROOMIER), makes a ready instance *drain*: the front forwards no new request,
 and once the running ones have ended or their time is over (DRAINED) the engine is terminated and the next plan is
 asked for. An engine that is up but no longer answers is HUNG: it is killed, for it would not heed a request, and
@@ -95,6 +96,7 @@ class Event(StrEnum):
     HUNG = "hung"
     STEPPED = "stepped"
     FOOT = "foot"
+    CROWDED = "crowded"
     GUARD_LOST = "guard-lost"
     GONE = "gone"
     STOP = "stop"
@@ -235,6 +237,7 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
     Phase.STEPPING: {
         Event.STEPPED: (Phase.SPAWNING, (Effect.SPAWN,)),
         Event.FOOT: (Phase.FAILED, ()),
+        Event.CROWDED: (Phase.BACKOFF, (Effect.CONSULT_POLICY,)),
         Event.STOP: (Phase.STOPPED, ()),
         Event.FORCE: (Phase.STOPPED, ()),
     },
@@ -253,6 +256,8 @@ _LATE_END: Final = frozenset({Event.SPAWNED, Event.SPAWN_FAILED, Event.DIED, Eve
 """What the guard reports of an engine whose end is already under way."""
 _LATE_SENSE: Final = frozenset({Event.STRAINED, Event.ROOMIER, Event.DRAINED, Event.HUNG})
 """What the monitors and the front may still report of a ready engine that is ready no more."""
+_LATE_ANSWER: Final = frozenset({Event.RETRY, Event.EXHAUSTED, Event.STEPPED, Event.FOOT, Event.CROWDED})
+"""What policy and stepper may still say of an instance that has ended."""
 _REQUESTS: Final = frozenset({Event.STOP, Event.FORCE})
 
 _LATE: Final = _LATE_WATCH | _LATE_SENSE
@@ -270,8 +275,8 @@ IGNORED: Final[Mapping[Phase, frozenset[Event]]] = {
     Phase.CLEARING_TO_STEP: _LATE | _LATE_END,
     Phase.BACKOFF: _LATE,
     Phase.STEPPING: _LATE,
-    Phase.STOPPED: _LATE | _REQUESTS | {Event.RETRY, Event.EXHAUSTED, Event.STEPPED, Event.FOOT},
-    Phase.FAILED: _LATE | _REQUESTS | {Event.RETRY, Event.EXHAUSTED, Event.STEPPED, Event.FOOT},
+    Phase.STOPPED: _LATE | _REQUESTS | _LATE_ANSWER,
+    Phase.FAILED: _LATE | _REQUESTS | _LATE_ANSWER,
 }
 
 

@@ -782,7 +782,12 @@ class _Supervision:
             self._take(answer)
 
     def _take(self, step: Step) -> None:
-        """Make a step's plan the one to serve, and say so."""
+        """Make a step's plan the one to serve, and say so; one that has to wait is the restart policy's."""
+        if step.after_backoff:
+            self._remember_death()
+            self.notify("ladder.wait", f"waiting: {'; '.join(step.story)}")
+            self._post(Event.CROWDED)
+            return
         self._plan = step.plan
         n_before = self._account.record.n_ladder_steps
         if step.is_up:

@@ -51,6 +51,8 @@ class Step(Noun, frozen=True):
     plan: Plan
     story: tuple[str, ...]
     is_retry: bool = False
+    after_backoff: bool = False
+    """The same plan, when the restart policy says so: nothing fits beside what others hold, and they may give it back."""
     is_up: bool = False
     """There is room for more again: this is what was planned first, or nearer to it."""
 

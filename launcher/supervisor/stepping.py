@@ -66,7 +66,10 @@ class MachineStepper:
     # --- Down ---
 
     def next_plan(self, setback: Setback) -> Step | Refusal:
-        """Return the same plan once where others had taken the memory and left, else the mildest that fits now."""
+        """Return the same plan once where others had taken the memory and left, else the mildest that fits now.
+
+        Where nothing fits beside what others hold now, it is the same plan once more, after a while.
+        """
         plan = setback.plan
         memory = setback.memory or tightest(plan)
         machine = _with_own_memory(self._settled(setback, memory), setback.own_bytes)
@@ -86,6 +89,9 @@ class MachineStepper:
             prepared=self._candidates(),
             calibration=known,
         )
+        if isinstance(outcome, Refusal) and others and setback.shortage is not Shortage.PRESSURE:
+            wait = "nothing smaller fits beside them; it is tried again, for they may give it back"
+            return Step(plan=plan, story=(setback.words, measured, wait), is_retry=True, after_backoff=True)
         if isinstance(outcome, Refusal):
             return advise(
                 replace(outcome, derivation=(setback.words, measured, *outcome.derivation)),

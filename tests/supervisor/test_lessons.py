@@ -107,6 +107,20 @@ def test_one_retry_and_no_more() -> None:
 
 
 @pytest.mark.usefixtures("state_dir")
+def test_where_nothing_fits_beside_others_the_same_plan_waits() -> None:
+    """They may give the memory back: no end of the instance, no lesson; while the engine still serves it is a refusal."""
+    plan = _plan()
+    request = replace(_REQUEST, settings=replace(_REQUEST.settings, n_gpu_layers=plan.n_gpu_layers))
+    crowded = _machine(1 * GIB)
+    stepper = MachineStepper(request, probe=lambda: crowded, argv=("serve",), alternatives=Alternatives(), settle_s=0.0)
+    step = stepper.next_plan(_setback(plan))
+    assert isinstance(step, Step)
+    assert (step.after_backoff, step.is_retry, step.plan) == (True, True, plan)
+    assert _lessons() == {}
+    assert isinstance(stepper.next_plan(_setback(plan, Shortage.PRESSURE)), Refusal)
+
+
+@pytest.mark.usefixtures("state_dir")
 def test_the_engines_own_figure_is_added_to_what_is_kept() -> None:
     """A start that would not fit by 300 MiB more than planned: so much more is kept free next time."""
     plan = _plan()

@@ -98,6 +98,16 @@ def test_the_same_plan_is_tried_once_more_where_others_had_the_memory(serve_step
     assert events.index("ladder.retry") < events.index("ladder.step")
 
 
+def test_what_others_hold_is_waited_for_as_long_as_the_restart_policy_lets_it(serve_stepping: ServeStepping) -> None:
+    """Nothing fits beside another process: tried again after a while; too often, and the instance has failed."""
+    served = serve_stepping(free_bytes=[14 * GIB, GIB], fits_bytes=0, options=QUICK)
+    assert served.end() == 1
+    events = served.events()
+    assert (events.count("ladder.wait"), events.count("instance.backoff")) == (2, 1)
+    assert "ladder.step" not in events
+    assert "(2 deaths, no further start)" in served.error()
+
+
 def test_requests_wait_for_the_next_engine(serve_stepping: ServeStepping) -> None:
     """A request made while nothing is ready is answered by the engine that comes in the end."""
     served = serve_stepping(fits_bytes=_ENOUGH, arguments=["--load-s", "0.5"])
