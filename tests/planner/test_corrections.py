@@ -108,3 +108,9 @@ def test_a_step_down_heeds_what_was_just_learnt() -> None:
     assert not isinstance(outcome, Refusal)
     budget = outcome.budgets[0]
     assert planned_bytes(outcome, "gpu0") + budget.margin_bytes + missing <= budget.free_bytes
+
+
+def test_a_class_of_settings_is_named_on_disk() -> None:
+    """What was learnt is found again by these words, in later versions too."""
+    assert configuration_class(n_devices=1, flash_attn=True) == "1 device, flash attention on"
+    assert configuration_class(n_devices=2, flash_attn=False) == "2 devices, flash attention off"

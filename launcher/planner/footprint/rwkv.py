@@ -182,7 +182,6 @@ def rwkv(model: Model) -> Graph:
     over_qwen, sixth = model.name in _OVER_QWEN, model.name in _SIXTH
     style = Style(layer_norm=not over_qwen)
     n_per_seq, n_shift = batch.n_tokens // batch.n_seq, 1 if over_qwen else 2
-    rescale = int(model.numbers.get("rescale_every_n_layers", 0))
     b, x = begin(model, style)
     if not over_qwen:
         x = b.norm_by(
@@ -219,6 +218,4 @@ def rwkv(model: Model) -> Graph:
                 residual, second, before = (b.pick_outputs(part) for part in (residual, second, before))
             cur = _channel_mix(b, second, before, layer)
         x = in_place(cur, residual)
-        if sixth and not over_qwen and rescale and (layer.number + 1) % rescale == 0:
-            x = in_place(x)
     return end(b, x, style)
