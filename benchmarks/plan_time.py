@@ -24,7 +24,7 @@ from launcher.domain import Inventory, Profile, Refusal, Request, Settings
 from launcher.inventory import list_machines, load_inventory
 from launcher.planner.advice import plan
 from launcher.planner.fit import decide, list_alternatives
-from launcher.planner.search import Alternatives
+from launcher.planner.search import Alternatives, smaller_among
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_all
 
@@ -87,7 +87,7 @@ def measure(rounds: int, settings: Settings) -> Iterator[tuple[Profile, Inventor
     profiles = load_all(lambda _: None)
     machines = tuple(load_inventory(name) for name in list_machines())
     by_size = sorted(machines, key=lambda m: (sum(d.total_bytes for d in m.devices), m.host.total_bytes))
-    alternatives = Alternatives(profiles=lambda: profiles, machines=lambda: tuple(by_size))
+    alternatives = Alternatives(smaller=smaller_among(profiles), machines=lambda: tuple(by_size))
     forget = memories()
     samples: dict[tuple[int, int], list[Times]] = {}
     for _ in range(rounds):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from launcher.domain import Address, DeviceProcess, Inventory, Profile, Settings
     from launcher.fetch.remote import Reading
@@ -262,6 +262,8 @@ def start_reading_inventory(name: str | None) -> "Callable[[], Inventory]":
         return lambda: read_inventory(name)
     from concurrent.futures import ThreadPoolExecutor
 
+    import launcher.inventory.probe  # noqa: F401 - in turn, so that engines are asked before all else is imported
+
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inventory")
     answer = pool.submit(read_inventory, None)
     pool.shutdown(wait=False)
@@ -277,13 +279,14 @@ def find_alternatives(*, inventory: str | None, min_quant: str | None, min_tps: 
 
     from launcher.planner.search import Alternatives
 
-    def all_profiles() -> "tuple[Profile, ...]":
-        from launcher.profiles import load_all
+    def smaller(n_parameters: int) -> "Iterator[Profile]":
+        from launcher.profiles import load_smaller
 
-        return tuple(apply_limits(each, min_quant=min_quant, min_tps=min_tps) for each in load_all(lambda _: None))
+        for each in load_smaller(n_parameters):
+            yield apply_limits(each, min_quant=min_quant, min_tps=min_tps)
 
     programs = _all_programs if inventory is None else tuple
-    return Alternatives(profiles=cache(all_profiles), machines=cache(_all_machines), programs=programs)
+    return Alternatives(smaller=smaller, machines=cache(_all_machines), programs=programs)
 
 
 def _all_programs() -> "tuple[DeviceProcess, ...]":

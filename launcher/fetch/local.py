@@ -11,8 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from platformdirs import user_cache_path
-
 from launcher.domain import Artifact
 from launcher.errors import WeightsMissingError
 
@@ -22,8 +20,11 @@ CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
 
 def models_dir() -> Path:
     """Return the folder that weights from packages are joined in."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    return (Path(chosen) if chosen else user_cache_path("launcher")) / "models"
+    if chosen := os.environ.get(CACHE_VARIABLE):
+        return Path(chosen) / "models"
+    # What platformdirs does on Linux, without its import.
+    base = os.environ.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "launcher" / "models"
 
 
 def require_weights(artifact: Artifact) -> Path:

@@ -1,7 +1,7 @@
 """What a machine offers: this one, measured, or another, read from a file.
 
-It must not know of models, profiles or plans. Importing it is cheap: the modules that ask the machine (psutil, NVML,
-child processes) are loaded by the call that needs them, so that planning for a reference machine stays quick.
+It must not know of models, profiles or plans. Importing it is cheap: the modules that ask the machine (NVML, child
+processes) are loaded by the call that needs them, so that planning for a reference machine stays quick.
 """
 
 from pathlib import Path
@@ -20,6 +20,6 @@ def probe_inventory(*, with_engines: bool = True, disk_path: Path | None = None)
     ``disk_path`` names where weights would go; its file system's free bytes are reported. What cannot be read is
     ``None`` or a line of ``Inventory.notes``, never an error.
     """
-    from launcher.inventory.probe import probe_machine  # noqa: PLC0415 - psutil and NVML cost more than a whole plan
+    from launcher.inventory.probe import probe_machine  # noqa: PLC0415 - asking costs more than a whole plan
 
     return probe_machine(with_engines=with_engines, disk_path=disk_path)

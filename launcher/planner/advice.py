@@ -19,7 +19,6 @@ from launcher.domain import (
     Inventory,
     Outcome,
     Plan,
-    Profile,
     Refusal,
     RefusalCode,
     Request,
@@ -34,6 +33,7 @@ from launcher.planner.quality import cache_kl, cache_types_worth_trying, kl_dive
 from launcher.planner.search import (
     Alternatives,
     Search,
+    count_parameters,
     describe_form,
     describe_machine,
     describe_placement,
@@ -140,7 +140,7 @@ def _by_loss(refusal: Refusal, search: Search, alternatives: Alternatives) -> It
     if context_was_named:
         yield from _less_context(search)
     yield from _fewer_parallel(search)
-    yield from _smaller_model(search, alternatives.profiles())
+    yield from _smaller_model(search, alternatives)
     yield from _other_machine(search, alternatives.machines())
     yield from _extreme_quantization(search)
     yield from _cloud_node(search, alternatives.machines())
@@ -255,21 +255,13 @@ def _best_that_fits(search: Search, names: Sequence[tuple[str, float]]) -> Itera
             return
 
 
-def _n_parameters(profile: Profile) -> int:
-    """Return the parameters of a profile's model; 0 when no artifact's metadata is known."""
-    spec = next((a.spec for a in profile.artifacts if a.spec is not None), None)
-    return spec.n_parameters if spec is not None else 0
-
-
-def _smaller_model(search: Search, profiles: tuple[Profile, ...]) -> Iterator[Advice]:
+def _smaller_model(search: Search, alternatives: Alternatives) -> Iterator[Advice]:
     """Offer the largest smaller model that fits, at the context and parallelism that the user fixed."""
-    own = _n_parameters(search.request.profile)
     fixed = search.request.settings
     kept = Settings(
         n_ctx=fixed.n_ctx, n_ctx_per_request=fixed.n_ctx_per_request, n_parallel=fixed.n_parallel, engine=fixed.engine
     )
-    smaller = [(n, profile) for profile in profiles if 0 < (n := _n_parameters(profile)) < own]
-    for _, profile in sorted(smaller, key=lambda pair: (-pair[0], pair[1].name)):
+    for profile in alternatives.smaller(count_parameters(search.request.profile)):
         outcome = decide(Request(profile=profile, settings=kept), search.inventory, calibration=search.calibration)
         if isinstance(outcome, Plan):
             tps = f", about {write_tps(outcome.speed.generation_tps)} tokens/s" if outcome.speed else ""

@@ -3,7 +3,7 @@
 It must not know which way out is worth what.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from msgspec import Struct
@@ -19,12 +19,25 @@ from launcher.units import format_bytes
 class Alternatives(Struct, frozen=True, kw_only=True):
     """What advice may draw on, each asked for only when it is needed.
 
-    Other profiles; machines, smallest first; the programs that hold the memory of the request's own host.
+    Profiles of models with fewer parameters than a number, the largest first; machines, smallest first; the programs that
+    hold the memory of the request's own host.
     """
 
-    profiles: Callable[[], tuple[Profile, ...]] = tuple
+    smaller: Callable[[int], Iterable[Profile]] = lambda _: ()
     machines: Callable[[], tuple[Inventory, ...]] = tuple
     programs: Callable[[], tuple[DeviceProcess, ...]] = tuple
+
+
+def smaller_among(profiles: Iterable[Profile]) -> Callable[[int], tuple[Profile, ...]]:
+    """Return ``Alternatives.smaller`` for profiles that are at hand."""
+    counted = sorted(((count_parameters(profile), profile) for profile in profiles), key=lambda p: (-p[0], p[1].name))
+    return lambda n_parameters: tuple(profile for n, profile in counted if 0 < n < n_parameters)
+
+
+def count_parameters(profile: Profile) -> int:
+    """Return the parameters of a profile's model; 0 when no artifact's metadata is known."""
+    spec = next((a.spec for a in profile.artifacts if a.spec is not None), None)
+    return spec.n_parameters if spec is not None else 0
 
 
 _FLAGS: Final = (

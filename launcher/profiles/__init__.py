@@ -5,12 +5,13 @@ it is told of. This room must not know of machines, plans or engines' arguments,
 """
 
 from launcher.profiles.local import is_local, name_quantization, profile_for_artifacts, profile_for_weights
-from launcher.profiles.search import load_all, load_profile
+from launcher.profiles.search import load_all, load_profile, load_smaller
 
 __all__ = [
     "is_local",
     "load_all",
     "load_profile",
+    "load_smaller",
     "name_quantization",
     "profile_for_artifacts",
     "profile_for_weights",

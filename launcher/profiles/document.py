@@ -5,9 +5,9 @@ The keys and their meaning are described for users in ``docs/profiles.md``. It m
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from launcher.domain import (
     Address,
@@ -27,7 +27,9 @@ from launcher.domain import (
 )
 from launcher.errors import ProfileError
 from launcher.profiles.checks import Faults, flag, many, one_of, propose, rate, show, table, text, whole
-from launcher.profiles.specs import SpecError, expand, parse_spec
+from launcher.profiles.specs import CompactSpec, SpecError, count_parameters, expand, parse_spec
+
+_T = TypeVar("_T")
 
 MAX_FILE_BYTES: Final = 1 << 18
 """A profile is a page of text (the longest shipped one 4 KB); anything larger is a mistake."""
@@ -262,11 +264,40 @@ def _artifact(raw: dict[str, Any], specs: dict[tuple[WeightsFormat, str], ModelS
     )
 
 
+def count_profile_parameters(path: Path) -> int:
+    """Return the parameters of the model that a profile's file is of, by its first known artifact; 0 if none is known.
+
+    No weights are expanded, and only what the figure depends on is looked at: a wrong file may have one.
+
+    Raises:
+        ProfileError: the file cannot be read or is no TOML.
+    """
+    document = read_toml(path)
+    checked = _PROFILE(document, "", Faults()) or {}
+    name = checked.get("model", {}).get("spec")
+    try:
+        return _with_spec(name, (path.parent,), lambda spec: _first_count(spec, _wanted(checked))) or 0
+    except (SpecError, OSError):
+        return 0
+
+
+def _first_count(spec: CompactSpec, wanted: list[tuple[WeightsFormat, str]]) -> int:
+    return next((n for key in wanted if (n := count_parameters(spec, key)) is not None), 0)
+
+
+def _wanted(checked: dict[str, Any]) -> list[tuple[WeightsFormat, str]]:
+    return [(_format(raw), raw["quantization"]) for raw in checked.get("artifact", ()) if "quantization" in raw]
+
+
 def _specs(checked: dict[str, Any], folders: tuple[Path, ...]) -> dict[tuple[WeightsFormat, str], ModelSpec]:
     name = checked.get("model", {}).get("spec")
+    return _with_spec(name, folders, lambda spec: expand(spec, _wanted(checked))) or {}
+
+
+def _with_spec(name: str | None, folders: tuple[Path, ...], use: Callable[[CompactSpec], _T]) -> _T | None:
+    """Return what ``use`` makes of the compact spec of that name, faults told with its path; ``None`` without a name."""
     if name is None:
-        return {}
-    wanted = [(_format(raw), raw["quantization"]) for raw in checked.get("artifact", ()) if "quantization" in raw]
+        return None
     for folder in folders:
         path = folder / name
         if path.is_file():
@@ -276,7 +307,7 @@ def _specs(checked: dict[str, Any], folders: tuple[Path, ...]) -> dict[tuple[Wei
                 if len(content) > _MAX_SPEC_BYTES:
                     msg = f"larger than {_MAX_SPEC_BYTES} bytes"
                     raise SpecError(msg)  # noqa: TRY301  the path is added once, below
-                return expand(parse_spec(content), wanted)
+                return use(parse_spec(content))
             except SpecError as error:
                 msg = f"{path}: {error}"
                 raise SpecError(msg) from None

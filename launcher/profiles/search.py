@@ -6,12 +6,13 @@ mention the name are looked into for an alias. It must not know what a profile's
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from launcher.domain import Profile
 from launcher.errors import ProfileError, ProfileNotFoundError
-from launcher.profiles.document import MAX_FILE_BYTES, parse_toml, read_profile
+from launcher.profiles.document import MAX_FILE_BYTES, count_profile_parameters, parse_toml, read_profile
 from launcher.resources import data_dir
 
 DIRECTORY_VARIABLE: Final = "LAUNCHER_PROFILES"
@@ -63,18 +64,54 @@ def load_all(on_broken: Callable[[ProfileError], None]) -> tuple[Profile, ...]:
     profiles: dict[str, Profile] = {}
     claimed: dict[str, str] = {}
     for directory in _directories():
-        here: dict[str, str] = {}
-        for path in _files(directory):
-            try:
-                profile = _read_named(path)
-                _claim(profile, here)
-            except ProfileError as error:
-                on_broken(error)
-                continue
-            if profile.name not in claimed:
-                profiles[profile.name] = profile
+        found, here = _load_directory(directory, on_broken)
+        profiles |= {name: profile for name, profile in found.items() if name not in claimed}
         claimed = {**here, **claimed}
     return tuple(profiles[name] for name in sorted(profiles))
+
+
+def load_smaller(n_parameters: int) -> Iterator[Profile]:
+    """Yield the profiles of ``load_all`` whose models have fewer parameters, largest first, then by name.
+
+    A shipped profile's weights are expanded only when it is its turn: that is most of what loading takes.
+    """
+    first, *shipped = _directories()
+    own, claimed = _load_directory(first, lambda _: None)
+    waiting: list[tuple[int, str, Profile | Path]] = [
+        (_n_parameters(profile), name, profile) for name, profile in own.items()
+    ]
+    for path in (path for directory in shipped for path in _files(directory) if path.stem not in claimed):
+        with suppress(ProfileError):
+            waiting.append((count_profile_parameters(path), path.stem, path))
+    for n, _, found in sorted(waiting, key=lambda each: (-each[0], each[1])):
+        if not 0 < n < n_parameters:
+            continue
+        if isinstance(found, Profile):
+            yield found
+            continue
+        with suppress(ProfileError):
+            yield _read_named(found)
+
+
+def _n_parameters(profile: Profile) -> int:
+    return next((artifact.spec.n_parameters for artifact in profile.artifacts if artifact.spec is not None), 0)
+
+
+def _load_directory(
+    directory: Path, on_broken: Callable[[ProfileError], None]
+) -> tuple[dict[str, Profile], dict[str, str]]:
+    """Return the profiles of a directory by name, and the file that claims each name and alias."""
+    profiles: dict[str, Profile] = {}
+    claimed: dict[str, str] = {}
+    for path in _files(directory):
+        try:
+            profile = _read_named(path)
+            _claim(profile, claimed)
+        except ProfileError as error:
+            on_broken(error)
+            continue
+        profiles[profile.name] = profile
+    return profiles, claimed
 
 
 def _directories() -> Iterator[Path]:

@@ -7,6 +7,7 @@ their equal ``TensorInfo``. It must not know of profiles, nor of weights files.
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from math import prod
 from typing import Any, Final, Literal
 
 import msgspec
@@ -73,6 +74,23 @@ def parse_spec(content: bytes) -> CompactSpec:
         return msgspec.json.decode(content, type=CompactSpec)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise SpecError(str(error)) from None
+
+
+def count_parameters(spec: CompactSpec, key: tuple[WeightsFormat, str]) -> int | None:
+    """Return the elements of all tensors of one form of the weights, without expanding it; ``None`` if it is unknown.
+
+    Raises:
+        SpecError: a range is wrong.
+    """
+    weights_format, name = key
+    if weights_format is WeightsFormat.SAFETENSORS:
+        layout = spec.safetensors.get(name)
+        patterns = None if layout is None else layout.tensors
+    else:
+        patterns = spec.tensors if name in spec.quantizations else None
+    if patterns is None:
+        return None
+    return sum((1 if p.blocks is None else len(_parse_ranges(p.blocks))) * prod(p.shape) for p in patterns)
 
 
 def expand(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from launcher.domain import Engine, EngineInstall
@@ -151,7 +152,8 @@ def test_wheel_without_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert {"--model", "--n-gpu-layers", "--list-devices", "--flash-attn"} <= first.flags
     assert "--log-jsonl" not in first.flags  # newer builds only
     assert Path(first.argv[0]).read_bytes()[:4] == b"\x7fELF"
-    assert len(list(tmp_path.iterdir())) == 1
+    remembered = [msgspec.json.decode(path.read_bytes())["path"] for path in tmp_path.iterdir()]
+    assert remembered.count(str(Path(first.argv[0]).resolve())) == 1
 
 
 @NO_WHEEL
@@ -251,3 +253,16 @@ def test_real_vulkan_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.name == "Vulkan0"
     assert "llvmpipe" in device.description
     assert device.total_bytes
+
+
+@NO_LLAMA_CPP
+def test_llama_cpp_python_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What llama-cpp-python can do is read once, and read again where what is remembered is of other files."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    first = of(probe_engines(cache_dir=tmp_path).installs, Engine.LLAMA_CPP_PYTHON)
+    monkeypatch.setattr(engines, "parse_settings_flags", lambda _source: frozenset({"--other"}))
+    assert of(probe_engines(cache_dir=tmp_path).installs, Engine.LLAMA_CPP_PYTHON) == first
+    for path in tmp_path.iterdir():
+        kept = msgspec.json.decode(path.read_bytes())
+        path.write_bytes(msgspec.json.encode({**kept, "fingerprint": "of other files"}))
+    assert of(probe_engines(cache_dir=tmp_path).installs, Engine.LLAMA_CPP_PYTHON).flags == {"--other"}

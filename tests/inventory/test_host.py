@@ -3,10 +3,19 @@
 import os
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.inventory.host import CpuInfo, free_disk_bytes, parse_cpuinfo, probe_host, usable_cpus
+from launcher.inventory.host import (
+    CpuInfo,
+    HostMemory,
+    free_disk_bytes,
+    parse_cpuinfo,
+    parse_meminfo,
+    probe_host,
+    usable_cpus,
+)
 from launcher.units import GIB
 
 # Shortened from /proc/cpuinfo of a Xeon (Sapphire Rapids) guest, and of a Raspberry Pi 5.
@@ -107,3 +116,38 @@ def test_cgroup_reaches_the_host(tmp_path: Path) -> None:
     host = probe_host(root=tmp_path)
     assert host.free_bytes <= GIB * 3 // 4
     assert (host.n_cpu, host.cpu_quota, host.free_disk_bytes) == (1, 1.0, None)
+
+
+MEMINFO = """\
+MemTotal:       16374584 kB
+MemFree:         1000000 kB
+MemAvailable:   12000000 kB
+SwapTotal:       2097148 kB
+SwapFree:        2097144 kB
+HugePages_Total:       0
+"""
+
+
+def test_memory_is_read_in_kib() -> None:
+    """The kernel's "kB" are KiB; swap stands beside the memory."""
+    assert parse_meminfo(MEMINFO) == HostMemory(16374584 << 10, 12000000 << 10, 2097148 << 10, 2097144 << 10)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        MEMINFO.replace("MemAvailable", "Other"),
+        MEMINFO.replace("12000000", "99999999"),
+        "MemTotal: x kB\nSwapTotal:",
+    ],
+)
+def test_memory_that_is_not_told_is_unknown(text: str) -> None:
+    """A figure that is missing or cannot be makes the whole unknown: psutil is asked then."""
+    assert parse_meminfo(text) is None
+
+
+def test_memory_is_what_psutil_reads(tmp_path: Path) -> None:
+    """Without the file the same figures come from psutil."""
+    ours, theirs = probe_host(), probe_host(root=tmp_path)
+    assert (ours.total_bytes, ours.swap_total_bytes) == (theirs.total_bytes, theirs.swap_total_bytes)

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.domain import Inventory, Provenance
 from launcher.inventory import load_inventory, probe, probe_inventory
-from launcher.inventory.nvidia import NvidiaProbe
+from launcher.inventory.nvidia_driver import NvidiaProbe
 
 
 @pytest.fixture(autouse=True)

@@ -25,14 +25,14 @@ from launcher.inventory import list_machines, load_inventory
 from launcher.planner.abilities import NEEDED_OPTIONS
 from launcher.planner.advice import plan
 from launcher.planner.fit import decide
-from launcher.planner.search import Alternatives
+from launcher.planner.search import Alternatives, smaller_among
 from launcher.profiles import load_all, load_profile
 from launcher.units import GIB, MIB
 
 _RTX4090 = load_inventory("rtx4090")
 _GEMMA = load_profile("gemma2-27b")
 _OTHERS = Alternatives(
-    profiles=lambda: load_all(lambda _: None),
+    smaller=smaller_among(load_all(lambda _: None)),
     machines=lambda: tuple(load_inventory(name) for name in ("rtx5090", "2xrtx3090", "h100", "8xh100")),
 )
 _CURRENT = frozenset(

@@ -29,7 +29,7 @@ from launcher.inventory import load_inventory
 from launcher.planner.advice import plan
 from launcher.planner.fit import decide, list_alternatives
 from launcher.planner.quality import kl_divergence
-from launcher.planner.search import Alternatives
+from launcher.planner.search import Alternatives, smaller_among
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_all, load_profile
 from launcher.units import GIB, MIB
@@ -163,7 +163,7 @@ def test_llama_405b_is_refused_on_an_rtx_4090_with_advice_that_fits() -> None:
     """The refusal is certain, and each command it proposes plans without a refusal."""
     profile = load_profile("llama3.1-405b")
     machines = tuple(load_inventory(name) for name in ("8xh100",))
-    others = Alternatives(profiles=lambda: load_all(lambda _: None), machines=lambda: machines)
+    others = Alternatives(smaller=smaller_among(load_all(lambda _: None)), machines=lambda: machines)
     argv = ("plan", "--inventory", "rtx4090")
     outcome = plan(Request(profile=profile), _RTX4090, argv=argv, alternatives=others)
     assert isinstance(outcome, Refusal)

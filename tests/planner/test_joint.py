@@ -33,7 +33,7 @@ from launcher.planner.advice import plan
 from launcher.planner.fit import decide, list_alternatives
 from launcher.planner.forms import prepare_forms
 from launcher.planner.quality import kl_divergence
-from launcher.planner.search import Alternatives
+from launcher.planner.search import Alternatives, smaller_among
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_profile
 from launcher.units import MIB
@@ -224,7 +224,7 @@ def test_alternatives_of_both_engines_are_one_front() -> None:
 def test_every_advice_on_a_refusal_of_vllms_fits() -> None:
     """Each proposed command, decided again, is a plan."""
     machines = {name: load_inventory(name) for name in ("l40s", "8xh100")}
-    others = Alternatives(profiles=lambda: (_GEMMA,), machines=lambda: tuple(machines.values()))
+    others = Alternatives(smaller=smaller_among((_GEMMA,)), machines=lambda: tuple(machines.values()))
     request = Request(profile=load_profile("llama3.1-70b"), settings=Settings(engine=Engine.VLLM))
     outcome = plan(request, load_inventory("t4"), argv=("plan", "--inventory", "t4"), alternatives=others)
     assert isinstance(outcome, Refusal)

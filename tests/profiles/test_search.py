@@ -10,7 +10,7 @@ from platformdirs import user_config_path
 
 from launcher.domain import Profile, WeightsFormat
 from launcher.errors import EXIT_USAGE, ProfileError, ProfileNotFoundError
-from launcher.profiles import load_all, load_profile
+from launcher.profiles import load_all, load_profile, load_smaller
 from launcher.profiles.search import shipped_directory, user_directory
 from tests.profiles.conftest import WriteProfile
 
@@ -224,3 +224,24 @@ def test_resolving_a_name_imports_little() -> None:
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == ""
+
+
+@pytest.mark.usefixtures("user_profiles")
+def test_smaller_models_are_those_of_the_listing() -> None:
+    """Of each size asked for, `load_smaller` gives exactly the listed profiles below it, equal ones, largest first."""
+    sizes = {
+        profile.name: next(a.spec.n_parameters for a in profile.artifacts if a.spec is not None)
+        for profile in all_without_faults()
+    }
+    by_size = sorted(all_without_faults(), key=lambda profile: (-sizes[profile.name], profile.name))
+    for limit in (0, *sizes.values(), 1 << 60):
+        assert list(load_smaller(limit)) == [profile for profile in by_size if sizes[profile.name] < limit]
+
+
+def test_the_users_smaller_models_shadow_the_shipped_ones(write_profile: WriteProfile) -> None:
+    """A shipped model whose name a user's file or alias claims is not among the smaller ones; a broken file hides none."""
+    write_profile("mine", 'aliases = ["gemma2-9b"]')
+    write_profile("gemma3-270m", "nonsense = 1")
+    names = [profile.name for profile in load_smaller(1 << 60)]
+    assert "gemma2-9b" not in names
+    assert "gemma3-270m" in names
