@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets as random_source
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -137,6 +137,24 @@ async def open_engine(
             await holding.await_ready(session, start_timeout_s)
             yield session
     finally:
-        await holding.close()
-        # A guard that was killed leaves its record and perhaps its engine; one that obeyed leaves neither.
-        await asyncio.to_thread(reclaim, instance)
+        await _to_its_end(_let_go(holding, instance))
+
+
+async def _let_go(holding: _Holding, instance: Instance) -> None:
+    await holding.close()
+    # A guard that was killed leaves its record and perhaps its engine; one that obeyed leaves neither.
+    await asyncio.to_thread(reclaim, instance)
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Wait for the work whatever happens: a block that ran out of time is cancelled, its engine is ended all the same."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            cancelled = True
+    task.result()
+    if cancelled:
+        raise asyncio.CancelledError

@@ -89,3 +89,18 @@ def test_a_killed_guard_leaves_nothing_after_the_block(state_dir: Path) -> None:
     with open_instance("x") as instance:
         asyncio.run(kill_guard(instance))
         assert _is_gone(command, instance)
+
+
+def test_it_is_gone_when_the_time_is_over_while_it_ends(state_dir: Path) -> None:
+    """The limit of a block may expire while its engine is being ended: that goes on to its end, and is then said."""
+    del state_dir
+    command = _command("--ignore-sigterm")
+
+    async def hold_too_long(instance: Instance) -> None:
+        async with asyncio.timeout(None) as limit, open_engine(command, instance=instance):
+            limit.reschedule(asyncio.get_running_loop().time() + 0.2)  # the grace alone is longer
+
+    with open_instance("x") as instance:
+        with pytest.raises(TimeoutError):
+            asyncio.run(hold_too_long(instance))
+        assert _is_gone(command, instance)
