@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launcher.domain import Address, Command
@@ -101,6 +102,8 @@ def test_it_is_gone_when_the_time_is_over_while_it_ends(state_dir: Path) -> None
             limit.reschedule(asyncio.get_running_loop().time() + 0.2)  # the grace alone is longer
 
     with open_instance("x") as instance:
+        before = set(psutil.Process().children())
         with pytest.raises(TimeoutError):
             asyncio.run(hold_too_long(instance))
+        assert set(psutil.Process().children()) == before, "the guard was not waited for"
         assert _is_gone(command, instance)
