@@ -3,7 +3,7 @@
     python -m benchmarks.chaos [--faults 200] [--seed 1] [--kinds kill,hang,...] [--json FILE] [--slack 1.5]
 
 Run from the checkout's root. Real weights, real engines, the planner, supervisor and gateway of `launch serve`, and eight
-clients (four streaming) with one request after another. Faults are injected one at a time, at random moments, in
+clients (half of them streaming) with one request after another. Faults are injected one at a time, at random moments, in
 episodes: each has a state directory and a copy of the weights of its own, for a lesson learnt under a limit that was
 lifted again would keep the next plans small. Every fifth episode serves with llama_cpp.server, the others with
 llama-server. An episode ends, under load, by SIGTERM.
@@ -187,10 +187,13 @@ KINDS: Final[dict[str, Callable[["Run"], Awaitable[None]]]] = {
 class Run:
     """All faults of one run, and what was seen of them."""
 
-    def __init__(self, folder: Path, kinds: list[str], dice: random.Random, engines: tuple[Engine, ...]) -> None:
+    def __init__(
+        self, folder: Path, kinds: list[str], dice: random.Random, engines: tuple[Engine, ...], n_clients: int
+    ) -> None:
         """Hold the faults to come, in their order."""
         self._folder = folder
         self._engines = engines
+        self._n_clients = n_clients
         self._model = require_weights(next(a for a in load_profile("gemma3-270m").artifacts if a.package is not None))
         self._bares: dict[Engine, list[Bare]] = defaultdict(list)
         self._to_come = kinds
@@ -247,7 +250,7 @@ class Run:
             episode.start()
             if await episode.await_told(_is_ready, 0) is None:
                 raise SystemExit(f"nothing was served: {episode.words_of_end()}")  # noqa: EM102, TRY003
-            load = Load(episode.url, n_streaming=4, n_plain=4, seed=seed)
+            load = Load(episode.url, n_streaming=self._n_clients // 2, n_plain=self._n_clients // 2, seed=seed)
             async with load:
                 for kind in self._take_kinds():
                     await asyncio.sleep(self.dice.uniform(0.3, 1.5))
@@ -500,7 +503,7 @@ def play(args: argparse.Namespace) -> dict[str, object]:
     else:
         probe.rmdir()
     with tempfile.TemporaryDirectory(prefix="launcher-chaos-") as folder:
-        run = Run(Path(folder), _draw(kinds, args.faults, dice), dice, args.engines)
+        run = Run(Path(folder), _draw(kinds, args.faults, dice), dice, args.engines, args.clients)
         asyncio.run(run.play())
     print_table(run.outcomes, args.slack)
     return summarise(run, args)
@@ -512,6 +515,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--kinds", type=lambda text: text.split(","), default=list(KINDS), help=",".join(KINDS))
+    parser.add_argument("--clients", type=int, default=8, help="half of them streaming")
     parser.add_argument("--engines", type=_engines, default=(Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON))
     parser.add_argument("--slack", type=float, default=SLACK_S, help="seconds beyond the engine's own load")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the report there")
