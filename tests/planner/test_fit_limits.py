@@ -68,3 +68,15 @@ def test_what_the_engine_would_not_start_with_is_refused(settings: Settings, fac
     assert isinstance(outcome, Refusal)
     assert outcome.code is RefusalCode.UNSUPPORTED
     assert fact in outcome.derivation[0]
+
+
+def test_a_context_beyond_the_training_is_lowered_where_it_is_a_wish_and_refused_where_it_is_an_order() -> None:
+    """Gemma 2 was trained for 8192 tokens; by either name the user's own number is never changed."""
+    wish = replace(_GEMMA, wishes=replace(_GEMMA.wishes, n_ctx_per_request=16384))
+    lowered = decide(Request(profile=wish), _RTX4090)
+    assert isinstance(lowered, Plan)
+    assert lowered.n_ctx_per_request == 8192
+    assert any("trained for no more" in fact for fact in lowered.given_up)
+    for fixed in (Settings(n_ctx=16384, n_parallel=1), Settings(n_ctx_per_request=16384)):
+        refused = decide(Request(profile=wish, settings=fixed), _RTX4090)
+        assert isinstance(refused, Refusal)
