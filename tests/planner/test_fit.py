@@ -326,3 +326,22 @@ def test_alternatives_are_a_front() -> None:
         assert better.speed is not None
         assert faster.speed is not None
         assert better.speed.generation_tps < faster.speed.generation_tps
+
+
+@given(st.integers(600, 9 * 1024), st.integers(1, 2))
+@settings(max_examples=60, deadline=None)
+def test_no_layer_that_fits_is_left_on_the_host(free_mib: int, n_devices: int) -> None:
+    """Of a model that is offloaded in part, one layer more is refused."""
+    machine = _machine(free_mib * MIB, 32 * GIB, n_devices)
+    fixed = Settings(
+        quantization="q4_k_m",
+        n_ctx_per_request=4096,
+        n_parallel=1,
+        n_ubatch=512,
+        cache_type_k=CacheType.F16,
+        cache_type_v=CacheType.F16,
+    )
+    outcome = decide(Request(profile=_GEMMA, settings=fixed), machine, _PREPARED)
+    if isinstance(outcome, Plan) and outcome.n_gpu_layers <= outcome.n_layer:
+        more = replace(fixed, n_gpu_layers=outcome.n_gpu_layers + 1)
+        assert isinstance(decide(Request(profile=_GEMMA, settings=more), machine, _PREPARED), Refusal)

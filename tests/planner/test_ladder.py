@@ -292,3 +292,26 @@ def test_the_foot_of_the_ladder_has_checked_ways_out() -> None:
     found = advise(refusal, request, _CARD, argv=("serve",), alternatives=Alternatives(), calibration=None)
     assert found.advice
     assert found.advice[0].argv[:2] == ("launch", "serve")
+
+
+@pytest.mark.parametrize(
+    ("fixed", "is_lowered"),
+    [
+        (Settings(), True),
+        (Settings(n_ctx_per_request=16384), False),
+        (Settings(n_ctx=16384, n_parallel=1), False),
+    ],
+)
+def test_a_context_is_lowered_down_the_whole_ladder_only_where_it_was_a_wish(
+    fixed: Settings, *, is_lowered: bool
+) -> None:
+    """Whichever of its two names it was fixed by."""
+    machine = _machine(12 * GIB, 32 * GIB, 1)
+    request = Request(profile=replace(_LLAMA, wishes=Wishes(n_ctx_per_request=16384)), settings=fixed)
+    outcome = decide(request, machine, _PREPARED)
+    contexts: list[int] = []
+    while isinstance(outcome, Plan) and len(contexts) < _MOST_STEPS:
+        contexts.append(outcome.n_ctx_per_request)
+        outcome = _step(outcome, request, machine, "gpu0", None)
+    assert len(contexts) > 2
+    assert (min(contexts) < contexts[0]) is is_lowered
