@@ -335,7 +335,7 @@ def _choose(
     target: Target,
     weigh: _Weigher | None = None,
     *,
-    whole_only: bool,
+    whole_only: bool = False,
 ) -> "Trial | VllmTrial | None":
     """Return the best trial above the floors: without offload if any fits so, else with the least offload."""
     quick = _quick_enough((t for c in candidates for t in whole_trials(c, ask, target)), ask)
