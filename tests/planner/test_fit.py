@@ -345,3 +345,13 @@ def test_no_layer_that_fits_is_left_on_the_host(free_mib: int, n_devices: int) -
     if isinstance(outcome, Plan) and outcome.n_gpu_layers <= outcome.n_layer:
         more = replace(fixed, n_gpu_layers=outcome.n_gpu_layers + 1)
         assert isinstance(decide(Request(profile=_GEMMA, settings=more), machine, _PREPARED), Refusal)
+
+
+def test_the_longest_context_is_sought_with_layers_on_the_host_too() -> None:
+    """Llama 3.1 was trained for 131072 tokens: where that is the objective, they are given beside 8 GiB."""
+    profile = load_profile("llama3.1-8b")
+    profile = replace(profile, wishes=replace(profile.wishes, objective=Objective.CONTEXT))
+    outcome = decide(Request(profile=profile), _machine(8 * GIB, 24 * GIB))
+    assert isinstance(outcome, Plan)
+    assert outcome.n_ctx_per_request == 131072
+    assert outcome.n_gpu_layers <= outcome.n_layer
