@@ -45,8 +45,6 @@ DEFAULT_MIN_CTX: Final = 2048
 """The floor of one request's context where the profile names none: assumed to be the least that chat can use."""
 _MOST_RELIEF_SHARE: Final = 8
 """A step need not free more than this fraction of what was planned: of an allocation that failed, a part was there."""
-
-
 _BOUNDARY: Final = 3
 """Places tried from where bisection found relief: the use of a memory does not fall quite strictly with the layers."""
 
@@ -74,8 +72,9 @@ def step_down(
 
     ``memory`` is a device's name or ``host``; ``failed_bytes`` what could not be allocated, ``None`` where nobody
     said; ``while_serving`` tells that the engine had loaded: then its prompt cache and checkpoints are given up before
-    anything else, for they are what grows in host memory. ``inventory`` is the machine as it is now, without the engine; ``calibration`` holds what was learnt, this
-    time included. A refusal carries no advice: ``advice.advise`` adds it.
+    anything else, for they are what grows in host memory. ``inventory`` is the machine as it is now, without the
+    engine; ``calibration`` holds what was learnt, this time included. A refusal carries no advice: ``advice.advise``
+    adds it.
     """
     prepared = prepare(request.profile) if prepared is None else prepared
     floors = resolve_ask(request)
