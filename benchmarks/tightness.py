@@ -5,8 +5,9 @@
 Run from the checkout's root. Each round draws a model (the shipped profiles' shapes, and shapes that no formula was
 fitted to), its quantization, context, parallel requests, cache type, and one to two devices whose free memory is drawn
 around the need. The planner chooses; then llama-server itself is asked for its breakdown of the plan, and of plans
-with more layers (or fewer experts on the host), with workers of its own build as devices. Exit code 1 where a plan
-exceeds a device, or leaves more than one layer out that would have fitted.
+with more layers (or fewer experts on the host), with workers of its own build as devices. Where the engine gives no
+account of a draw (build 11434 aborts on some small models with several slots: its graph outgrows its own bound) that is
+counted apart. Exit code 1 where a plan exceeds a device, or leaves more than one layer out that would have fitted.
 """
 
 import argparse
@@ -47,6 +48,7 @@ from launcher.profiles import load_all
 from launcher.units import GIB, MIB
 
 _NO_FLOOR: Final = Limits(min_generation_tps=1e-9)
+_CONTEXTS: Final = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 MOST_OFF: Final = 1
 """Layers that a plan may leave out although they would have fitted."""
 
@@ -110,7 +112,7 @@ def draw_question(dice: random.Random, name: str, profile: Profile) -> Draw:
     cache = dice.choice((None, None, None, CacheType.Q8_0))
     settings = Settings(
         quantization=artifact.quantization,
-        n_ctx=dice.choice([n for n in (2048, 4096, 8192, 16384, 32768, 65536) if n <= trained or n == 2048]),  # noqa: PLR2004
+        n_ctx=dice.choice([n for n in _CONTEXTS if n <= trained] or [trained]),
         n_parallel=dice.choice((1, 1, 2, 4, 8)),
         cache_type_k=cache,
         cache_type_v=cache,
@@ -232,7 +234,12 @@ def main() -> int:
                     continue
                 if not path.exists():
                     write_shape(question.spec, path)
-                finding = examine(outcome, path, server, _only(rpc, len(outcome.budgets) - 1))
+                try:
+                    finding = examine(outcome, path, server, _only(rpc, len(outcome.budgets) - 1))
+                except RuntimeError as error:
+                    counts["no account"] += 1
+                    print(f"{question.words}  {str(error).partition(chr(10))[0][:200]}", flush=True)
+                    continue
                 counts[f"{finding.n_left_out}"] += 1
                 worst_mib = max(worst_mib, finding.over_mib)
                 wrong = finding.over_mib > 0 or finding.n_left_out > MOST_OFF
