@@ -12,6 +12,7 @@ from typing import Final
 import aiohttp
 
 from launcher.domain import Address, Command
+from launcher.supervisor.environment import key_of
 
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 0.25
@@ -32,7 +33,7 @@ def base_url(address: Address) -> str:
 async def open_session(command: Command, env: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientSession]:
     """Open a session to the command's endpoint, with its key where one is required; proxies are not used."""
     headers = {"Content-Type": "application/json"}
-    key = env.get(command.api_key_env) if command.api_key_env else None
+    key = key_of(command, env)
     if key:
         headers["Authorization"] = f"Bearer {key}"
     async with aiohttp.ClientSession(base_url(command.address), headers=headers, trust_env=False) as session:

@@ -24,6 +24,7 @@ from launcher.store import Instance, identify
 from launcher.supervisor import failures, faults, placement, sickness
 from launcher.supervisor.account import Account, without_tensors
 from launcher.supervisor.checks import check_start
+from launcher.supervisor.environment import environment_of, key_of
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.guard import become_subreaper, descendants
 from launcher.supervisor.logs import redact, secrets_of
@@ -48,8 +49,6 @@ _MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
 _N_RING: Final = 500
 _N_PLACEMENT: Final = 4000  # lines; a verbose log of a hundred layers has some hundreds
 _N_PROGRESS: Final = 80  # characters of the engine's last line that are shown while it loads
-_NOT_THE_ENGINES: Final = frozenset({"LAUNCHER_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
-"""Keys in the launcher's environment that no engine needs."""
 _LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
 _SERVING: Final = frozenset({Phase.READY, Phase.DRAINING})
 _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_STEP})
@@ -58,12 +57,6 @@ _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, 
 def _words(line: str) -> str:
     """Return the beginning of a log line without llama-server's time and level (``0.01.019.005 I ``)."""
     return re.sub(r"^[\d.]+ [A-Z] ", "", line.strip())[:_N_PROGRESS]
-
-
-def _environment(command: Command) -> dict[str, str]:
-    """Return what an engine inherits: all but the keys of others, and what its command adds."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_THE_ENGINES}
-    return {**inherited, **command.env}
 
 
 class ServeResult(Noun, frozen=True):
@@ -121,7 +114,7 @@ class _Supervision:
         *,
         service: Service | None,
     ) -> None:
-        self._command = command
+        self._use(command)
         self._plan = plan
         self._service = service
         self._n_spawns = 0
@@ -132,8 +125,6 @@ class _Supervision:
         self._load_s: float | None = None
         self._instance = instance
         self._options = options
-        self._env = _environment(command)
-        self._secrets = secrets_of(self._env)
         self._phase = Phase.IDLE
         self._queue: asyncio.Queue[tuple[Event, int, Failure | None]] = asyncio.Queue()
         self._generation = 0
@@ -428,9 +419,12 @@ class _Supervision:
         """Give every engine but the first a command of its own, for the plan of now and on a port that is free now."""
         self._n_spawns += 1
         if self._service is not None and self._plan is not None and self._n_spawns > 1:
-            self._command = self._service.make_command(self._plan, tell=not self._vigil.is_known(self._plan))
-            self._env = _environment(self._command)
-            self._secrets = secrets_of(self._env)
+            self._use(self._service.make_command(self._plan, tell=not self._vigil.is_known(self._plan)))
+
+    def _use(self, command: Command) -> None:
+        self._command = command
+        self._env = environment_of(command)
+        self._secrets = secrets_of(self._env)
 
     def _is_overdrawn_at_once(self) -> bool:
         """Judge the start by what is free now; nothing is started where it is known not to fit.
@@ -456,7 +450,7 @@ class _Supervision:
                 assert self._tether is not None  # noqa: S101 - it is who reports
                 engine = identify(int(report["pid"]))
                 self._oom_kills = OomKills.of(int(report["pid"]))
-                self._account.update(guard=self._tether.guard, engine=engine, last_exit=self._account.record.last_exit)
+                self._account.update(guard=self._tether.guard, engine=engine)
                 self._notify_spawned(engine, int(report["pid"]))
                 self._post(Event.SPAWNED)
             case "spawn-failed":
@@ -682,8 +676,7 @@ class _Supervision:
         if self._service is not None:
             from launcher.supervisor.readiness import base_url  # noqa: PLC0415 - loaded by now
 
-            key = self._env.get(self._command.api_key_env) if self._command.api_key_env else None
-            self._service.front.attach(base_url(self._command.address), key)
+            self._service.front.attach(base_url(self._command.address), key_of(self._command, self._env))
             self._vigil.begin()
             self._start_task(self._watch_health(self._service.front))
             self._start_task(self._review(self._service))
@@ -743,7 +736,7 @@ class _Supervision:
         """Now and then keep what the engine was seen to hold, and see whether there is room for more again."""
         while self._plan is not None:
             await asyncio.sleep(self._options.review_s)
-            service.front.publish(self._account.record, self._load_s, self._vigil.own_bytes())
+            self._publish(self._account.record)
             if news := self._vigil.news():
                 await asyncio.to_thread(service.stepper.learn_use, self._plan, news)
             if self._account.record.n_ladder_steps and not self._vigil.is_strained():

@@ -17,6 +17,7 @@ from launcher.errors import EngineFailedError, PlacementError
 from launcher.store import Instance
 from launcher.supervisor import faults, placement
 from launcher.supervisor.checks import check_start
+from launcher.supervisor.environment import environment_of
 from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.reclaim import reclaim
 from launcher.supervisor.tether import Tether
@@ -35,8 +36,8 @@ class _Holding:
 
     def __init__(self, command: Command, instance: Instance) -> None:
         self._command = command
-        self._env = {**os.environ, **command.env}
-        self._secrets = secrets_of(self._env)
+        self.env = environment_of(command)
+        self._secrets = secrets_of(self.env)
         self.lines: deque[str] = deque(maxlen=_N_LINES)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._signal: int | None = None
@@ -44,7 +45,7 @@ class _Holding:
         token = random_source.token_hex(16)
         self.tether = Tether(
             command.argv,
-            self._env,
+            self.env,
             record_path=instance.guard_path(token),
             token=token,
             orphan_grace_s=_ORPHAN_GRACE_S,
@@ -133,7 +134,7 @@ async def open_engine(
         message = f"no process can be started: {(error.strerror or str(error)).lower()}"
         raise EngineFailedError(message) from error
     try:
-        async with readiness.open_session(command, {**os.environ, **command.env}) as session:
+        async with readiness.open_session(command, holding.env) as session:
             await holding.await_ready(session, start_timeout_s)
             yield session
     finally:

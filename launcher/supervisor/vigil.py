@@ -40,7 +40,7 @@ class Vigil:
 
     def is_known(self, plan: Plan) -> bool:
         """Whether a start can be judged now: the engine has told what this plan takes, and what is free was seen since."""
-        return self._known(plan) is not None and not self._is_stale
+        return self.has_told(plan) and not self._is_stale
 
     def has_told(self, plan: Plan) -> bool:
         """Whether the engine told, at this start or an earlier one, what this plan takes."""
