@@ -95,17 +95,11 @@ def _parse(quant: str | None, context: int | None, engine: str | None) -> "Setti
 
 def engine_opener(instance: "Instance") -> "OpenEngine":
     """Return what starts a plan's engine, under the instance's lock, for as long as a block lasts."""
-    from launcher.backends import build_command
-    from launcher.domain import Address
-    from launcher.fetch import require_weights
-    from launcher.supervisor.checks import free_port
+    from launcher.cli.service import make_command
     from launcher.supervisor.session import open_engine
 
     def open_plan(plan: "Plan") -> "AbstractAsyncContextManager[ClientSession]":
-        weights = require_weights(plan.artifact)
-        address = Address(port=free_port("127.0.0.1"))
-        command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
-        return open_engine(command, instance=instance, plan=plan)
+        return open_engine(make_command(plan, tell=False), instance=instance, plan=plan)
 
     return open_plan
 

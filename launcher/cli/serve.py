@@ -1,5 +1,6 @@
 """``launch serve``: plan, start, wait until it answers, keep it so until it is told to stop."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -60,10 +61,10 @@ def serve(
     """Serve a model until Ctrl-C; exit code 3 if no plan fits this machine."""
     from msgspec.structs import replace
 
-    from launcher.cli.service import build_service, read_keys
+    from launcher.cli.service import build_service
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
-    from launcher.gateway.keys import check_exposure
+    from launcher.gateway.keys import check_exposure, read_keys
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import render_outcome
     from launcher.store import open_instance
@@ -86,7 +87,7 @@ def serve(
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     profile = replace(profile, address=opt.with_address(profile.address, host=host, port=port))
-    keys = read_keys(api_key_file)
+    keys = read_keys(os.environ, api_key_file)
     check_exposure(profile.address, keys)
     if detach:
         raise typer.Exit(_detach(profile.name))

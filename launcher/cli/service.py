@@ -1,6 +1,5 @@
 """What stands around a served engine: the gateway as the runner's front, the stepper, and how a plan becomes a command."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -139,6 +138,7 @@ def build_service(
     from launcher.domain import Engine
     from launcher.gateway.gateway import Gateway
     from launcher.gateway.policy import Limits
+    from launcher.inventory import probe_inventory
     from launcher.supervisor.setback import Service
     from launcher.supervisor.stepping import MachineStepper
 
@@ -149,7 +149,7 @@ def build_service(
     def make_gateway() -> Gateway:
         return Gateway(plan.model, limits=Limits(n_running=n_running), keys=keys)
 
-    stepper = MachineStepper(request, probe=_probe, argv=argv, alternatives=alternatives)
+    stepper = MachineStepper(request, probe=probe_inventory, argv=argv, alternatives=alternatives)
     return Service(
         front=GatewayFront(make_gateway, plan.address),
         stepper=stepper,
@@ -157,18 +157,3 @@ def build_service(
         devices=machine.devices,
         step_up=request.profile.fallback.step_up,
     )
-
-
-def _probe() -> "Inventory":
-    from launcher.inventory import probe_inventory
-
-    return probe_inventory()
-
-
-def read_keys(file: Path | None) -> "Keys":
-    """Return the endpoint's API keys: from a file, and from the environment."""
-    import os
-
-    from launcher.gateway.keys import read_keys
-
-    return read_keys(os.environ, file)

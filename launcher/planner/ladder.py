@@ -169,12 +169,7 @@ def least_relief(planned: int, failed_bytes: int | None) -> int:
 
 def tightest(plan: Plan) -> str:
     """Return the memory that the plan fills most: the likeliest to have run out where nobody said which."""
-
-    def headroom(name: str) -> int:
-        budget = next(budget for budget in plan.budgets if budget.name == name)
-        return budget.budget_bytes - planned_bytes(plan, name)
-
-    return min((budget.name for budget in plan.budgets), key=headroom)
+    return min(plan.budgets, key=lambda budget: budget.budget_bytes - planned_bytes(plan, budget.name)).name
 
 
 def lowered(place: Place, wished: Ask, memory: str) -> tuple[str, ...]:

@@ -6,12 +6,14 @@ It must not know phases, nor decide what follows. Pure.
 import shlex
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from launcher.domain import Noun, Plan, Refusal
 from launcher.errors import EngineFailedError, LauncherError, PlacementError, PortInUseError
 from launcher.supervisor import faults
 from launcher.supervisor.preflight import Preflight
 from launcher.supervisor.preflight import describe as describe_preflight
-from launcher.supervisor.setback import Setback, Shortage
+from launcher.supervisor.setback import Setback, Shortage, Step
 from launcher.supervisor.signs import Cause
 from launcher.supervisor.strain import Strain
 from launcher.supervisor.strain import describe as describe_strain
@@ -20,13 +22,23 @@ _N_PLACEMENT_SHOWN = 12
 
 
 class Failure(Noun, frozen=True):
-    """Why an engine is being given up. ``setback`` is there where memory is the cause, and a smaller plan may help."""
+    """Why an engine is being given up.
+
+    ``setback`` is there where memory is the cause, and a smaller plan may help; ``step`` where the plan to go on with is
+    known before the engine is given up.
+    """
 
     message: str
     kind: type[LauncherError] = EngineFailedError
     help: str | None = None
     lines: tuple[str, ...] = ()
     setback: Setback | None = None
+    step: Step | None = None
+
+    @property
+    def leads_on(self) -> bool:
+        """Whether another plan can follow."""
+        return self.setback is not None or self.step is not None
 
     def to_error(self) -> LauncherError:
         """Return it as what ends a command."""
@@ -134,4 +146,4 @@ def of_lost_guard(log: Sequence[str]) -> Failure:
 def of_many_deaths(last: Failure, n_deaths: int) -> Failure:
     """Word that the last death was one too many."""
     message = f"{last.message} ({n_deaths} deaths, no further start)" if n_deaths > 1 else last.message
-    return Failure(kind=last.kind, message=message, help=last.help, lines=last.lines)
+    return replace(last, message=message)

@@ -121,7 +121,6 @@ class _Supervision:
         self._oom_kills = OomKills()
         self._vigil = Vigil(options.strain)
         self._offered: Plan | None = None
-        self._next_step: Step | None = None
         self._load_s: float | None = None
         self._instance = instance
         self._options = options
@@ -214,8 +213,7 @@ class _Supervision:
         if isinstance(answer, Refusal):
             self.notify("ladder.none", f"{failure.message}; it serves on, for {answer.fact}")
             return
-        self._next_step = answer
-        self._post(Event.STRAINED, failure)
+        self._post(Event.STRAINED, replace(failure, step=answer))
 
     def _on_blind(self, error: Exception) -> None:
         self.notify("memory.blind", f"memory can no longer be watched: {type(error).__name__}: {error}")
@@ -271,13 +269,8 @@ class _Supervision:
             self._cancel_tasks()
         if before in _SERVING and after not in _SERVING and self._service is not None:
             self._service.front.detach(fault.message if fault is not None else f"it is {state_of(after)}")
-        if fault is not None and after is Phase.DRAINING:
-            self._failure = fault
-        elif fault is not None and after in _GIVING_UP:
-            self._failure = fault
-            if after is not Phase.CLEARING_TO_STEP:  # a step has its own bound: each is smaller than the last
-                self._remember_death()
-            self.notify("engine.failed", fault.message, cause=event.value)
+        if fault is not None:
+            self._on_fault(after, event, fault)
         if after is Phase.FAILED and self._failure is not None:
             self.notify("instance.failed", f"`{self._instance.name}` failed: {self._failure.message}")
         elif after is Phase.STOPPING:
@@ -289,6 +282,20 @@ class _Supervision:
             self._drop_tether()
             self._vigil.bury()
         self._describe_change(before, after)
+
+    def _on_fault(self, after: Phase, event: Event, fault: Failure) -> None:
+        """Keep why the engine is given up, or is about to be."""
+        if after is Phase.DRAINING:
+            self._failure = fault
+            return
+        if after not in _GIVING_UP:
+            return
+        if after is not Phase.CLEARING_TO_STEP:  # a step has its own bound: each is smaller than the last
+            self._failure = fault
+            self._remember_death()
+        elif fault.leads_on:  # else it hung while it drained, and why it drains leads on
+            self._failure = fault
+        self.notify("engine.failed", fault.message, cause=event.value)
 
     def _describe_change(self, before: Phase, after: Phase) -> None:
         changes: dict[str, object] = {"state": state_of(after)}
@@ -484,7 +491,7 @@ class _Supervision:
         signal_number = None if signal_number is None else int(signal_number)
         how = faults.describe_exit(code, signal_number)
         self._account.update(last_exit=how)
-        expected = self._phase in {Phase.STOPPING, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_RETRY}
+        expected = self._phase is Phase.STOPPING or self._phase in _GIVING_UP
         self.notify("engine.exited", f"the engine ended ({how})", expected=expected, code=code, signal=signal_number)
         was_ready = self._phase not in _LOADING
         found = faults.classify(
@@ -752,18 +759,18 @@ class _Supervision:
             if offer is not None:
                 self.notify("ladder.offer", offer)
         if service.step_up and was_offered and better is not None and offer is not None:
-            self._next_step = Step(plan=better, story=(offer,), is_up=True)
-            self._post(Event.ROOMIER, Failure(message=offer))
+            step_up = Step(plan=better, story=(offer,), is_up=True)
+            self._post(Event.ROOMIER, Failure(message=offer, step=step_up))
 
     async def _replan(self) -> None:
         """Take the step that was found before, or ask for one, in a thread: the machine has to be measured."""
-        answer: Step | Refusal | None = self._next_step
-        self._next_step = None
+        failure = self._failure
+        assert self._service is not None and failure is not None  # noqa: S101, PT018 - something led here
+        answer: Step | Refusal | None = failure.step
         if answer is None:
-            assert self._service is not None and self._failure is not None  # noqa: S101, PT018 - there was a setback
-            assert self._failure.setback is not None  # noqa: S101 - as above
+            assert failure.setback is not None  # noqa: S101 - no other failure leads here
             try:
-                answer = await asyncio.to_thread(self._service.stepper.next_plan, self._failure.setback)
+                answer = await asyncio.to_thread(self._service.stepper.next_plan, failure.setback)
             except LauncherError as error:
                 self._failure = failures.of_error(error)
                 self._post(Event.FOOT, self._failure)

@@ -75,7 +75,8 @@ class MachineStepper:
         machine = _with_own_memory(self._settled(setback, memory), setback.own_bytes)
         others = _taken_by_others(plan, machine, memory)
         measured = _describe_free(machine, memory, others)
-        if others and self._retried != plan and _still_fits(plan, machine):
+        runs_on = setback.shortage is Shortage.PRESSURE
+        if others and not runs_on and self._retried != plan and _still_fits(plan, machine):
             self._retried = plan
             return Step(plan=plan, story=(setback.words, measured, "the same plan is tried once more"), is_retry=True)
         known = self._learn(setback, memory, machine) if not others else self._known(machine)
@@ -89,7 +90,7 @@ class MachineStepper:
             prepared=self._candidates(),
             calibration=known,
         )
-        if isinstance(outcome, Refusal) and others and setback.shortage is not Shortage.PRESSURE:
+        if isinstance(outcome, Refusal) and others and not runs_on:
             wait = "nothing smaller fits beside them; it is tried again, for they may give it back"
             return Step(plan=plan, story=(setback.words, measured, wait), is_retry=True, after_backoff=True)
         if isinstance(outcome, Refusal):
@@ -200,7 +201,7 @@ def _still_fits(plan: Plan, machine: Inventory) -> bool:
     """Whether every memory still has what the plan needs of it, margin included."""
     for budget in plan.budgets:
         free = free_bytes(machine, budget.name)
-        if free is not None and planned_bytes(plan, budget.name) > free - budget.margin_bytes - budget.residual_bytes:
+        if free is not None and planned_bytes(plan, budget.name) > replace(budget, free_bytes=free).budget_bytes:
             return False
     return True
 

@@ -144,6 +144,19 @@ def test_pressure_teaches_nothing_and_counts_the_engines_own_memory_as_free() ->
 
 
 @pytest.mark.usefixtures("state_dir")
+def test_an_engine_that_serves_is_not_replaced_by_itself() -> None:
+    """Others have taken memory fast and the plan would fit beside them: under pressure the same plan is no answer."""
+    plan = _plan()
+    own = planned_bytes(plan, "gpu0")
+    setback = _setback(plan, Shortage.PRESSURE, own_bytes={"gpu0": own}, failed_bytes=64 * MIB)
+    step = _stepper(_machine(22 * GIB - own)).next_plan(setback)
+    assert isinstance(step, Step)
+    assert any("other processes have taken 1.0 GiB" in line for line in step.story)
+    assert not step.is_retry
+    assert planned_bytes(step.plan, "gpu0") < own
+
+
+@pytest.mark.usefixtures("state_dir")
 def test_use_is_learnt_of_devices_and_of_the_host_only_where_it_is_more() -> None:
     """Mapped weights that are not resident yet are no discovery."""
     plan = _plan()
