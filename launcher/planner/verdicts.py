@@ -3,16 +3,13 @@
 It must not propose anything: ways out are ``advice.py``'s.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
-
-from msgspec.structs import replace
 
 from launcher.domain import (
     STARTABLE,
     Condition,
     DeviceProcess,
-    Host,
     Inventory,
     Outcome,
     Plan,
@@ -21,6 +18,7 @@ from launcher.domain import (
     Verdict,
 )
 from launcher.planner.ask import merge_settings
+from launcher.planner.freed import give_back
 from launcher.planner.quality import kl_divergence
 from launcher.planner.search import (
     Alternatives,
@@ -75,8 +73,10 @@ def _after_others_leave(outcome: Outcome, search: Search, alternatives: Alternat
     found = _better(outcome, search, machine) if names else None
     if found is None and _wants_host_memory(outcome):
         programs = alternatives.programs()
-        names += [_describe_program(program, "memory") for program in programs]
-        machine = replace(machine, host=_freed_host(machine.host, programs))
+        names += [describe_program(program, "memory") for program in programs]
+        # A group's limit stays as it is used: these programs may be outside of it.
+        held = sum(program.used_bytes or 0 for program in programs)
+        machine = give_back(machine, {"host": held}, within_group=False)
         found = _better(outcome, search, machine) if programs else None
     if found is not None:
         leave = "leaves" if len(names) == 1 else "leave"
@@ -85,22 +85,18 @@ def _after_others_leave(outcome: Outcome, search: Search, alternatives: Alternat
 
 
 def _freed_devices(inventory: Inventory) -> tuple[Inventory, list[str]]:
-    names, devices = [], []
-    for device in inventory.devices:
-        held = sum(process.used_bytes or 0 for process in device.processes)
-        free = device.total_bytes if device.free_bytes is None else device.free_bytes
-        devices.append(replace(device, free_bytes=min(device.total_bytes, free + held)))
-        names += [_describe_program(process, device.name) for process in device.processes if process.used_bytes]
-    return replace(inventory, devices=tuple(devices)), names
+    held = {device.name: sum(process.used_bytes or 0 for process in device.processes) for device in inventory.devices}
+    names = [
+        describe_program(process, device.name)
+        for device in inventory.devices
+        for process in device.processes
+        if process.used_bytes
+    ]
+    return give_back(inventory, held, within_group=False), names
 
 
-def _freed_host(host: Host, programs: Sequence[DeviceProcess]) -> Host:
-    """Return the host without these programs; a cgroup's limit stays as it is used, for they may be outside of it."""
-    held = sum(program.used_bytes or 0 for program in programs)
-    return replace(host, available_bytes=min(host.total_bytes, host.available_bytes + held))
-
-
-def _describe_program(process: DeviceProcess, memory: str) -> str:
+def describe_program(process: DeviceProcess, memory: str) -> str:
+    """Return who holds how much of a memory."""
     name = process.name or "an unnamed process"
     return f"{name} (pid {process.pid}, {format_bytes(process.used_bytes or 0)} of {memory})"
 

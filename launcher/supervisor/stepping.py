@@ -24,10 +24,12 @@ from launcher.planner.advice import advise
 from launcher.planner.calibration import machine_id
 from launcher.planner.corrections import learn, planned_bytes, remember
 from launcher.planner.fit import decide
+from launcher.planner.freed import give_back
 from launcher.planner.ladder import least_relief, step_down, tightest
 from launcher.planner.quality import kl_divergence
 from launcher.planner.search import Alternatives
 from launcher.planner.sizing import Candidate, prepare
+from launcher.planner.verdicts import describe_program
 from launcher.store import read_calibration, update_calibration
 from launcher.supervisor.preflight import HOST
 from launcher.supervisor.setback import Setback, Shortage, Step
@@ -72,7 +74,7 @@ class MachineStepper:
         """
         plan = setback.plan
         memory = setback.memory or tightest(plan)
-        machine = _with_own_memory(self._settled(setback, memory), setback.own_bytes)
+        machine = give_back(self._settled(setback, memory), setback.own_bytes, within_group=True)
         others = _taken_by_others(plan, machine, memory)
         measured = _describe_free(machine, memory, others)
         runs_on = setback.shortage is Shortage.PRESSURE
@@ -171,7 +173,7 @@ class MachineStepper:
 
     def better_plan(self, plan: Plan, own_bytes: Mapping[str, int]) -> Plan | None:
         """Return what would be planned today if this instance gave back its own memory, where that is more."""
-        machine = _with_own_memory(self._probe(), own_bytes)
+        machine = give_back(self._probe(), own_bytes, within_group=True)
         outcome = decide(self._request, machine, self._candidates(), self._known(machine))
         return outcome if isinstance(outcome, Plan) and is_better(outcome, plan) else None
 
@@ -220,20 +222,6 @@ def _least_unaccounted(plan: Plan, memory: str, setback: Setback) -> int:
     return budget.free_bytes - budget.margin_bytes - planned + relief
 
 
-def _with_own_memory(machine: Inventory, own_bytes: Mapping[str, int]) -> Inventory:
-    devices = tuple(
-        device
-        if device.free_bytes is None
-        else replace(device, free_bytes=min(device.total_bytes, device.free_bytes + own_bytes.get(device.name, 0)))
-        for device in machine.devices
-    )
-    own = own_bytes.get("host", 0)
-    host = machine.host
-    used = None if host.cgroup_used_bytes is None else max(0, host.cgroup_used_bytes - own)
-    available = min(host.total_bytes, host.available_bytes + own)
-    return replace(machine, devices=devices, host=replace(host, available_bytes=available, cgroup_used_bytes=used))
-
-
 # --- Words ------------------------------------------------------------------------------------------------------
 
 
@@ -243,7 +231,7 @@ def _describe_free(machine: Inventory, memory: str, others: int) -> str:
     if not others:
         return now
     names = [
-        f"{process.name or 'process'} ({process.pid}) {format_bytes(process.used_bytes)}"
+        describe_program(process, memory)
         for device in machine.devices
         if device.name == memory
         for process in device.processes
