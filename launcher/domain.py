@@ -177,6 +177,11 @@ class Settings(Noun, frozen=True):
     flash_attn: bool | None = None
     n_threads: int | None = None
 
+    @property
+    def fix_context(self) -> bool:
+        """Whether the context is fixed, as a total or for each request."""
+        return self.n_ctx is not None or self.n_ctx_per_request is not None
+
 
 class Limits(Noun, frozen=True):
     """Floors below which a plan is refused rather than degraded."""

@@ -132,8 +132,7 @@ def _by_loss(refusal: Refusal, search: Search, alternatives: Alternatives) -> It
     if refusal.code in {RefusalCode.NO_ENGINE, RefusalCode.ENGINE_TOO_OLD}:
         return
     yield from _harmless_cache(search)
-    settings = search.request.settings
-    context_was_named = settings.n_ctx is not None or settings.n_ctx_per_request is not None
+    context_was_named = search.request.settings.fix_context
     if not context_was_named:
         yield from _less_context(search)
     yield from _smaller_quantization(search)

@@ -3,6 +3,7 @@
 It must not know models or machines beyond the context that a model was trained for.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 from msgspec import Struct
@@ -40,7 +41,7 @@ class Ask(Struct, frozen=True, kw_only=True):
 def merge_settings(pins: Settings, settings: Settings) -> Settings:
     """Lay what the command line fixes over what the profile pins."""
     fixed = {name: value for name in settings.__struct_fields__ if (value := getattr(settings, name)) is not None}
-    if "n_ctx" in fixed or "n_ctx_per_request" in fixed:
+    if settings.fix_context:
         pins = replace(pins, n_ctx=None, n_ctx_per_request=None)
     return replace(pins, **fixed)
 
@@ -75,3 +76,45 @@ def with_context(ask: Ask, n_ctx_per_request: int) -> Ask:
     """Return the ask with another context for each request."""
     n_ctx = pad(n_ctx_per_request, CELL_PADDING) * ask.n_parallel
     return replace(ask, n_ctx_per_request=n_ctx_per_request, n_ctx=n_ctx)
+
+
+def hold_context(ask: Ask, n_ctx_train: int) -> Ask | None:
+    """Return the ask with no more context than the model was trained for (0: unknown), where that is allowed.
+
+    A wish is lowered as far as the profile's limit; an order is not, and ``None`` is returned.
+    """
+    if not n_ctx_train or ask.n_ctx_per_request <= n_ctx_train:
+        return ask
+    if ask.settings.fix_context or n_ctx_train < (ask.min_n_ctx_per_request or 0):
+        return None
+    return with_context(ask, n_ctx_train)
+
+
+def with_less_context(ask: Ask) -> Iterator[Ask]:
+    """Yield the ask with ever less context than was wished for, in powers of two down to the profile's limit.
+
+    Nothing is yielded where the user fixed the context or the profile has no limit.
+    """
+    least, n_ctx = ask.min_n_ctx_per_request, ask.n_ctx_per_request
+    if least is None or ask.settings.fix_context:
+        return
+    while n_ctx > least:
+        n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
+        yield with_context(ask, n_ctx)
+
+
+def with_more_context(ask: Ask, n_ctx_train: int) -> Iterator[Ask]:
+    """For the objective ``context``, yield the ask with ever more of it, in powers of two, as far as the model was trained."""
+    if ask.objective is not Objective.CONTEXT or ask.settings.fix_context:
+        return
+    n_ctx = ask.n_ctx_per_request * 2
+    while n_ctx <= n_ctx_train:
+        yield with_context(ask, n_ctx)
+        n_ctx *= 2
+
+
+def note_lowered(wished: Ask, given: Ask, why: str) -> tuple[str, ...]:
+    """Say that a request is given less context than was wished for; nothing where it is not."""
+    if given.n_ctx_per_request == wished.n_ctx_per_request:
+        return ()
+    return (f"context lowered from {wished.n_ctx_per_request} to {given.n_ctx_per_request}: {why}",)

@@ -12,7 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, Plan, Refusal, RefusalCode, Request
-from launcher.planner.ask import Ask, resolve_ask, with_context
+from launcher.planner.ask import Ask, hold_context, note_lowered, resolve_ask, with_less_context, with_more_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.choice import pareto_front, pick
 from launcher.planner.footprint.limits import find_contradiction
@@ -109,8 +109,8 @@ def _decide(
     shorter = _with_less_context(allowed, ask, target, best, weigh, whole_only=whole_only)
     if shorter is not None:
         why = "nothing fits with more" if best is None else "more needs offload"
-        wished, (ask, best) = ask.n_ctx_per_request, shorter
-        lowered = (*lowered, f"context lowered from {wished} to {ask.n_ctx_per_request}: {why}")
+        wished, (ask, best) = ask, shorter
+        lowered = (*lowered, *note_lowered(wished, ask, why))
     if best is None and whole_only:
         return None
     if best is None:
@@ -263,13 +263,10 @@ def _those_for_which_there_is_disk(candidates: tuple[Candidate, ...], inventory:
 def _trained_context(ask: Ask, candidates: tuple[Candidate, ...]) -> tuple[Ask | Refusal, tuple[str, ...]]:
     """Hold the context to what the model was trained for: a wish is lowered, an order is refused."""
     n_train = max(candidate.architecture.n_ctx_train for candidate in candidates)
-    if not n_train or ask.n_ctx_per_request <= n_train:
-        return ask, ()
-    is_wish = ask.settings.n_ctx is None and ask.settings.n_ctx_per_request is None
-    if is_wish and n_train >= (ask.min_n_ctx_per_request or 0):
-        fact = f"context lowered from {ask.n_ctx_per_request} to {n_train}: the model was trained for no more"
-        return with_context(ask, n_train), (fact,)
-    return (ask if ask.force else refuse_context(ask, n_train)), ()
+    held = hold_context(ask, n_train)
+    if held is None:
+        return (ask if ask.force else refuse_context(ask, n_train)), ()
+    return held, note_lowered(ask, held, "the model was trained for no more")
 
 
 def _with_less_context(
@@ -285,14 +282,10 @@ def _with_less_context(
 
     It helps where nothing need be offloaded then, or where nothing was ``found`` to fit before.
     """
-    least, fixed = ask.min_n_ctx_per_request, ask.settings
-    if (found is not None and found.is_whole) or least is None or fixed.n_ctx or fixed.n_ctx_per_request:
+    if found is not None and found.is_whole:
         return None
     first = None
-    n_ctx = ask.n_ctx_per_request
-    while n_ctx > least:
-        n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
-        shorter = with_context(ask, n_ctx)
+    for shorter in with_less_context(ask):
         trial = _choose(candidates, shorter, target, weigh, whole_only=whole_only)
         if trial is not None and trial.is_whole:
             return shorter, trial
@@ -308,17 +301,12 @@ def _without_margins(candidates: tuple[Candidate, ...], ask: Ask, target: Target
 
 def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target, weigh: _Weigher) -> Ask:
     """For the objective ``context``: the longest context, in powers of two, at which something still fits."""
-    settings = ask.settings
-    if ask.objective is not Objective.CONTEXT or settings.n_ctx or settings.n_ctx_per_request:
-        return ask
     n_train = max((c.architecture.n_ctx_train for c in candidates), default=0)
     best = ask
-    n_ctx = ask.n_ctx_per_request * 2
-    while n_ctx <= n_train:
-        longer = with_context(ask, n_ctx)
+    for longer in with_more_context(ask, n_train):
         if _choose(candidates, longer, target, weigh) is None:
             break
-        best, n_ctx = longer, n_ctx * 2
+        best = longer
     return best
 
 

@@ -252,7 +252,7 @@ def _fewer_requests(place: Place, wished: Ask, _target: Target, _prepared: tuple
 
 
 def _less_context(place: Place, wished: Ask, _target: Target, _prepared: tuple[Candidate, ...]) -> Iterator[Place]:
-    if wished.settings.n_ctx is not None or wished.settings.n_ctx_per_request is not None:
+    if wished.settings.fix_context:
         return
     floor = _min_ctx(wished)
     n_ctx = place.ask.n_ctx_per_request

@@ -21,7 +21,6 @@ from launcher.domain import (
     HostUse,
     Inventory,
     MemoryUse,
-    Objective,
     Outcome,
     Plan,
     Provenance,
@@ -30,7 +29,7 @@ from launcher.domain import (
     Request,
     Speed,
 )
-from launcher.planner.ask import Ask, resolve_ask, with_context
+from launcher.planner.ask import Ask, hold_context, note_lowered, resolve_ask, with_less_context, with_more_context
 from launcher.planner.basis import basis_of_free
 from launcher.planner.choice import pick
 from launcher.planner.footprint.vllm import (
@@ -108,9 +107,8 @@ def decide_vllm(request: Request, inventory: Inventory, forms: tuple[Form, ...] 
     held = _grown_context(held, named, inventory)
     trials, shortfalls = find_trials(named, held, inventory)
     if not trials and (shorter := _with_less_context(named, held, inventory)) is not None:
-        wished, (held, trials) = held.n_ctx_per_request, shorter
-        fact = f"context lowered from {wished} to {held.n_ctx_per_request}: nothing fits with more"
-        lowered = (*lowered, fact)
+        wished, (held, trials) = held, shorter
+        lowered = (*lowered, *note_lowered(wished, held, "nothing fits with more"))
     if not trials:
         return _refuse_no_fit(held, shortfalls)
     return build_vllm_plan(pick(trials, held.objective), held, inventory, lowered)
@@ -199,31 +197,20 @@ def _trained_context(ask: Ask, forms: Sequence[Form]) -> Ask | Refusal:
     ``--force`` does not help, for the engine itself refuses to start with more.
     """
     n_train = max((form.n_ctx_train for form in forms), default=0)
-    if not n_train or ask.n_ctx_per_request <= n_train:
-        return ask
-    is_wish = ask.settings.n_ctx is None and ask.settings.n_ctx_per_request is None
-    if is_wish and n_train >= (ask.min_n_ctx_per_request or 0):
-        return with_context(ask, n_train)
+    held = hold_context(ask, n_train)
+    if held is not None:
+        return held
     refusal = refuse_context(ask, n_train)
     return replace(refusal, derivation=("vllm does not start with more",), certain=True)
 
 
 def _lowering(asked: Ask, held: Ask) -> tuple[str, ...]:
-    wished, given = asked.n_ctx_per_request, held.n_ctx_per_request
-    if wished == given:
-        return ()
-    return (f"context lowered from {wished} to {given}: the model was trained for no more",)
+    return note_lowered(asked, held, "the model was trained for no more")
 
 
 def _with_less_context(forms: Sequence[Form], ask: Ask, inventory: Inventory) -> tuple[Ask, list[VllmTrial]] | None:
     """Give less context than was wished for, in powers of two down to the profile's limit, until something fits."""
-    least, settings = ask.min_n_ctx_per_request, ask.settings
-    if least is None or settings.n_ctx or settings.n_ctx_per_request:
-        return None
-    n_ctx = ask.n_ctx_per_request
-    while n_ctx > least:
-        n_ctx = max(least, 1 << (n_ctx - 1).bit_length() - 1)
-        shorter = with_context(ask, n_ctx)
+    for shorter in with_less_context(ask):
         trials, _ = find_trials(forms, shorter, inventory)
         if trials:
             return shorter, trials
@@ -232,16 +219,12 @@ def _with_less_context(forms: Sequence[Form], ask: Ask, inventory: Inventory) ->
 
 def _grown_context(ask: Ask, forms: Sequence[Form], inventory: Inventory) -> Ask:
     """For the objective ``context``: the longest context, in powers of two, at which some form still fits."""
-    settings = ask.settings
-    if ask.objective is not Objective.CONTEXT or settings.n_ctx or settings.n_ctx_per_request:
-        return ask
     n_train = max((form.n_ctx_train for form in forms), default=0)
-    best, n_ctx = ask, ask.n_ctx_per_request * 2
-    while n_ctx <= n_train:
-        longer = with_context(ask, n_ctx)
+    best = ask
+    for longer in with_more_context(ask, n_train):
         if not find_trials(forms, longer, inventory)[0]:
             break
-        best, n_ctx = longer, n_ctx * 2
+        best = longer
     return best
 
 
