@@ -619,6 +619,11 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     """What each figure rests on: measured, read, published, derived or assumed."""
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the model that could be on a device runs on the CPU."""
+        return not self.footprint.devices or (self.n_gpu_layers > self.n_layer and not self.n_cpu_moe)
+
 
 class RefusalCode(StrEnum):
     """Why the answer is no."""

@@ -72,10 +72,7 @@ def decide_whole(
     """Return what ``decide`` would, if that is a plan without offload; sooner, as nothing else is looked for."""
     # forced plans may use the margins, but only where nothing else fits, offloaded or not
     outcome = _decide(request, inventory, prepared, calibration, forms, whole_only=not request.force)
-    if not isinstance(outcome, Plan):
-        return None
-    on_devices = outcome.n_gpu_layers > outcome.n_layer and not outcome.n_cpu_moe
-    return outcome if on_devices or not outcome.footprint.devices else None
+    return outcome if isinstance(outcome, Plan) and outcome.is_whole else None
 
 
 def _decide(

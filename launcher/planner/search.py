@@ -126,7 +126,7 @@ class Search(Struct, frozen=True, kw_only=True):
 
 def describe_placement(plan: Plan) -> str:
     """Say what of a plan runs on the CPU, and how fast it is so; nothing where all is in one place."""
-    if is_whole(plan):
+    if plan.is_whole:
         return ""
     tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed else ""
     if plan.n_gpu_layers > plan.n_layer:
@@ -160,8 +160,3 @@ def smallest_that_holds(search: Search, machines: tuple[Inventory, ...]) -> tupl
         if plan is not None:
             return machine, plan
     return None
-
-
-def is_whole(plan: Plan) -> bool:
-    """Tell whether nothing of the model that could be on a device runs on the CPU."""
-    return not plan.footprint.devices or (plan.n_gpu_layers > plan.n_layer and not plan.n_cpu_moe)

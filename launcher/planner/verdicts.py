@@ -26,7 +26,6 @@ from launcher.planner.search import (
     describe_form,
     describe_machine,
     describe_placement,
-    is_whole,
     smallest_that_holds,
     write_tps,
 )
@@ -105,7 +104,7 @@ def _wants_host_memory(outcome: Outcome) -> bool:
     """Whether more of the host's memory could change the answer."""
     if isinstance(outcome, Refusal):
         return outcome.code in _MENDED_BY_MEMORY
-    return bool(outcome.given_up) and (not outcome.footprint.devices or not is_whole(outcome))
+    return bool(outcome.given_up) and (not outcome.footprint.devices or not outcome.is_whole)
 
 
 def _better(outcome: Outcome, search: Search, machine: Inventory) -> Plan | None:
@@ -115,9 +114,9 @@ def _better(outcome: Outcome, search: Search, machine: Inventory) -> Plan | None
 
 
 def _is_better(plan: Plan, outcome: Outcome) -> bool:
-    if isinstance(outcome, Refusal) or is_whole(plan) != is_whole(outcome):
-        return isinstance(outcome, Refusal) or is_whole(plan)
-    if is_whole(plan):
+    if isinstance(outcome, Refusal) or plan.is_whole != outcome.is_whole:
+        return isinstance(outcome, Refusal) or plan.is_whole
+    if plan.is_whole:
         return kl_divergence(plan.quantization) < kl_divergence(outcome.quantization)
     return (plan.n_gpu_layers, -plan.n_cpu_moe) > (outcome.n_gpu_layers, -outcome.n_cpu_moe)
 
@@ -127,7 +126,7 @@ def _is_better(plan: Plan, outcome: Outcome) -> bool:
 
 def _with_another_device(outcome: Outcome, search: Search, alternatives: Alternatives) -> Iterator[Verdict]:
     """Say on which reference machine with a device it would fit as a whole."""
-    if outcome.code not in _MENDED_BY_MEMORY if isinstance(outcome, Refusal) else is_whole(outcome):
+    if outcome.code not in _MENDED_BY_MEMORY if isinstance(outcome, Refusal) else outcome.is_whole:
         return
     found = smallest_that_holds(search, tuple(machine for machine in alternatives.machines() if machine.devices))
     if found is not None:
@@ -147,7 +146,7 @@ def _with_another_engine(outcome: Outcome, search: Search) -> Iterator[Verdict]:
     for engine in profile.engines:
         _, plan = search.relax(engine=engine) if engine in STARTABLE else (None, None)
         if plan is not None:
-            tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed and is_whole(plan) else ""
+            tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed and plan.is_whole else ""
             text = f"{_fits(plan)}{tps} with {engine}, which this release starts"
             yield Verdict(condition=Condition.WITH_ANOTHER_ENGINE, fits=True, text=text)
             return

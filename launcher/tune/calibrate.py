@@ -218,7 +218,7 @@ class _Planner:
     def is_all_on_devices(self, point: Point) -> bool:
         """Whether the host computes nothing of the model: its threads then make no difference."""
         base = self._bases[point.build]
-        return bool(base.engine_devices) and base.n_gpu_layers > base.n_layer and not base.n_cpu_moe
+        return bool(base.engine_devices) and base.is_whole
 
     def with_plans(self, points: Iterable[Point]) -> list[tuple[Point, Plan]]:
         """Pair the points that can be planned with their plans."""
