@@ -37,9 +37,9 @@ from launcher.planner.search import (
     describe_form,
     describe_machine,
     describe_placement,
+    describe_speed,
     option_of,
     smallest_that_holds,
-    write_tps,
 )
 from launcher.planner.sizing import prepare
 from launcher.planner.verdicts import find_verdicts
@@ -263,8 +263,8 @@ def _smaller_model(search: Search, alternatives: Alternatives) -> Iterator[Advic
     for profile in alternatives.smaller(count_parameters(search.request.profile)):
         outcome = decide(Request(profile=profile, settings=kept), search.inventory, calibration=search.calibration)
         if isinstance(outcome, Plan):
-            tps = f", about {write_tps(outcome.speed.generation_tps)} tokens/s" if outcome.speed else ""
-            text = f"`{profile.name}` at {outcome.quantization} fits{describe_placement(outcome) or tps}"
+            how = describe_placement(outcome) or describe_speed(outcome)
+            text = f"`{profile.name}` at {outcome.quantization} fits{how}"
             exact = Request(profile=profile, settings=replace(kept, quantization=outcome.quantization))
             yield Advice(text=text, argv=search.command(exact))
             return
@@ -298,5 +298,5 @@ def _forced(refusal: Refusal, search: Search) -> Iterator[Advice]:
         return
     relaxed, plan = search.relax(force=True)
     if plan is not None:
-        tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed else ""
-        yield Advice(text=f"--force runs it all the same: {plan.quantization}{tps}", argv=search.command(relaxed))
+        text = f"--force runs it all the same: {plan.quantization}{describe_speed(plan)}"
+        yield Advice(text=text, argv=search.command(relaxed))

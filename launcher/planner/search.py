@@ -128,10 +128,9 @@ def describe_placement(plan: Plan) -> str:
     """Say what of a plan runs on the CPU, and how fast it is so; nothing where all is in one place."""
     if plan.is_whole:
         return ""
-    tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed else ""
     if plan.n_gpu_layers > plan.n_layer:
-        return f" with the experts of {plan.n_cpu_moe} of {plan.n_layer} layers on the CPU{tps}"
-    return f" with {plan.n_gpu_layers} of {plan.n_layer + 1} layers on the GPU{tps}"
+        return f" with the experts of {plan.n_cpu_moe} of {plan.n_layer} layers on the CPU{describe_speed(plan)}"
+    return f" with {plan.n_gpu_layers} of {plan.n_layer + 1} layers on the GPU{describe_speed(plan)}"
 
 
 def describe_form(plan: Plan) -> str:
@@ -139,9 +138,13 @@ def describe_form(plan: Plan) -> str:
     return f"{plan.quantization} by vllm" if plan.engine is Engine.VLLM else plan.quantization
 
 
-def write_tps(tps: float) -> str:
-    """Return tokens per second with as many digits as a prediction has."""
-    return f"{tps:.0f}" if tps >= 10 else f"{tps:.2g}"  # noqa: PLR2004
+def describe_speed(plan: Plan) -> str:
+    """Say how fast a plan is, with as many digits as a prediction has; nothing where that is unknown."""
+    if plan.speed is None:
+        return ""
+    tps = plan.speed.generation_tps
+    written = f"{tps:.0f}" if tps >= 10 else f"{tps:.2g}"  # noqa: PLR2004
+    return f", about {written} tokens/s"
 
 
 def describe_machine(machine: Inventory) -> str:

@@ -26,8 +26,8 @@ from launcher.planner.search import (
     describe_form,
     describe_machine,
     describe_placement,
+    describe_speed,
     smallest_that_holds,
-    write_tps,
 )
 from launcher.units import format_bytes
 
@@ -146,7 +146,7 @@ def _with_another_engine(outcome: Outcome, search: Search) -> Iterator[Verdict]:
     for engine in profile.engines:
         _, plan = search.relax(engine=engine) if engine in STARTABLE else (None, None)
         if plan is not None:
-            tps = f", about {write_tps(plan.speed.generation_tps)} tokens/s" if plan.speed and plan.is_whole else ""
+            tps = describe_speed(plan) if plan.is_whole else ""
             text = f"{_fits(plan)}{tps} with {engine}, which this release starts"
             yield Verdict(condition=Condition.WITH_ANOTHER_ENGINE, fits=True, text=text)
             return
