@@ -62,17 +62,8 @@ def plan(
     gives ``("plan", "--inventory", "rtx4090")``): advice repeats it. ``alternatives`` are asked for only where
     something does not fit as it is. ``calibration`` is what was measured on this very machine.
     """
-    prepared, forms = prepare(request.profile), prepare_forms(request.profile)
-    outcome = decide(request, inventory, prepared, calibration, forms)
-    search = Search(
-        request=request,
-        inventory=inventory,
-        argv=argv or ("plan",),
-        prepared=prepared,
-        forms=forms,
-        calibration=calibration,
-        seen={},
-    )
+    search = _prepare_search(request, inventory, argv or ("plan",), calibration)
+    outcome = search.decide(request, inventory, calibration)
     if isinstance(outcome, Refusal):
         outcome = _with_ways_out(outcome, search, alternatives)
     return replace(outcome, verdicts=find_verdicts(outcome, search, alternatives))
@@ -88,7 +79,13 @@ def advise(
     calibration: Calibration | None,
 ) -> Refusal:
     """Return a refusal that was come by otherwise (at the foot of the ladder) with its checked ways out."""
-    search = Search(
+    return _with_ways_out(refusal, _prepare_search(request, inventory, argv, calibration), alternatives)
+
+
+def _prepare_search(
+    request: Request, inventory: Inventory, argv: tuple[str, ...], calibration: Calibration | None
+) -> Search:
+    return Search(
         request=request,
         inventory=inventory,
         argv=argv,
@@ -97,7 +94,6 @@ def advise(
         calibration=calibration,
         seen={},
     )
-    return _with_ways_out(refusal, search, alternatives)
 
 
 def _with_ways_out(refusal: Refusal, search: Search, alternatives: Alternatives) -> Refusal:
