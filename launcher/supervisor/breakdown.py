@@ -15,9 +15,11 @@ processor uses (repacked weights): host memory as well. Mapped weights count as 
 """
 
 import re
+from functools import reduce
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from launcher.domain import MemoryUse, Noun
 from launcher.units import MIB
@@ -60,8 +62,7 @@ class Breakdown(Noun, frozen=True):
 
 def remembered(told: Breakdown) -> Breakdown:
     """Return the breakdown as it holds for the next start of the same command: without what was free at this one."""
-    devices = tuple(DeviceRow(use=row.use) for row in told.devices)
-    return Breakdown(devices=devices, hosts=told.hosts, complete=told.complete)
+    return replace(told, devices=tuple(replace(row, free_bytes=None) for row in told.devices))
 
 
 def read_line(told: Breakdown, line: str) -> Breakdown:
@@ -72,31 +73,41 @@ def read_line(told: Breakdown, line: str) -> Breakdown:
         if _OBJECT in line:
             return _read_object(line) or told
         if match := _ROW.search(line):
-            return _with_row(told, match)
+            return _with_row(told, _read_row(match))
     elif told.hosts and _END.search(line):
-        return Breakdown(devices=told.devices, hosts=told.hosts, complete=True)
+        return replace(told, complete=True)
     return told
 
 
-def _with_row(told: Breakdown, match: re.Match[str]) -> Breakdown:
-    weights, context, compute = (int(match[part]) * MIB for part in ("model", "context", "compute"))
-    use = MemoryUse(name=match["name"], weights_bytes=weights, kv_cache_bytes=context, compute_bytes=compute)
-    if match["free"] is None:
-        return Breakdown(devices=told.devices, hosts=(*told.hosts, use))
-    return Breakdown(devices=(*told.devices, DeviceRow(use=use, free_bytes=int(match["free"]) * MIB)), hosts=told.hosts)
-
-
-# --- The JSON object --------------------------------------------------------------------------------------------
-
-
 class _Row(msgspec.Struct):
-    """A row as the engine writes it; ``free`` is a device's alone."""
+    """A row as the engine writes it, in MiB; ``free`` is a device's alone."""
 
     name: str
     model: int
     context: int
     compute: int
     free: int | None = None
+
+
+def _read_row(match: re.Match[str]) -> _Row:
+    model, context, compute = (int(match[part]) for part in ("model", "context", "compute"))
+    free = None if match["free"] is None else int(match["free"])
+    return _Row(name=match["name"], model=model, context=context, compute=compute, free=free)
+
+
+def _with_row(told: Breakdown, row: _Row) -> Breakdown:
+    use = MemoryUse(
+        name=row.name,
+        weights_bytes=row.model * MIB,
+        kv_cache_bytes=row.context * MIB,
+        compute_bytes=row.compute * MIB,
+    )
+    if row.free is None:
+        return replace(told, hosts=(*told.hosts, use))
+    return replace(told, devices=(*told.devices, DeviceRow(use=use, free_bytes=row.free * MIB)))
+
+
+# --- The JSON object --------------------------------------------------------------------------------------------
 
 
 class _Data(msgspec.Struct):
@@ -116,17 +127,4 @@ def _read_object(line: str) -> Breakdown | None:
         return None
     if data.unit != "MiB":
         return None
-    devices: list[DeviceRow] = []
-    hosts: list[MemoryUse] = []
-    for row in data.rows:
-        use = MemoryUse(
-            name=row.name,
-            weights_bytes=row.model * MIB,
-            kv_cache_bytes=row.context * MIB,
-            compute_bytes=row.compute * MIB,
-        )
-        if row.free is None:
-            hosts.append(use)
-        else:
-            devices.append(DeviceRow(use=use, free_bytes=row.free * MIB))
-    return Breakdown(devices=tuple(devices), hosts=tuple(hosts), complete=True)
+    return replace(reduce(_with_row, data.rows, Breakdown()), complete=True)
