@@ -78,7 +78,8 @@ def parse_meminfo(text: str) -> HostMemory | None:
     return found if 0 < found.available_bytes <= found.total_bytes else None
 
 
-def _memory(root: Path) -> HostMemory:
+def probe_host_memory(root: Path = Path("/")) -> HostMemory:
+    """Return the machine's memory as it is now, whatever its control groups leave of it."""
     try:
         told = parse_meminfo((root / "proc/meminfo").read_text(errors="replace"))
     except OSError:
@@ -124,7 +125,7 @@ def probe_host(*, disk_path: Path | None = None, root: Path = Path("/")) -> Host
 
     Bandwidth of the memory is unknown: the firmware tells it to root only.
     """
-    memory = _memory(root)
+    memory = probe_host_memory(root)
     cgroup = probe_memory(root)
     affinity = os.sched_getaffinity(0)
     quota = probe_cpu_quota(root)

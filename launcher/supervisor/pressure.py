@@ -7,21 +7,23 @@ asked in a thread that nobody waits for: a sample may be late, and says when it 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Final
-
-import psutil
+from typing import TYPE_CHECKING, Final
 
 from launcher.domain import Device, DeviceLoad, EngineInstall, Plan
 from launcher.inventory.cgroup import find_folders, read_memory
+from launcher.inventory.host import probe_host_memory
 from launcher.inventory.llama_text import parse_devices
-from launcher.inventory.nvidia_live import NvidiaMonitor, open_nvidia
+from launcher.inventory.nvidia_driver import has_driver
 from launcher.inventory.proc import run_bounded
 from launcher.inventory.psi import find_psi, read_psi
 from launcher.inventory.sysfs import probe_amd
 from launcher.supervisor.processes import Survey, resident_bytes, survey
 from launcher.supervisor.strain import HOST, Gauge, Sample
+
+if TYPE_CHECKING:
+    from launcher.inventory.nvidia_live import NvidiaMonitor
 
 PERIOD_S: Final = 1.0
 _SURVEY_S: Final = 10.0
@@ -43,7 +45,7 @@ class Probe:
         self,
         plan: Plan | None,
         devices: tuple[Device, ...] = (),
-        nvidia: NvidiaMonitor | None = None,
+        nvidia: "NvidiaMonitor | None" = None,
         root: Path = Path("/"),
     ) -> None:
         """Find once what stays: the control groups of this process, which its engine is in too, and the devices.
@@ -85,8 +87,8 @@ class Probe:
 
     def _host_gauge(self) -> Gauge:
         """Return host memory, or the control group's where that leaves less."""
-        memory, group = psutil.virtual_memory(), read_memory(self._folders, with_cache=False)
-        total, free, limit = memory.total, memory.available, "host memory"
+        memory, group = probe_host_memory(self._root), read_memory(self._folders, with_cache=False)
+        total, free, limit = memory.total_bytes, memory.available_bytes, "host memory"
         if group.limit_bytes is not None and (left := group.limit_bytes - (group.used_bytes or 0)) < free:
             total, free, limit = group.limit_bytes, max(0, left), "the control group's memory"
         return Gauge(
@@ -141,6 +143,14 @@ def list_memory(install: EngineInstall) -> Mapping[str, tuple[int, int]]:
     }
 
 
+def _open_nvidia() -> "AbstractContextManager[NvidiaMonitor | None]":
+    if not has_driver():
+        return nullcontext()
+    from launcher.inventory.nvidia_live import open_nvidia  # noqa: PLC0415 - 8 ms and 2 MiB, for a driver alone
+
+    return open_nvidia()
+
+
 @contextmanager
 def sampling(
     plan: Plan | None,
@@ -161,7 +171,7 @@ def sampling(
 
     def run() -> None:
         try:
-            with open_nvidia() as nvidia:
+            with _open_nvidia() as nvidia:
                 probe = Probe(plan, devices, nvidia)
                 while not over.is_set():
                     on_sample(probe.look(top()))

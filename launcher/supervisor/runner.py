@@ -182,7 +182,7 @@ class _Supervision:
         """Look at the plan's memories for as long as the instance lives, where something can follow from it."""
         if self._service is None:
             return contextlib.nullcontext()
-        # Imported here: psutil and NVML, which an engine without a front does not need.
+        # Imported here: an engine without a front does not need it.
         from launcher.supervisor.pressure import sampling  # noqa: PLC0415
 
         def tell(call: Callable[[Any], None], value: object) -> None:

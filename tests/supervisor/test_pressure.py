@@ -205,6 +205,13 @@ def test_an_amd_gpu_is_read_from_sysfs(tmp_path: Path) -> None:
     assert (gauge.name, gauge.free_bytes, gauge.own_bytes) == ("gpu0", GIB, None)
 
 
+def test_a_sampler_without_a_driver_does_not_pay_for_one() -> None:
+    """NVML's bindings are imported where there is a driver, psutil where the kernel tells less than it should."""
+    code = "import sys; import launcher.supervisor.pressure; print(*{'psutil', 'pynvml'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
 def test_sampling_goes_on_until_the_block_ends() -> None:
     """The first sample comes at once, and none long after the end; the engine's number is asked for each time."""
     samples: list[Sample] = []
