@@ -59,18 +59,21 @@ def read_stat(pid: int) -> tuple[int, int, int] | None:
 
 def descendants(root: int) -> list[int]:
     """Return every process below ``root``, parents before their children, zombies included."""
+    stats = {int(entry): read_stat(int(entry)) for entry in os.listdir("/proc") if entry.isdecimal()}
+    return below(root, {pid: stat[0] for pid, stat in stats.items() if stat is not None})
+
+
+def below(root: int, parents: Mapping[int, int]) -> list[int]:
+    """Return every process below ``root``, parents before their children; ``parents`` names each one's parent."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdecimal():
-            found = read_stat(int(entry))
-            if found is not None:
-                children.setdefault(found[0], []).append(int(entry))
+    for pid, parent in parents.items():
+        children.setdefault(parent, []).append(pid)
     order: list[int] = []
     queue = [root]
     while queue:
-        below = children.pop(queue.pop(), [])
-        order += below
-        queue += below
+        found = children.pop(queue.pop(), [])
+        order += found
+        queue += found
     return order
 
 

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from launcher.domain import DeviceProcess, Noun, ProcessId
 from launcher.inventory.cgroup import find_oom_counter, read_oom_kills
 from launcher.inventory.text import printable
 from launcher.store import is_alive
-from launcher.supervisor.guard import descendants
+from launcher.supervisor.guard import below, descendants
 
 TOKEN_VARIABLE: Final = "LAUNCHER_GUARD_TOKEN"  # noqa: S105 - no password, a mark
 """In the environment of every process of an engine's tree; not a secret."""
@@ -66,20 +66,8 @@ def survey(root: int | None, n_largest: int = 32) -> Survey:
             name = printable(before.partition(b"(")[2].decode(errors="replace"))
             found.append(DeviceProcess(pid=pid, name=name, used_bytes=int(fields[21]) * _PAGE_BYTES))
     found.sort(key=lambda process: -(process.used_bytes or 0))
-    return Survey(below=_below(root, parents), largest=tuple(found[:n_largest]))
-
-
-def _below(root: int | None, parents: Mapping[int, int]) -> frozenset[int]:
-    children: dict[int, list[int]] = {}
-    for pid, parent in parents.items():
-        children.setdefault(parent, []).append(pid)
-    found: set[int] = set()
-    queue = [] if root is None else [root]
-    while queue:
-        below = children.pop(queue.pop(), [])
-        found.update(below)
-        queue += below
-    return frozenset(found)
+    ours = frozenset() if root is None else frozenset(below(root, parents))
+    return Survey(below=ours, largest=tuple(found[:n_largest]))
 
 
 def resident_bytes(pids: Iterable[int]) -> int:
@@ -208,8 +196,8 @@ def kill_marked(token: str, *, root: ProcessId | None = None, patience_s: float 
         if time.monotonic() > give_up:
             return (*bare, *marked)
         # Below them, those that cleaned their environment: killed while their parents still name them.
-        below = dict.fromkeys(child for top in (*bare, *marked) for child in descendants(top))
-        for pid in (*bare, *(pid for pid in below if pid not in marked)):
+        children = dict.fromkeys(child for top in (*bare, *marked) for child in descendants(top))
+        for pid in (*bare, *(pid for pid in children if pid not in marked)):
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
         for pid in marked:
