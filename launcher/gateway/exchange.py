@@ -139,7 +139,7 @@ class Exchange:
         self, client: Client, path: str, body: bytes, upstream: Upstream, attempt: Attempt, *, is_work: bool
     ) -> web.StreamResponse:
         try:
-            async with await self._send(client.request, path, body, upstream) as answer:
+            async with await self._send(client.request, body, upstream) as answer:
                 if answer.status == _UNAVAILABLE and is_work:  # a lookup may well be answered so
                     raise LostError(Loss.REJECTED, "the engine says that it is not available")
                 return await Relay(client, answer, attempt, self.limits, self.meters).run(path)
@@ -149,15 +149,11 @@ class Exchange:
                 raise
             raise lost from None
 
-    async def _send(
-        self, request: web.BaseRequest, path: str, body: bytes, upstream: Upstream
-    ) -> aiohttp.ClientResponse:
-        query = request.rel_url.raw_query_string
-        target = f"{upstream.base_url}{path}?{query}" if query else f"{upstream.base_url}{path}"
+    async def _send(self, request: web.BaseRequest, body: bytes, upstream: Upstream) -> aiohttp.ClientResponse:
         try:
             return await self.session.request(
                 request.method,
-                URL(target, encoded=True),
+                URL(f"{upstream.base_url}{request.rel_url.raw_path_qs}", encoded=True),
                 data=(io.BytesIO(body) if len(body) > _LARGE else body) or None,
                 headers=request_headers(request.headers, upstream.api_key),
                 allow_redirects=False,

@@ -11,7 +11,7 @@ from typing import Any, Final
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 
-from launcher.gateway.client import Client, HttpError
+from launcher.gateway.client import JSON, Client, HttpError
 from launcher.gateway.meters import Meters, route_of
 from launcher.gateway.policy import Limits
 
@@ -19,6 +19,7 @@ _LINGER_S: Final = 5.0  # for the rest of a body that was refused: closed at onc
 _N_SPARE: Final = 64  # connections beyond the bound that are still told so
 _N_BACKLOG: Final = 256
 _REFUSED_METHODS: Final = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
+_READING_METHODS: Final = (hdrs.METH_GET, hdrs.METH_HEAD)
 _LOG: Final = logging.getLogger("launcher.gateway")
 _LOG_HTTP: Final = logging.getLogger("launcher.gateway.http")  # what clients send that is no HTTP
 _LOG_HTTP.disabled = True  # anybody can make it write; and what was asked of a model is nobody's business
@@ -179,13 +180,13 @@ class Front(web.Server):
             raise HttpError(400, "bad-target", "the request's target is no path", last=True)
 
 
-def only(request: web.BaseRequest, *methods: str) -> None:
-    """Refuse other methods on a path that the gateway answers itself."""
-    if request.method not in methods:
-        raise HttpError(405, "bad-method", f"{request.path} is only for {', '.join(methods)}")
+def check_reads(request: web.BaseRequest) -> None:
+    """Refuse what is no GET or HEAD on a path that the gateway answers itself."""
+    if request.method not in _READING_METHODS:
+        raise HttpError(405, "bad-method", f"{request.path} is only for {', '.join(_READING_METHODS)}")
 
 
-def reply(body: bytes, *, status: int = 200, content_type: str = "application/json") -> web.Response:
+def reply(body: bytes, *, status: int = 200, content_type: str = JSON) -> web.Response:
     """Return a whole answer of the gateway's own."""
     kind: dict[str, Any] = {hdrs.CONTENT_TYPE: content_type}
     return web.Response(status=status, body=body, headers=kind)

@@ -15,7 +15,7 @@ from launcher.domain import Address, Noun
 from launcher.errors import PortInUseError
 from launcher.gateway.client import Client, HttpError
 from launcher.gateway.exchange import Exchange, open_session
-from launcher.gateway.front import Front, only, reply
+from launcher.gateway.front import Front, check_reads, reply
 from launcher.gateway.health import Status, describe_health, describe_model, describe_models, health_of
 from launcher.gateway.keys import Keys, check_exposure
 from launcher.gateway.line import Line
@@ -147,7 +147,7 @@ class Gateway:
         sent = request.headers.get(hdrs.AUTHORIZATION) or request.headers.get("X-Api-Key")
         may_pass = self._keys.admit(sent)
         if path in {"/health", "/v1/health"}:
-            only(request, hdrs.METH_GET, hdrs.METH_HEAD)
+            check_reads(request)
             return await client.finish(self._tell_health(in_full=may_pass))
         if not may_pass:
             raise HttpError(401, "invalid-api-key", "this endpoint wants an API key" if not sent else "wrong API key")
@@ -159,13 +159,13 @@ class Gateway:
 
     def _own_answer(self, request: web.BaseRequest, path: str) -> web.Response | None:
         if path == "/metrics":
-            only(request, hdrs.METH_GET, hdrs.METH_HEAD)
+            check_reads(request)
             return self._tell_metrics()
         if path in _MODELS:
-            only(request, hdrs.METH_GET, hdrs.METH_HEAD)
+            check_reads(request)
             return reply(describe_models(self._name, self._status.plan, self._created_at))
         if path == f"/v1/models/{self._name}":
-            only(request, hdrs.METH_GET, hdrs.METH_HEAD)
+            check_reads(request)
             return reply(describe_model(self._name, self._status.plan, self._created_at))
         return None
 
