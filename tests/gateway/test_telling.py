@@ -6,38 +6,26 @@ import sys
 from typing import Final
 
 import pytest
+from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher import domain
-from launcher.domain import Address, Artifact, CacheType, Footprint, HostUse, Plan, State, WeightsFormat
+from launcher.domain import Artifact, State, WeightsFormat
 from launcher.gateway.health import Health, MemoryFigure, Status, describe_health, health_of, summarise
 from launcher.gateway.meters import SECONDS, Histogram, route_of
 from launcher.gateway.policy import Door
 from launcher.units import GIB
 from tests.fakes.gateway import CHAT, Engine, serving
+from tests.fakes.plans import plan_for
 
-_PLAN: Final = Plan(
+_PLAN: Final = replace(
+    plan_for(),
     model="tiny",
-    engine=domain.Engine.LLAMA_SERVER,
-    format=WeightsFormat.GGUF,
-    quantization="q4_k_m",
     n_ctx=8192,
     n_ctx_per_request=4096,
     n_parallel=2,
-    kv_unified=False,
     n_batch=512,
     n_ubatch=128,
-    n_layer=18,
     n_gpu_layers=9,
-    n_cpu_moe=0,
-    cache_type_k=CacheType.F16,
-    cache_type_v=CacheType.F16,
-    flash_attn=True,
-    n_threads=2,
-    n_threads_batch=2,
-    address=Address(),
-    footprint=Footprint(devices=(), host=HostUse()),
-    budgets=(),
     artifact=Artifact(format=WeightsFormat.GGUF, quantization="q4_k_m", local_path="/home/me/secret.gguf"),
 )
 
