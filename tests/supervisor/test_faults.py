@@ -112,8 +112,8 @@ OUT_OF_MEMORY = [
     ("llama-server/b10434-rpc-oom-weights.log", "RPC0", 246587904, Part.WEIGHTS),
     ("llama-server/b10434-rpc-oom-kv-cache.log", "RPC0", 3686793216, Part.KV_CACHE),
     ("llama-server/b11434-rpc-oom-kv-cache.log", "RPC0", 3686793216, Part.KV_CACHE),
-    ("llama-cpp-python/0.3.36-oom-kv-cache.log", "host", None, Part.KV_CACHE),
-    ("llama-cpp-python/0.3.36-oom-compute.log", "host", None, Part.COMPUTE),
+    ("llama-cpp-python/0.3.36-oom-kv-cache.log", "host", 6144393216, Part.KV_CACHE),
+    ("llama-cpp-python/0.3.36-oom-compute.log", "host", 4315955200, Part.COMPUTE),
     ("vllm/0.32.0-cpu-oom-weights.log", "host", 196608000000, None),
     ("vllm/0.32.0-cpu-oom-at-start.log", "host", int((18.65 - 4.94) * GIB), None),
     ("vllm/0.32.0-cpu-oom-kv-cache.log", "host", int((400.0 - 5.08) * GIB), Part.KV_CACHE),
@@ -126,9 +126,7 @@ def test_out_of_memory_at_load(name: str, memory: str, n_bytes: int | None, part
     """Which memory refused how many bytes, and for what: the next plan down the ladder is sized by it."""
     found = classify(end_of(name))
     assert (found.cause, found.answer, found.was_ready) == (Cause.MEMORY, Answer.STEP_DOWN, False)
-    assert (found.memory, found.part) == (memory, part)
-    if n_bytes is not None:
-        assert found.n_bytes == n_bytes
+    assert (found.memory, found.n_bytes, found.part) == (memory, n_bytes, part)
 
 
 def test_a_gpu_that_does_not_suffice_for_vllm() -> None:
