@@ -15,7 +15,6 @@ from launcher.units import GIB, MIB, format_bytes
 HOST: Final = "host"
 _N_TELLING: Final = 8
 _SIGILL: Final = 4
-_SIGBUS: Final = 7
 _SIGKILL: Final = 9
 _SIGNALS: Final = {
     1: "SIGHUP", 2: "SIGINT", 4: "SIGILL", 6: "SIGABRT", 7: "SIGBUS", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV",
