@@ -349,10 +349,10 @@ class _Keys:
         return (self.number(key, default),) * n_layer
 
 
-def count_nextn(spec: ModelSpec) -> int:
+def count_nextn(spec: ModelSpec, n_layer: int) -> int:
     """Return how many of the last blocks only predict tokens ahead: weights that llama-server skips by default."""
     value = spec.metadata.get(f"{spec.architecture}.nextn_predict_layers")
-    return max(0, int(value)) if isinstance(value, int | float) else 0
+    return min(n_layer, max(0, int(value))) if isinstance(value, int | float) else 0
 
 
 def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int, n_nextn: int) -> tuple[bool, ...]:
@@ -456,7 +456,7 @@ def _caches(
     spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], *, n_swa: int, n_embd: int
 ) -> tuple[LayerCache, ...]:
     n_layer = len(heads)
-    n_trunk = n_layer - count_nextn(spec)
+    n_trunk = n_layer - count_nextn(spec, n_layer)
     # here the engine's filter lets a block that predicts ahead have a cache, unless its length says that it has experts
     in_hybrid, n_ff = spec.architecture.startswith("nemotron_h"), keys.per_layer("feed_forward_length", n_layer)
     recurrent = _recurrent_layers(spec, n_layer)
@@ -517,7 +517,7 @@ def read_architecture(spec: ModelSpec) -> Architecture:
     n_vocab = embedding[1] if len(embedding) > 1 else keys.number("vocab_size")
     n_expert, n_expert_used = keys.number("expert_count"), keys.number("expert_used_count")
     n_swa = _window(spec, keys)
-    n_nextn = min(n_layer, count_nextn(spec))
+    n_nextn = count_nextn(spec, n_layer)
     sliding = _sliding_layers(spec, keys, n_layer, n_nextn) if n_swa else (False,) * n_layer
     heads = _heads(keys, n_layer, n_embd, sliding)
     n_ff = keys.number("feed_forward_length")

@@ -156,6 +156,16 @@ def test_blocks_that_predict_ahead_are_dealt_out_but_not_held() -> None:
     assert place_layers(architecture.n_layer, 2, (1.0,)).blocks == (None,) * N_LAYER + (0,)
 
 
+def test_more_blocks_that_predict_ahead_than_blocks_are_all_of_them() -> None:
+    """A key that contradicts the depth is a figure, not a crash."""
+    assert _hold(_spec("glm4moe", keys={"nextn_predict_layers": 9})) == (
+        2 * N_EMBD * N_VOCAB,
+        0,
+        0,
+        2 * N_EMBD * N_VOCAB,
+    )
+
+
 def test_what_the_engine_forgets_to_skip_is_held() -> None:
     """Step 3.5 loads the feed-forward part of such a block although it never computes it."""
     extra = (TensorInfo(name=f"blk.{N_LAYER}.ffn_up.weight", shape=(N_EMBD, N_EMBD), type=TensorType.F16),)

@@ -319,7 +319,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
     table: list[tuple[str, Weight]] = []
     plain: list[tuple[str, Weight]] = []
     dense, experts = [0] * n_layer, [0] * n_layer
-    n_trunk, loaded_ahead = n_layer - count_nextn(spec), _LOADED_AHEAD.get(spec.architecture, ())
+    n_trunk, loaded_ahead = n_layer - count_nextn(spec, n_layer), _LOADED_AHEAD.get(spec.architecture, ())
     input_bytes = output_bytes = largest_output = 0
     embedding: TensorInfo | None = None
     has_output = False
