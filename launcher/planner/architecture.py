@@ -294,7 +294,11 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     @property
     def is_latent(self) -> bool:
         """Whether one compressed row per token serves as K and V (multi-head latent attention)."""
-        return any(isinstance(layer, FullAttention) and layer.n_embd_k and not layer.n_embd_v for layer in self.layers)
+        return any(
+            isinstance(layer, IndexedAttention)
+            or (isinstance(layer, FullAttention) and layer.n_embd_k > 0 and layer.n_embd_v == 0)
+            for layer in self.layers
+        )
 
     @property
     def is_moe(self) -> bool:

@@ -106,6 +106,15 @@ def test_an_architecture_without_flash_attention_has_no_packed_v_cache() -> None
     assert "`grok` has not" in found[0]
 
 
+def test_latent_attention_by_an_indexer_has_one_cache_too() -> None:
+    """Where every block has an indexer (DeepSeek 3.2) the engine still refuses two cache types."""
+    keys: dict[str, MetadataValue] = {"attention.key_length_mla": 192, "attention.indexer.key_length": 128}
+    architecture = read_architecture(_spec("deepseek32", keys=keys))
+    found = find_contradiction(architecture, replace(CONFIG, cache_type_k=CacheType.Q8_0))
+    assert found is not None
+    assert "`deepseek32` keeps one cache for both K and V" in found[0]
+
+
 def test_ordinary_settings_contradict_nothing() -> None:
     """Packed caches of heads of 64, and as many slots as tokens in a batch."""
     architecture = read_architecture(_spec())
