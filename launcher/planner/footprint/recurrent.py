@@ -35,6 +35,20 @@ from launcher.planner.footprint.graph import (
     view,
 )
 
+
+def _convolve(b: Blocks, x: Tensor, layer: Layer, n_tail: int, name: str = "ssm_conv1d") -> Tensor:
+    """Convolve channels over the cached tail of each sequence and its tokens, whose own tail is cached in turn.
+
+    ``x`` is ``(n_channels, n_per_seq, n_seq)``, as is the result.
+    """
+    n_channels, n_per_seq, n_seq = x.ne[:3]
+    cache = b.states(layer, "r", layer.recurrent[0])
+    tail = reshape(b.load_states(cache), n_tail, n_channels, n_seq)
+    joined = concat(tail, transpose(x), 0)
+    b.save_states(view(joined, shape(n_tail, n_channels, n_seq), joined.nb), cache)
+    return fresh(shape(n_channels, n_per_seq, n_seq), joined, b.need(layer, f"{name}.weight"))
+
+
 # --- State spaces -----------------------------------------------------------------------------------------------
 
 
@@ -44,14 +58,10 @@ def _mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     d_conv, d_inner = size_of(model, "ssm.conv_kernel"), size_of(model, "ssm.inner_size")
     d_state, dt_rank = size_of(model, "ssm.state_size"), int(numbers.get("ssm.time_step_rank", 0))
     n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
-    conv_cache = b.states(layer, "r", layer.recurrent[0])
-    conv = reshape(b.load_states(conv_cache), d_conv - 1, d_inner, n_seq)
     xz = b.project(layer, "ssm_in", reshape(x, x.ne[0], n_per_seq, n_seq))
     half = shape(d_inner, n_per_seq, n_seq)
     x, z = view(xz, half, xz.nb), view(xz, half, xz.nb)
-    conv_x = concat(conv, transpose(x), 0)
-    b.save_states(view(conv_x, shape(d_conv - 1, d_inner, n_seq), conv_x.nb), conv_cache)
-    x = fresh(half, conv_x, b.need(layer, "ssm_conv1d.weight"))
+    x = _convolve(b, x, layer, d_conv - 1)
     x = in_place(in_place(x, b.need(layer, "ssm_conv1d.bias")))
     x_db = mul_mat(b.need(layer, "ssm_x.weight"), x)
     dt = view(x_db, shape(dt_rank, n_per_seq, n_seq), x_db.nb)
@@ -93,17 +103,13 @@ def _mamba2(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     n_head = int(numbers.get("ssm.time_step_rank", 1)) or 1
     head, n_conv = d_inner // n_head, d_inner + 2 * n_group * d_state
     n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
-    conv_cache = b.states(layer, "r", layer.recurrent[0])
-    conv = reshape(b.load_states(conv_cache), d_conv - 1, n_conv, n_seq)
     zx = b.project(layer, "ssm_in", x)
     zx = reshape(zx, zx.ne[0], n_per_seq, n_seq)
     heads = (head, n_head, n_per_seq, n_seq)
     z = view(zx, heads, (4, 4 * head, zx.nb[1], zx.nb[2]))
     x_bc = view(zx, shape(n_conv, n_per_seq, n_seq), zx.nb)
     dt = view(zx, shape(n_head, n_per_seq, n_seq), zx.nb)
-    conv_x = concat(conv, transpose(x_bc), 0)
-    b.save_states(view(conv_x, shape(d_conv - 1, n_conv, n_seq), conv_x.nb), conv_cache)
-    x_bc = fresh(shape(n_conv, n_per_seq, n_seq), conv_x, b.need(layer, "ssm_conv1d.weight"))
+    x_bc = _convolve(b, x_bc, layer, d_conv - 1)
     bias = b.weight(layer, "ssm_conv1d.bias")
     x_bc = in_place(x_bc if bias is None else in_place(x_bc, bias))
     x = view(x_bc, heads, (4, 4 * head, x_bc.nb[1], x_bc.nb[2]))
@@ -126,15 +132,11 @@ def _plamo2_mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     d_state, n_head = size_of(model, "ssm.state_size"), size_of(model, "ssm.time_step_rank")
     head, n_seq = d_inner // n_head, batch.n_seq
     n_per_seq = batch.n_tokens // n_seq
-    conv_cache = b.states(layer, "r", layer.recurrent[0])
-    conv = reshape(b.load_states(conv_cache), d_conv - 1, d_inner, n_seq)
     zx = b.project(layer, "ssm_in", reshape(x, x.ne[0], n_per_seq, n_seq))
     zx = fresh((head * 2, n_head, n_per_seq, n_seq), permute(zx, 0, 2, 1, 3))
     heads = (head, n_head, n_per_seq, n_seq)
     x, z = fresh(shape(d_inner, n_per_seq, n_seq), view(zx, heads, zx.nb)), view(zx, heads, zx.nb)
-    conv_x = concat(conv, transpose(x), 0)
-    b.save_states(view(conv_x, shape(d_conv - 1, d_inner, n_seq), conv_x.nb), conv_cache)
-    x = in_place(fresh(shape(d_inner, n_per_seq, n_seq), conv_x, b.need(layer, "ssm_conv1d.weight")))
+    x = in_place(_convolve(b, x, layer, d_conv - 1))
     mixed = mul_mat(b.need(layer, "ssm_x.weight"), x)
     n_dt = max(0, mixed.ne[0] - 2 * d_state)
     parts = [view(mixed, shape(n, n_per_seq, n_seq), mixed.nb) for n in (d_state, d_state, n_dt)]
@@ -187,14 +189,9 @@ def _delta_net(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     alpha = reshape(alpha, n_v, n_per_seq, n_seq)
     gate = in_place(in_place(in_place(alpha, b.need(layer, "ssm_dt.bias"))), b.need(layer, "ssm_a"))
     gate = reshape(gate, 1, n_v, n_per_seq, n_seq)
-    conv_cache = b.states(layer, "r", layer.recurrent[0])
-    conv = reshape(b.load_states(conv_cache), d_conv - 1, n_channels, n_seq)
-    conv_input = concat(conv, transpose(mixed), 0)
-    b.save_states(view(conv_input, shape(d_conv - 1, n_channels, n_seq), conv_input.nb), conv_cache)
+    conv_out = in_place(_convolve(b, mixed, layer, d_conv - 1))
     cache = b.states(layer, "s", layer.recurrent[1])
     state = reshape(b.load_states(cache), head_v, head_v, n_v, n_seq)
-    conv_out = fresh(shape(n_channels, n_per_seq, n_seq), conv_input, b.need(layer, "ssm_conv1d.weight"))
-    conv_out = in_place(conv_out)
 
     def part(head: int, n_head: int) -> Tensor:
         row = 4 * n_channels
@@ -281,16 +278,11 @@ def _short_conv(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     """``build_shortconv_block`` of lfm2: a gated convolution over a few tokens."""
     batch = model.batch
     n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
-    d_conv = max(1, int(model.numbers.get("shortconv.l_cache", 2)) - 1)
+    n_tail = max(1, int(model.numbers.get("shortconv.l_cache", 2)) - 1)
     bcx = b.project(layer, "shortconv.in_proj", reshape(x, x.ne[0], n_per_seq, n_seq))
     third = shape(bcx.ne[0] // 3, n_per_seq, n_seq)
     gate, out_gate, value = (view(bcx, third, bcx.nb) for _ in range(3))
-    gated = transpose(fresh(third, gate, value))
-    cache = b.states(layer, "r", layer.recurrent[0])
-    conv = reshape(b.load_states(cache), d_conv, model.n_embd, n_seq)
-    joined = concat(conv, gated, 0)
-    b.save_states(view(joined, shape(d_conv, model.n_embd, n_seq), joined.nb), cache)
-    mixed = fresh(third, joined, b.need(layer, "shortconv.conv.weight"))
+    mixed = _convolve(b, fresh(third, gate, value), layer, n_tail, "shortconv.conv")
     out = b.project(layer, "shortconv.out_proj", in_place(out_gate, mixed))
     return reshape(out, out.ne[0], batch.n_tokens)
 
