@@ -141,7 +141,7 @@ def _plamo2_mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     n_dt = max(0, mixed.ne[0] - 2 * d_state)
     parts = [view(mixed, shape(n, n_per_seq, n_seq), mixed.nb) for n in (d_state, d_state, n_dt)]
     names = ("ssm_b_norm", "ssm_c_norm", "ssm_dt_norm")
-    b_part, c_part, dt = (b.norm_by(part, named(b, layer, name), None) for part, name in zip(parts, names, strict=True))
+    b_part, c_part, dt = (b.norm(part, layer, name) for part, name in zip(parts, names, strict=True))
     dt = in_place(mul_mat(b.need(layer, "ssm_dt.weight"), dt), b.need(layer, "ssm_dt.bias"))
     x = view(x, heads, packed(*heads))
     group = (d_state, 1, n_per_seq, n_seq)
@@ -152,11 +152,6 @@ def _plamo2_mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     y = like(cont(z), y)
     out = b.project(layer, "ssm_out", view(y, shape(d_inner, n_per_seq, n_seq), (4, y.nb[2], y.nb[3], y.nb[3])))
     return reshape(out, out.ne[0], batch.n_tokens)
-
-
-def named(b: Blocks, layer: Layer, name: str) -> Tensor | None:
-    """A norm's weight, with or without the suffix that some files leave out."""
-    return b.weight(layer, f"{name}.weight") or b.weight(layer, name)
 
 
 def state_space(model: Model) -> Graph:
@@ -313,6 +308,11 @@ def _hybrid_mixer(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style
     return feed_forward(b, x, layer, model, style)
 
 
+def _norm_output(b: Blocks, x: Tensor, layer: Layer, model: Model, name: str) -> Tensor:
+    """What a part adds to the stream: normed where the block has that norm, scaled where the file says so."""
+    return scale_residual(b.norm(x, layer, name) if f"{name}.weight" in layer.weights else x, model)
+
+
 def hybrid(model: Model) -> Graph:
     """State-space or convolution blocks among attention blocks, each with its feed-forward part where it has one."""
     single = model.name.startswith("nemotron")
@@ -330,13 +330,11 @@ def hybrid(model: Model) -> Graph:
             cur = _hybrid_mixer(b, b.norm(x, layer, "attn_norm"), layer, model, style)
             if layer.last and not single:
                 cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
-            post_norm = named(b, layer, "post_attention_norm")
-            cur = scale_residual(cur if post_norm is None else b.norm_by(cur, post_norm, None), model)
+            cur = _norm_output(b, cur, layer, model, "post_attention_norm")
             x = in_place(residual, cur) if residual_first else in_place(cur, residual)
         if "ffn_norm.weight" in layer.weights:
             cur = feed_forward(b, b.norm(x, layer, "ffn_norm"), layer, model, style)
-            post_norm = named(b, layer, "post_ffw_norm")
-            cur = scale_residual(cur if post_norm is None else b.norm_by(cur, post_norm, None), model)
+            cur = _norm_output(b, cur, layer, model, "post_ffw_norm")
             x = in_place(x, cur) if residual_first else in_place(cur, x)
     return end(b, x, style)
 
