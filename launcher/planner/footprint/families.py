@@ -213,10 +213,8 @@ def _latent(model: Model) -> Graph:
 
 
 def _recurrent(model: Model) -> Graph:
-    from launcher.planner.footprint.recurrent import delta_hybrid, hybrid, state_space  # noqa: PLC0415 - as above
+    from launcher.planner.footprint.recurrent import delta_hybrid, hybrid  # noqa: PLC0415 - as above
 
-    if model.name in {"mamba", "mamba2"}:
-        return state_space(model)
     return (delta_hybrid if model.name in {"qwen35", "qwen35moe", "qwen3next"} else hybrid)(model)
 
 

@@ -154,18 +154,6 @@ def _plamo2_mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     return reshape(out, out.ne[0], batch.n_tokens)
 
 
-def state_space(model: Model) -> Graph:
-    """Mamba and Mamba 2: one recurrent block after another."""
-    b, x = begin(model, PLAIN)
-    mix = _mamba2 if model.name == "mamba2" else _mamba
-    for layer in model.layers:
-        cur = mix(b, b.norm(x, layer, "attn_norm"), layer, model)
-        if layer.last:
-            cur, x = b.pick_outputs(cur), b.pick_outputs(x)
-        x = in_place(cur, x)
-    return end(b, x, PLAIN)
-
-
 # --- Gated delta nets -------------------------------------------------------------------------------------------
 
 
@@ -314,7 +302,7 @@ def _norm_output(b: Blocks, x: Tensor, layer: Layer, model: Model, name: str) ->
 
 
 def hybrid(model: Model) -> Graph:
-    """State-space or convolution blocks among attention blocks, each with its feed-forward part where it has one."""
+    """State-space or convolution blocks, alone or among attention blocks, with a feed-forward part where one has it."""
     single = model.name.startswith("nemotron")
     style = Style(picks_at_end=single, picks_after_norm=single, routing=_hybrid_routing(model))
     residual_first = model.name in {"jamba", "lfm2", "lfm2moe"}
