@@ -121,6 +121,12 @@ class _AttentionInput(NamedTuple):
     v_rot: Tensor | None
 
 
+class _IndexInput(NamedTuple):
+    k_idxs: Tensor
+    mask: Tensor
+    rotation: Tensor
+
+
 class Blocks:
     """A graph under construction: the inputs that all layers share, and one method per piece."""
 
@@ -141,8 +147,7 @@ class Blocks:
         self.state_ids = new_input(I32, batch.n_seq)
         self.own_state_ids = view(self.state_ids, shape(batch.n_seq), self.state_ids.nb)
         self._other_state_ids = view(self.state_ids, shape(batch.n_seq - 1), self.state_ids.nb)
-        self.rotates_k = self.rotates_v = True
-        self._index_inputs: _AttentionInput | None = None
+        self._index_input: _IndexInput | None = None
 
     # --- Weights ------------------------------------------------------------------------------------------------
 
@@ -176,7 +181,7 @@ class Blocks:
 
     # --- Beginning and end --------------------------------------------------------------------------------------
 
-    def embed(self, *, scaled: bool = False, scale_rows: bool = False, mixed: bool = True, n_extra: int = 0) -> Tensor:
+    def embed(self, *, scaled: bool = False, scale_rows: bool = False, n_extra: int = 0) -> Tensor:
         """``build_inp_embd``: token embeddings, and the branches for embedding and mixed batches."""
         n_tokens = self.batch.n_tokens
         n_embd = self.n_embd * (1 + n_extra)
@@ -189,9 +194,8 @@ class Blocks:
         x = rows(new_input(I32, n_tokens))
         self.graph.expand(x)
         self.graph.expand(new_input(F32, n_embd, n_tokens))
-        if mixed:
-            ids, slots = new_input(I32, n_tokens), new_input(I64, n_tokens)
-            self.graph.expand(store(rows(ids), like(new_input(F32, n_embd, n_tokens)), slots))
+        ids, slots = new_input(I32, n_tokens), new_input(I64, n_tokens)
+        self.graph.expand(store(rows(ids), like(new_input(F32, n_embd, n_tokens)), slots))
         if n_extra:
             x = view(x, shape(self.n_embd, n_tokens), x.nb)
         if scaled:
@@ -401,8 +405,8 @@ class Blocks:
                 new_input(I64, batch.n_tokens),
                 new_input(I64, batch.n_tokens * n_v),
                 new_input(F16 if batch.flash_attn else F32, heads.n_cells, n_per_stream, 1, batch.n_stream),
-                _rotation(batch.element_k, heads.head_k, grows=True) if self.rotates_k else None,
-                _rotation(batch.element_v, heads.head_v, grows=False) if self.rotates_v else None,
+                _rotation(batch.element_k, heads.head_k, grows=True),
+                _rotation(batch.element_v, heads.head_v, grows=False),
             )
         return found
 
@@ -421,12 +425,11 @@ class Blocks:
         k: Tensor | None,
         v: Tensor | None,
         *,
-        owner: int | None = None,
         output: str | None = "attn_output",
         capped: bool = False,
         iswa: bool = False,
     ) -> Tensor:
-        """``build_attn`` with a K and a V cache; without ``k`` the cache of layer ``owner`` is read as it is."""
+        """``build_attn`` with a K and a V cache; without ``k`` its owner's cache is read as it is."""
         heads, batch = layer.heads, self.batch
         inp = self._attention_input(heads)
         if inp.k_rot is not None:
@@ -436,7 +439,7 @@ class Blocks:
             v = _rotate(v, inp.v_rot)
         for tensor in (q, k, v) if iswa else (q, v, k):
             self.graph.expand(tensor)
-        owner = layer.number if owner is None else owner
+        owner = layer.owner if k is None else layer.number
         n_k, n_v = heads.head_k * heads.n_head_kv, max(heads.head_v * heads.n_head_kv, batch.n_embd_v_padded)
         cache_k = self._cache(layer, owner, "k", batch.element_k, n_k)
         cache_v = self._cache(layer, owner, "v", batch.element_v, n_v)
@@ -455,22 +458,18 @@ class Blocks:
     def choose_tokens(self, layer: Layer, q: Tensor, k: Tensor, weights: Tensor, n_top: int) -> Tensor:
         """The lightning indexer: store this batch's keys, then return the tokens that each query may see.
 
-        ``q``, ``k`` are not yet spread by the Hadamard matrix; ``weights`` gives the part of the graph that weighs heads
-        and is built after the keys are stored.
+        ``q``, ``k`` are not yet spread by the Hadamard matrix; ``weights`` say what each head counts.
         """
         heads, batch = layer.heads, self.batch
         n_per_stream = batch.n_tokens // batch.n_stream
-        if self._index_inputs is None:
-            self._index_inputs = _AttentionInput(
+        inp = self._index_input
+        if inp is None:
+            inp = self._index_input = _IndexInput(
                 new_input(I64, batch.n_tokens),
-                new_input(I64, 1),
                 new_input(F16, heads.n_cells, n_per_stream, 1, batch.n_stream),
                 new_input(F32, layer.n_index, layer.n_index),
-                None,
             )
-        inp = self._index_inputs
-        matrix = inp.k_rot or new_input(F32, layer.n_index, layer.n_index)
-        q, k = mul_mat(matrix, q), mul_mat(matrix, k)
+        q, k = mul_mat(inp.rotation, q), mul_mat(inp.rotation, k)
         cache = self._cache(layer, layer.number, "index", batch.element_k, layer.n_index)
         self.graph.expand(self._store_rows(k, cache, inp.k_idxs))
         n_head = q.ne[1]

@@ -15,6 +15,7 @@ from launcher.planner.footprint.family import (
     end,
     norm_heads,
     read_routing,
+    size_of,
 )
 from launcher.planner.footprint.graph import (
     I32,
@@ -43,7 +44,7 @@ def _per_layer_inputs(b: Blocks, x: Tensor, model: Model) -> Tensor | None:
     table = b.global_weight("per_layer_token_embd.weight", model.cpu)
     if table is None:
         return None
-    n_tokens, n_layer = model.batch.n_tokens, max(1, int(model.numbers.get("block_count", 1)))
+    n_tokens, n_layer = model.batch.n_tokens, size_of(model, "block_count")
     n_small = table.ne[0] // n_layer
     rows = in_place(reshape(get_rows(table, new_input(I32, n_tokens)), n_small, n_layer, n_tokens))
     b.graph.expand(rows)
@@ -66,7 +67,7 @@ def _gemma4_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tenso
     q = norm_heads(b, reshape(b.project(layer, "attn_q", x), heads.head_k, heads.n_head, n_tokens), layer, "q")
     q = _rotate(b, q, layer)
     if layer.owner != layer.number:
-        return b.attend(layer, q, None, None, owner=layer.owner, iswa=True)
+        return b.attend(layer, q, None, None, iswa=True)
     flat_k = b.project(layer, "attn_k", x)
     flat_v = b.project(layer, "attn_v", x) if "attn_v.weight" in layer.weights else flat_k
     k = reshape(flat_k, heads.head_k, heads.n_head_kv, n_tokens)
@@ -166,7 +167,7 @@ def _gemma3n_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tens
     if layer.owner != layer.number:
         q = reshape(b.project(layer, "attn_q", x), heads.head_k, heads.n_head, model.batch.n_tokens)
         q = rope(norm_heads(b, q, layer, "q"), b.positions)
-        return b.attend(layer, q, None, None, owner=layer.owner, iswa=True)
+        return b.attend(layer, q, None, None, iswa=True)
     q, k, v = b.qkv(x, layer)
     q, k, v = norm_heads(b, q, layer, "q"), norm_heads(b, k, layer, "k"), in_place(v)
     return b.attend(layer, rope(q, b.positions), rope(k, b.positions), v, iswa=True)
