@@ -9,7 +9,6 @@ from launcher.planner.footprint.family import (
     PLAIN,
     STYLES,
     Model,
-    Style,
     begin,
     end,
     feed_forward,
@@ -164,8 +163,7 @@ def _delta_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor
 
 def kimi_linear(model: Model) -> Graph:
     """Kimi Linear: delta-rule blocks among latent attention without rotation."""
-    style = Style(routing=read_routing(model, PLAIN))
-    b, x = begin(model, style)
+    b, x = begin(model, PLAIN)
     for layer in model.layers:
         residual = x
         cur = b.norm(x, layer, "attn_norm")
@@ -177,5 +175,5 @@ def kimi_linear(model: Model) -> Graph:
         if layer.last:
             cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
         residual = in_place(cur, residual)
-        x = in_place(feed_forward(b, b.norm(residual, layer, "ffn_norm"), layer, model, style), residual)
-    return end(b, x, style)
+        x = in_place(feed_forward(b, b.norm(residual, layer, "ffn_norm"), layer, model, PLAIN), residual)
+    return end(b, x, PLAIN)
