@@ -40,8 +40,6 @@ _NORMS_LATE: Final = frozenset({"hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "m
 """Queries and keys are normed after they were rotated."""
 _RMS_WITH_BIAS: Final = frozenset({"phi3", "phimoe"})
 """Elsewhere a bias on the norm means that it subtracts the mean."""
-_SECOND_NORM: Final[Mapping[str, str]] = {"dbrx": "attn_output_norm"}
-"""What the norm before the feed-forward part is called, where it is neither of the usual names."""
 
 
 # --- Transformers -----------------------------------------------------------------------------------------------
@@ -111,11 +109,11 @@ def _parallel_part(
     return in_place(in_place(first, second), third)
 
 
-def _second_norm(model: Model, layer: Layer, *, norms_output: bool) -> str:
+def _second_norm(layer: Layer, *, norms_output: bool) -> str:
     """What the norm before the feed-forward part is called."""
     if "ffn_norm.weight" in layer.weights or norms_output:
         return "ffn_norm"
-    return _SECOND_NORM.get(model.name, "post_attention_norm")
+    return "attn_output_norm" if "attn_output_norm.weight" in layer.weights else "post_attention_norm"
 
 
 def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
@@ -141,7 +139,7 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     if norms_output:
         cur = b.norm(cur, layer, after_attention, layer_norm=style.layer_norm)
     ffn_input = in_place(scale_residual(cur, model), residual)
-    name = _second_norm(model, layer, norms_output=norms_output)
+    name = _second_norm(layer, norms_output=norms_output)
     cur = ffn_input
     if has(f"{name}.weight") or style.bare_norms:
         cur = b.norm(cur, layer, name, layer_norm=style.layer_norm)
