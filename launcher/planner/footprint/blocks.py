@@ -96,6 +96,16 @@ class Batch(NamedTuple):
     n_ctx_short: int = 0
     """Up to so many, the short factors of a rotation apply."""
 
+    @property
+    def n_per_seq(self) -> int:
+        """Tokens of each sequence."""
+        return self.n_tokens // self.n_seq
+
+    @property
+    def n_per_stream(self) -> int:
+        """Tokens of each stream of caches."""
+        return self.n_tokens // self.n_stream
+
 
 SOFTMAX: Final = 1
 SIGMOID: Final = 2
@@ -399,12 +409,11 @@ class Blocks:
         found = self._inputs.get(key)
         if found is None:
             batch = self.batch
-            n_per_stream = batch.n_tokens // batch.n_stream
             n_v = 1 if batch.flash_attn else max(heads.head_v * heads.n_head_kv, batch.n_embd_v_padded)
             found = self._inputs[key] = _AttentionInput(
                 new_input(I64, batch.n_tokens),
                 new_input(I64, batch.n_tokens * n_v),
-                new_input(F16 if batch.flash_attn else F32, heads.n_cells, n_per_stream, 1, batch.n_stream),
+                new_input(F16 if batch.flash_attn else F32, heads.n_cells, batch.n_per_stream, 1, batch.n_stream),
                 _rotation(batch.element_k, heads.head_k, grows=True),
                 _rotation(batch.element_v, heads.head_v, grows=False),
             )
@@ -461,7 +470,7 @@ class Blocks:
         ``q``, ``k`` are not yet spread by the Hadamard matrix; ``weights`` say what each head counts.
         """
         heads, batch = layer.heads, self.batch
-        n_per_stream = batch.n_tokens // batch.n_stream
+        n_per_stream = batch.n_per_stream
         inp = self._index_input
         if inp is None:
             inp = self._index_input = _IndexInput(

@@ -124,7 +124,7 @@ def _latent_routing(model: Model) -> Routing:
 def _short_convolution(b: Blocks, x: Tensor, layer: Layer, model: Model, *, name: str, state: Tensor) -> Tensor:
     """``causal_conv1d``: a convolution over a few tokens of one of query, key and value."""
     batch, head = model.batch, size_of(model, "kda.head_dim")
-    n_seq, n_per_seq, n_tail = batch.n_seq, batch.n_tokens // batch.n_seq, size_of(model, "ssm.conv_kernel") - 1
+    n_seq, n_per_seq, n_tail = batch.n_seq, batch.n_per_seq, size_of(model, "ssm.conv_kernel") - 1
     n_inner = head * layer.heads.n_head
     part = view(state, shape(n_tail, n_inner, n_seq), (4, 4 * n_tail, state.nb[1], state.nb[1] * n_seq))
     projected = reshape(b.project(layer, f"attn_{name}", x), n_inner, n_per_seq, n_seq)
@@ -141,7 +141,7 @@ def _delta_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor
     """The recurrent blocks of ``llama_model_kimi_linear::graph``: a delta rule with a gate per channel."""
     batch, head, n_head = model.batch, size_of(model, "kda.head_dim"), layer.heads.n_head
     n_seq, n_tokens = batch.n_seq, batch.n_tokens
-    n_per_seq = n_tokens // n_seq
+    n_per_seq = batch.n_per_seq
     state = b.load_states(b.states(layer, "r", layer.recurrent[0]))
     q, k, v = (_short_convolution(b, x, layer, model, name=name, state=state) for name in "qkv")
     gate = mul_mat(b.need(layer, "ssm_f_b.weight"), mul_mat(b.need(layer, "ssm_f_a.weight"), x))

@@ -57,7 +57,7 @@ def _mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     numbers, batch = model.numbers, model.batch
     d_conv, d_inner = size_of(model, "ssm.conv_kernel"), size_of(model, "ssm.inner_size")
     d_state, dt_rank = size_of(model, "ssm.state_size"), int(numbers.get("ssm.time_step_rank", 0))
-    n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
+    n_seq, n_per_seq = batch.n_seq, batch.n_per_seq
     xz = b.project(layer, "ssm_in", reshape(x, x.ne[0], n_per_seq, n_seq))
     half = shape(d_inner, n_per_seq, n_seq)
     x, z = view(xz, half, xz.nb), view(xz, half, xz.nb)
@@ -100,9 +100,9 @@ def _mamba2(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     numbers, batch = model.numbers, model.batch
     d_conv, d_inner = size_of(model, "ssm.conv_kernel"), size_of(model, "ssm.inner_size")
     d_state, n_group = size_of(model, "ssm.state_size"), int(numbers.get("ssm.group_count", 1))
-    n_head = int(numbers.get("ssm.time_step_rank", 1)) or 1
+    n_head = size_of(model, "ssm.time_step_rank")
     head, n_conv = d_inner // n_head, d_inner + 2 * n_group * d_state
-    n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
+    n_seq, n_per_seq = batch.n_seq, batch.n_per_seq
     zx = b.project(layer, "ssm_in", x)
     zx = reshape(zx, zx.ne[0], n_per_seq, n_seq)
     heads = (head, n_head, n_per_seq, n_seq)
@@ -131,7 +131,7 @@ def _plamo2_mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     d_conv, d_inner = size_of(model, "ssm.conv_kernel"), size_of(model, "ssm.inner_size")
     d_state, n_head = size_of(model, "ssm.state_size"), size_of(model, "ssm.time_step_rank")
     head, n_seq = d_inner // n_head, batch.n_seq
-    n_per_seq = batch.n_tokens // n_seq
+    n_per_seq = batch.n_per_seq
     zx = b.project(layer, "ssm_in", reshape(x, x.ne[0], n_per_seq, n_seq))
     zx = fresh((head * 2, n_head, n_per_seq, n_seq), permute(zx, 0, 2, 1, 3))
     heads = (head, n_head, n_per_seq, n_seq)
@@ -160,9 +160,9 @@ def _plamo2_mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
 def _delta_net(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     """``build_layer_attn_linear`` of qwen35 and qwen3next: a gated delta rule over a convolution."""
     numbers, batch = model.numbers, model.batch
-    n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
+    n_seq, n_per_seq = batch.n_seq, batch.n_per_seq
     d_inner, head_k = size_of(model, "ssm.inner_size"), size_of(model, "ssm.state_size")
-    n_k, n_v = int(numbers.get("ssm.group_count", 1)), int(numbers.get("ssm.time_step_rank", 1)) or 1
+    n_k, n_v = int(numbers.get("ssm.group_count", 1)), size_of(model, "ssm.time_step_rank")
     head_v, d_conv = d_inner // n_v, size_of(model, "ssm.conv_kernel")
     n_channels = d_inner + 2 * n_k * head_k
     mixed, z = _delta_inputs(b, x, layer, n_channels, d_inner)
@@ -260,7 +260,7 @@ def delta_hybrid(model: Model) -> Graph:
 def _short_conv(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     """``build_shortconv_block`` of lfm2: a gated convolution over a few tokens."""
     batch = model.batch
-    n_seq, n_per_seq = batch.n_seq, batch.n_tokens // batch.n_seq
+    n_seq, n_per_seq = batch.n_seq, batch.n_per_seq
     n_tail = max(1, int(model.numbers.get("shortconv.l_cache", 2)) - 1)
     bcx = b.project(layer, "shortconv.in_proj", reshape(x, x.ne[0], n_per_seq, n_seq))
     third = shape(bcx.ne[0] // 3, n_per_seq, n_seq)

@@ -181,7 +181,7 @@ def rwkv(model: Model) -> Graph:
     batch, n_embd = model.batch, model.n_embd
     over_qwen, sixth = model.name in _OVER_QWEN, model.name in _SIXTH
     style = Style(layer_norm=not over_qwen)
-    n_per_seq, n_shift = batch.n_tokens // batch.n_seq, 1 if over_qwen else 2
+    n_per_seq, n_shift = batch.n_per_seq, 1 if over_qwen else 2
     b, x = begin(model, style)
     if not over_qwen:
         x = b.norm_by(
