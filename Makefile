@@ -90,7 +90,7 @@ check: static
 	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu' $(addprefix --ignore=,$(SLOW))
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
-	$(BIN)/python benchmarks/start_up.py
+	$(BIN)/python -m benchmarks.start_up
 	$(BIN)/python benchmarks/gguf_header.py
 	$(BIN)/python -m benchmarks.idle_cost
 	$(BIN)/python -m benchmarks.plan_time

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +19,12 @@ import msgspec
 from msgspec.structs import replace
 
 from benchmarks.chaos_serve import Order, Words, limited, plan_chaos, write_order
+from benchmarks.programs import answers, running
 from launcher.cli.service import make_command
 from launcher.domain import Engine, Noun
 from launcher.inventory.cgroup import parse_mountinfo
 from launcher.supervisor.checks import free_port
+from launcher.supervisor.readiness import base_url
 from launcher.units import GIB
 
 NAME: Final = "chaos"
@@ -230,24 +231,19 @@ class Episode:
 
 
 def measure_bare(episode: Episode) -> Bare:
-    """Start the engine of the first plan without a supervisor, and measure it until it answers."""
+    """Start the engine of the first plan without a supervisor, and measure it until it answers.
+
+    Raises:
+        SystemExit: it never did; a load that was not measured is no yardstick.
+    """
     os.environ["LAUNCHER_STATE_DIR"] = episode.environment["LAUNCHER_STATE_DIR"]
     plan, _, _ = plan_chaos(replace(episode.words, port=0))
     command = limited(make_command(plan, tell=True), Order(address_space_bytes=1 << 44))
-    url = f"http://127.0.0.1:{command.address.port}{command.ready_path}"
-    began_s = time.monotonic()
-    with subprocess.Popen(  # noqa: S603 - the engine that the launcher would start
-        command.argv, env={**episode.environment, **command.env}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            while not _answers(url) and time.monotonic() - began_s < _DEADLINE_S:
-                if process.poll() is not None:
-                    raise SystemExit(f"the engine itself does not start: {' '.join(command.argv)}")  # noqa: EM102, TRY003
-                time.sleep(_POLL_S)
-            load_s = time.monotonic() - began_s
-            peak = address_space(process.pid, "VmPeak")
-        finally:
-            process.kill()
+    url = f"{base_url(command.address)}{command.ready_path}"
+    key = command.env[command.api_key_env] if command.api_key_env else None
+    env = {**episode.environment, **command.env}
+    with running(command.argv, env, is_there=lambda: answers(url, key)) as (process, load_s):
+        peak = address_space(process.pid, "VmPeak")
     return Bare(load_s=load_s, address_space_bytes=peak, loaded_bytes=plan.footprint.host.engine_bytes)
 
 
@@ -258,11 +254,3 @@ def address_space(pid: int, row: str = "VmSize") -> int:
             return int(line.split()[1]) * 1024
     message = f"process {pid} has no {row}"
     raise ProcessLookupError(message)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - http, above
-            return True
-    except OSError:
-        return False

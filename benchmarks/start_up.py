@@ -13,16 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from benchmarks.programs import LAUNCH, answers, running
+
 MAX_RATIO: Final = 3.0
 MAX_ADDED_S: Final = 1.0
-_DEADLINE_S: Final = 120.0
-_LAUNCH: Final = (str(Path(sys.executable).with_name("launch")),)
 
 
 def _time_process(argv: tuple[str, ...]) -> float:
@@ -54,8 +52,8 @@ def measure_commands(rounds: int) -> bool:
     yardstick = "python -c 'import typer'"
     commands = {
         yardstick: (sys.executable, "-c", "import typer"),
-        "launch --help": (*_LAUNCH, "--help"),
-        "launch plan gemma2-27b --inventory rtx4090": (*_LAUNCH, "plan", "gemma2-27b", "--inventory", "rtx4090"),
+        "launch --help": (LAUNCH, "--help"),
+        "launch plan gemma2-27b --inventory rtx4090": (LAUNCH, "plan", "gemma2-27b", "--inventory", "rtx4090"),
     }
     samples = _interleave({name: lambda argv=argv: _time_process(argv) for name, argv in commands.items()}, rounds)  # type: ignore[misc]  # a lambda's default has no annotation
     medians = _print("start-up", samples)
@@ -68,31 +66,18 @@ def measure_commands(rounds: int) -> bool:
     return kept
 
 
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - http on loopback
-            return bool(response.status == 200)  # noqa: PLR2004
-    except (urllib.error.URLError, ConnectionError, TimeoutError):
-        return False
-
-
-def _time_bare(argv: list[str], env: dict[str, str], url: str) -> float:
-    start = time.perf_counter()
-    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as process:  # noqa: S603
-        try:
-            while not _answers(url):
-                if process.poll() is not None or time.perf_counter() - start > _DEADLINE_S:
-                    message = f"the bare engine did not become ready: {shlex.join(argv)}"
-                    raise SystemExit(message)
-                time.sleep(0.01)
-            return time.perf_counter() - start
-        finally:
-            process.terminate()
+def _time_bare(argv: list[str], env: dict[str, str]) -> float:
+    """Start the engine as the launcher did, on the port and with the key that it was given then."""
+    is_server = "llama_cpp.server" not in argv
+    ready, key = ("/health", "LLAMA_API_KEY") if is_server else ("/v1/models", "API_KEY")
+    url = f"http://127.0.0.1:{argv[argv.index('--port') + 1]}{ready}"
+    with running(argv, env, is_there=lambda: answers(url, env[key])) as (_, seconds):
+        return seconds
 
 
 def _time_launch(words: list[str], env: dict[str, str]) -> float:
     start = time.perf_counter()
-    argv = [*_LAUNCH, "serve", *words]
+    argv = [LAUNCH, "serve", *words]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:  # noqa: S603
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
@@ -108,7 +93,7 @@ def _engine_command(words: list[str], env: dict[str, str]) -> tuple[list[str], d
     """Serve once, and read from the kernel the command and environment that the engine was started with."""
     import psutil  # noqa: PLC0415 - only this measurement needs it
 
-    argv = [*_LAUNCH, "serve", *words]
+    argv = [LAUNCH, "serve", *words]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:  # noqa: S603
         try:
             assert process.stdout is not None  # noqa: S101 - it is a pipe
@@ -129,11 +114,9 @@ def measure_serving(rounds: int, port: int) -> bool:
         env = {**os.environ, "LAUNCHER_STATE_DIR": state}
         words = ["gemma3-270m", "--port", str(port), "--context", "2048"]
         argv, engine_env = _engine_command(words, env)
-        ready = "/health" if "llama_cpp.server" not in argv else "/v1/models"
-        url = f"http://127.0.0.1:{port}{ready}"
         bare, launched = f"bare {Path(argv[0]).name}", "launch serve gemma3-270m, to its endpoint line"
         contenders = {
-            bare: lambda: _time_bare(argv, engine_env, url),
+            bare: lambda: _time_bare(argv, engine_env),
             launched: lambda: _time_launch(words, env),
         }
         medians = _print("from start to ready", _interleave(contenders, rounds))
