@@ -5,14 +5,16 @@ It must not know what a planner predicts. Everything it starts is ended with the
 
 import os
 import re
-import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from benchmarks.programs import listens, running
 from launcher.domain import Engine, EngineInstall
 from launcher.inventory import probe_inventory
 from launcher.supervisor.checks import free_port
@@ -71,7 +73,7 @@ def read_account(server: Server, arguments: Sequence[str]) -> Account:
     """Start a server, read its breakdown and end it before it loads anything.
 
     Raises:
-        RuntimeError: it ended, or printed nothing of the kind for two minutes.
+        RuntimeError: it ended, or printed nothing of the kind in two minutes.
     """
     port = free_port("127.0.0.1")
     argv = [*server.argv, *arguments, "--fit", "on", "-lv", "4", "--no-warmup", "--port", str(port)]
@@ -85,9 +87,12 @@ def read_account(server: Server, arguments: Sequence[str]) -> Account:
         env={**os.environ, **server.env},
     )
     with process:
+        patience = threading.Timer(_DEADLINE_S, process.kill)  # one that prints nothing would be read for ever
+        patience.start()
         try:
             rows, seconds, log = _read_rows(process, start)
         finally:
+            patience.cancel()
             process.kill()
     if not rows:
         message = f"no breakdown from {' '.join(argv)}:\n{''.join(log[-8:])}"
@@ -107,7 +112,7 @@ def _read_rows(process: "subprocess.Popen[str]", start: float) -> tuple[dict[str
             total, model, context, compute = (int(figure) for figure in match.groups()[1:])
             rows[match[1]] = Row(total, model, context, compute)
             seconds = time.perf_counter() - start
-        elif rows or time.perf_counter() - start > _DEADLINE_S:
+        elif rows:
             break
     return rows, seconds, log
 
@@ -115,34 +120,9 @@ def _read_rows(process: "subprocess.Popen[str]", start: float) -> tuple[dict[str
 @contextmanager
 def rpc_workers(server: Server, ports: Sequence[int]) -> Iterator[tuple[str, ...]]:
     """Run one worker per port on loopback; give the arguments that make a server of the same build use them."""
-    workers = [
-        subprocess.Popen(  # noqa: S603 - it stands beside the server
-            [str(server.rpc_server), "-H", "127.0.0.1", "-p", str(port)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, **server.env},
-        )
-        for port in ports
-    ]
-    try:
-        for port, worker in zip(ports, workers, strict=True):
-            _wait_for(port, worker)
+    env = {**os.environ, **server.env}
+    with ExitStack() as stack:
+        for port in ports:
+            argv = [str(server.rpc_server), "-H", "127.0.0.1", "-p", str(port)]
+            stack.enter_context(running(argv, env, is_there=partial(listens, port)))
         yield ("--rpc", ",".join(f"127.0.0.1:{port}" for port in ports))
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-
-
-def _wait_for(port: int, worker: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + _DEADLINE_S
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 5).close()
-        except OSError:
-            if worker.poll() is not None or time.monotonic() > deadline:
-                message = f"the rpc worker on port {port} does not listen"
-                raise RuntimeError(message) from None
-            time.sleep(0.02)
-        else:
-            return

@@ -17,18 +17,17 @@ import shutil
 import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import psutil
 
+from benchmarks.programs import cpu_s, listens, pss_bytes, running
 from launcher.domain import Address
 from launcher.gateway.gateway import Gateway
 from launcher.supervisor.checks import free_port
@@ -80,11 +79,11 @@ class Contender:
 
     def cpu_s(self) -> float:
         """Return the processor time that it has taken, in seconds."""
-        return sum(sum(process.cpu_times()[:2]) for process in self._processes())
+        return cpu_s(self._processes())
 
     def pss_bytes(self) -> int:
         """Return the memory that it holds, its share of what is shared."""
-        return sum(int(process.memory_full_info().pss) for process in self._processes())
+        return pss_bytes(self._processes())
 
     def _processes(self) -> list[psutil.Process]:
         if self.pid is None:
@@ -107,35 +106,17 @@ async def serve_gateway(port: int, engine_url: str) -> None:
     await gateway.stop(0.0)
 
 
-@contextmanager
-def _running(argv: list[str], port: int, **more: str) -> Iterator[int]:
-    """Run a server, wait until it listens, end it."""
-    environment = {**os.environ, **more}
-    with subprocess.Popen(  # noqa: S603 - our own words, and programs that the user named
-        argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    ) as process:
-        try:
-            end_s = time.monotonic() + _DEADLINE_S
-            while not _listens(port):
-                if process.poll() is not None or time.monotonic() > end_s:
-                    message = f"{argv[0]} does not listen on {port}"
-                    raise SystemExit(message)
-                time.sleep(0.1)
-            yield process.pid
-        finally:
-            process.terminate()
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+def _start(stack: ExitStack, argv: list[str], port: int, **more: str) -> int:
+    """Run a server until the stack is left; return its number once it listens."""
+    process, _ = stack.enter_context(running(argv, {**os.environ, **more}, is_there=lambda: listens(port)))
+    return process.pid
 
 
 def open_contenders(stack: ExitStack, engine: Engine, nginx: str | None, litellm: str | None) -> list[Contender]:
     """Start everything that is here, the bare engine and our gateway first."""
     port = free_port("127.0.0.1")
     argv = [sys.executable, "-m", "benchmarks.gateway_cost", "--serve", str(port), engine.url]
-    pid = stack.enter_context(_running(argv, port))
+    pid = _start(stack, argv, port)
     contenders = [Contender(name=_DIRECT, port=engine.port), Contender(name=_OURS, port=port, pid=pid)]
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     if nginx is not None:
@@ -144,7 +125,7 @@ def open_contenders(stack: ExitStack, engine: Engine, nginx: str | None, litellm
         user = "user root;" if os.geteuid() == 0 else ""
         config.write_text(_NGINX.format(folder=folder, engine=engine.port, port=port, user=user))
         argv = [nginx, "-p", str(folder), "-c", str(config), "-g", "daemon off;"]
-        contenders.append(Contender(name="nginx", port=port, pid=stack.enter_context(_running(argv, port))))
+        contenders.append(Contender(name="nginx", port=port, pid=_start(stack, argv, port)))
     if litellm is not None:
         port = free_port("127.0.0.1")
         models = [
@@ -157,7 +138,7 @@ def open_contenders(stack: ExitStack, engine: Engine, nginx: str | None, litellm
         config = folder / "litellm.json"  # JSON is YAML
         config.write_text(json.dumps({"model_list": models}))
         argv = [litellm, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
-        pid = stack.enter_context(_running(argv, port, LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_MASTER_KEY=_KEY))
+        pid = _start(stack, argv, port, LITELLM_LOCAL_MODEL_COST_MAP="True", LITELLM_MASTER_KEY=_KEY)
         contenders.append(Contender(name="litellm's proxy", port=port, pid=pid))
     return contenders
 
@@ -388,9 +369,9 @@ def measure_idle(contenders: list[Contender], seconds: float) -> None:
     before = [contender.cpu_s() for contender in contenders]
     time.sleep(seconds)
     print(f"\nidle for {seconds:.0f} s")
-    for contender, cpu_s in zip(contenders, before, strict=True):
+    for contender, before_s in zip(contenders, before, strict=True):
         if contender.pid is not None:
-            share = (contender.cpu_s() - cpu_s) / seconds
+            share = (contender.cpu_s() - before_s) / seconds
             print(f"  {contender.name:<20}{contender.pss_bytes() / MIB:>7.1f} MiB PSS{share:>8.2%} of a core")
 
 

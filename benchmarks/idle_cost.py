@@ -7,50 +7,23 @@ proportional set size. Exits 1 beyond 1 % of a core or 80 MiB.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
-from pathlib import Path
 from typing import Final
 
+import psutil
+
+from benchmarks.programs import LAUNCH, cpu_s, pss_bytes
 from launcher.supervisor.checks import free_port
 from launcher.units import MIB
 
 MAX_SHARE: Final = 0.01
 MAX_BYTES: Final = 80 * MIB
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _SETTLE_S: Final = 5.0
 _BODY: Final = b'{"messages":[{"role":"user","content":"hello"}],"max_tokens":4}'
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes whose parent is ``pid``."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def cpu_s(pid: int) -> float:
-    """Return the processor seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-
-
-def pss_bytes(pid: int) -> int:
-    """Return a process's proportional set size."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 def ask(url: str, body: bytes | None = None) -> None:
@@ -68,10 +41,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     args = parser.parse_args()
     port = free_port("127.0.0.1")
-    launch = shutil.which("launch", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}") or "launch"
     with tempfile.TemporaryDirectory() as state:
         process = subprocess.Popen(  # noqa: S603 - this project's own command
-            [launch, "serve", args.name, "--port", str(port)],
+            [LAUNCH, "serve", args.name, "--port", str(port)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "LAUNCHER_STATE_DIR": state},
@@ -83,16 +55,17 @@ def main() -> int:
             ask(f"http://127.0.0.1:{port}/v1/chat/completions", _BODY)
             ask(f"http://127.0.0.1:{port}/metrics")
             time.sleep(_SETTLE_S)
-            pids = [process.pid, *children(process.pid)]  # the engine is below the guard
-            before, start_s = sum(map(cpu_s, pids)), time.monotonic()
+            supervisor = psutil.Process(process.pid)
+            ours = [supervisor, *supervisor.children()]  # the engine is below the guard
+            before, start_s = cpu_s(ours), time.monotonic()
             time.sleep(args.seconds)
-            share = (sum(map(cpu_s, pids)) - before) / (time.monotonic() - start_s)
-            n_bytes = sum(map(pss_bytes, pids))
+            share = (cpu_s(ours) - before) / (time.monotonic() - start_s)
+            n_bytes = pss_bytes(ours)
         finally:
             process.terminate()
             process.wait(60)
     print(f"idle for {args.seconds:.0f} s: {share:.2%} of a core (at most {MAX_SHARE:.0%}), ", end="")
-    print(f"{n_bytes / MIB:.1f} MiB (at most {MAX_BYTES / MIB:.0f}) in {len(pids)} processes")
+    print(f"{n_bytes / MIB:.1f} MiB (at most {MAX_BYTES / MIB:.0f}) in {len(ours)} processes")
     return 0 if share <= MAX_SHARE and n_bytes <= MAX_BYTES else 1
 
 

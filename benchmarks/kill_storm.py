@@ -11,12 +11,12 @@ import argparse
 import os
 import random
 import signal
-import socket
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.programs import listens
 from launcher.domain import Address
 from launcher.errors import AlreadyServedError, PortInUseError
 from launcher.store import open_instance
@@ -84,18 +84,9 @@ def play(number: int, victim: str, at_s: float, folder: Path) -> tuple[str, int,
     left, port_free, lock_free = len(survivors(port)), port_is_free(port), lock_is_free("storm")
     again = start(name="storm", port=port, output=folder / f"{number}.again")
     works = bool(poll(lambda: "engine.ready" in again.events() or again.process.poll() is not None))
-    works = works and answers(port)
+    works = works and listens(port)
     again.process.terminate()
     return done, left, port_free, lock_free, works and again.process.wait(30) == 0 and not survivors(port), clean_s
-
-
-def answers(port: int) -> bool:
-    """Whether somebody accepts connections there."""
-    try:
-        socket.create_connection(("127.0.0.1", port), 5).close()
-    except OSError:
-        return False
-    return True
 
 
 def main() -> int:

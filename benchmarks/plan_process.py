@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.engine_account import Server, find_servers, read_account
+from benchmarks.programs import LAUNCH
 from benchmarks.shape_file import write_shape
 from launcher.profiles import load_profile
 
 MAX_RATIO: Final = 0.6
-_LAUNCH: Final = str(Path(sys.executable).with_name("launch"))
 _ENDINGS: Final = (0, 3)
 """A plan, or a refusal: both are answers."""
 
@@ -32,7 +32,7 @@ _ENDINGS: Final = (0, 3)
 def time_plan(words: tuple[str, ...], env: dict[str, str]) -> float:
     """Return the seconds of one ``launch plan``."""
     start = time.perf_counter()
-    ended = subprocess.run((_LAUNCH, "plan", *words), capture_output=True, check=False, env=env)  # noqa: S603
+    ended = subprocess.run((LAUNCH, "plan", *words), capture_output=True, check=False, env=env)  # noqa: S603
     seconds = time.perf_counter() - start
     if ended.returncode not in _ENDINGS:
         raise SystemExit(ended.stderr.decode(errors="replace"))

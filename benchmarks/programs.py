@@ -4,6 +4,7 @@ It must not know what is measured, nor what a program is for.
 """
 
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -13,10 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 LAUNCH: Final = str(Path(sys.executable).with_name("launch"))
 """This interpreter's `launch`: the one that is measured."""
 _DEADLINE_S: Final = 120.0
 _POLL_S: Final = 0.005
+_GRACE_S: Final = 10.0
 
 
 @contextmanager
@@ -38,7 +42,11 @@ def running(
                 time.sleep(_POLL_S)
             yield process, time.perf_counter() - began_s
         finally:
-            process.kill()
+            process.terminate()
+            try:
+                process.wait(_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def answers(url: str, key: str | None) -> bool:
@@ -49,3 +57,19 @@ def answers(url: str, key: str | None) -> bool:
             return True
     except OSError:
         return False
+
+
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections on this port of loopback."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def cpu_s(processes: Sequence[psutil.Process]) -> float:
+    """Return the processor time that they have taken together, in seconds, their children's left out."""
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
+
+
+def pss_bytes(processes: Sequence[psutil.Process]) -> int:
+    """Return the memory that they hold together, of what is shared their share."""
+    return sum(int(process.memory_full_info().pss) for process in processes)
