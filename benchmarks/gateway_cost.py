@@ -23,7 +23,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import psutil
 
@@ -298,34 +298,56 @@ def _ask_in_turn(bare: Contender, contender: Contender, n_rounds: int) -> tuple[
     return pairs, contender.cpu_s() - cpu_s
 
 
-def measure_streams(contenders: list[Contender], n_rounds: int) -> list[str]:
-    """Print the throughput of many paced streams; return the broken promises."""
-    n_tokens = STREAM_TPS * STREAM_S
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    shares: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    client: list[float] = []
-    me = psutil.Process()
+class Streamed(NamedTuple):
+    """One round of streams: seconds, events that came, processor seconds of what is in the way and of the client."""
+
+    seconds: float
+    n_events: int
+    cpu_s: float
+    client_s: float
+
+    @property
+    def rate(self) -> float:
+        """Events a second."""
+        return self.n_events / self.seconds
+
+
+def _stream_in_turn(
+    contenders: list[Contender], n_rounds: int, *, model: str, n_tokens: int, n_streams: int
+) -> dict[str, list[Streamed]]:
+    """Return every contender's rounds; each round begins with another of them."""
+    found: dict[str, list[Streamed]] = {contender.name: [] for contender in contenders}
+    client = [psutil.Process()]
     for n in range(n_rounds):
         for k in range(len(contenders)):
             contender = contenders[(n + k) % len(contenders)]
-            cpu_s, own_s = contender.cpu_s(), sum(me.cpu_times()[:2])
-            seconds, n_events = stream(contender, model=f"tiny@{STREAM_TPS}", n_tokens=n_tokens, n_streams=N_STREAMS)
-            rates[contender.name].append(n_events / seconds)
-            shares[contender.name].append((contender.cpu_s() - cpu_s) / seconds)
-            client.append((sum(me.cpu_times()[:2]) - own_s) / seconds)
+            before_s, own_s = contender.cpu_s(), cpu_s(client)
+            seconds, n_events = stream(contender, model=model, n_tokens=n_tokens, n_streams=n_streams)
+            found[contender.name].append(
+                Streamed(seconds, n_events, contender.cpu_s() - before_s, cpu_s(client) - own_s)
+            )
+    return found
+
+
+def measure_streams(contenders: list[Contender], n_rounds: int) -> list[str]:
+    """Print the throughput of many paced streams; return the broken promises."""
+    found = _stream_in_turn(
+        contenders, n_rounds, model=f"tiny@{STREAM_TPS}", n_tokens=STREAM_TPS * STREAM_S, n_streams=N_STREAMS
+    )
     print(
         f"\n{N_STREAMS} streams at once, each paced at {STREAM_TPS} tokens/s, {STREAM_S} s, {n_rounds} rounds, medians"
     )
     print(f"  {'':<20}{'tokens/s':>9}{'of bare':>9}{'core':>8}")
     broken = []
-    bare = statistics.median(rates[_DIRECT])
-    for name, values in rates.items():
-        ratio = statistics.median(values) / bare
-        share = "" if name == _DIRECT else f"{statistics.median(shares[name]):>8.0%}"
-        print(f"  {name:<20}{statistics.median(values):>9.0f}{ratio:>9.3f}{share}")
+    rates = {name: statistics.median(each.rate for each in rounds) for name, rounds in found.items()}
+    for name, rounds in found.items():
+        ratio = rates[name] / rates[_DIRECT]
+        share = "" if name == _DIRECT else f"{statistics.median(each.cpu_s / each.seconds for each in rounds):>8.0%}"
+        print(f"  {name:<20}{rates[name]:>9.0f}{ratio:>9.3f}{share}")
         if name == _OURS and ratio < MIN_THROUGHPUT:
             broken.append(f"throughput: {ratio:.3f} of the bare engine's")
-    print(f"  the client took {statistics.median(client):.0%} of a core")
+    client = statistics.median(each.client_s / each.seconds for rounds in found.values() for each in rounds)
+    print(f"  the client took {client:.0%} of a core")
     return broken
 
 
@@ -333,18 +355,11 @@ def measure_flood(contenders: list[Contender], n_tokens: int, n_rounds: int) -> 
     """Print how many tokens a second get through when the engine has no pace at all."""
     print(f"\n8 streams at once without a pace, {n_tokens} tokens each, {n_rounds} rounds, medians")
     print(f"  {'':<20}{'tokens/s':>9}{'us of a core each':>20}")
-    rates: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    costs: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for n in range(n_rounds):
-        for k in range(len(contenders)):
-            contender = contenders[(n + k) % len(contenders)]
-            cpu_s = contender.cpu_s()
-            seconds, n_events = stream(contender, model="tiny", n_tokens=n_tokens, n_streams=8)
-            rates[contender.name].append(n_events / seconds)
-            costs[contender.name].append((contender.cpu_s() - cpu_s) / n_events)
-    for name, values in rates.items():
-        each = "" if name == _DIRECT else f"{1e6 * statistics.median(costs[name]):>20.1f}"
-        print(f"  {name:<20}{statistics.median(values):>9.0f}{each}", flush=True)
+    found = _stream_in_turn(contenders, n_rounds, model="tiny", n_tokens=n_tokens, n_streams=8)
+    for name, rounds in found.items():
+        cost_us = 1e6 * statistics.median(each.cpu_s / each.n_events for each in rounds)
+        each_us = "" if name == _DIRECT else f"{cost_us:>20.1f}"
+        print(f"  {name:<20}{statistics.median(each.rate for each in rounds):>9.0f}{each_us}", flush=True)
 
 
 def measure_memory(ours: Contender, n_requests: int) -> list[str]:
