@@ -11,7 +11,6 @@ counted apart. Exit code 1 where a plan exceeds a device, or leaves more than on
 """
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Final, NamedTuple
 from msgspec.structs import replace
 
 from benchmarks.engine_account import Row, Server, find_servers, read_account, rpc_workers
-from benchmarks.footprint_error import DATA, unseen_spec
+from benchmarks.footprint_error import unseen_lines, unseen_spec
 from benchmarks.shape_file import write_shape
 from launcher.domain import (
     Artifact,
@@ -88,10 +87,9 @@ def shapes() -> list[tuple[str, Profile]]:
         for artifact in profile.artifacts
         if artifact.format is WeightsFormat.GGUF and artifact.spec is not None
     ]
-    for text in (DATA / "unseen_b11434.jsonl").read_text().splitlines():
-        line = json.loads(text)
+    for model, line in unseen_lines().items():
         artifact = Artifact(format=WeightsFormat.GGUF, quantization="q4_k_m", spec=unseen_spec(line))
-        found.append((f"unseen {line['model']}", Profile(name=line["model"], artifacts=(artifact,)), artifact))
+        found.append((f"unseen {model}", Profile(name=model, artifacts=(artifact,)), artifact))
     return [
         (name, replace(profile, artifacts=(artifact,), pins=Settings(), limits=_NO_FLOOR))
         for name, profile, artifact in found
