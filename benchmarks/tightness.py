@@ -7,7 +7,8 @@ fitted to), its quantization, context, parallel requests, cache type, and one to
 around the need. The planner chooses; then llama-server itself is asked for its breakdown of the plan, and of plans
 with more layers (or fewer experts on the host), with workers of its own build as devices. Where the engine gives no
 account of a draw (build 11434 aborts on some small models with several slots: its graph outgrows its own bound) that is
-counted apart. Exit code 1 where a plan exceeds a device, or leaves more than one layer out that would have fitted.
+counted apart. Exit code 1 where a plan exceeds a device, leaves more than one layer out that would have fitted or is
+refused, and where more than a tenth of the draws has no account.
 """
 
 import argparse
@@ -50,6 +51,8 @@ _NO_FLOOR: Final = Limits(min_generation_tps=1e-9)
 _CONTEXTS: Final = (1024, 2048, 4096, 8192, 16384, 32768, 65536)
 MOST_OFF: Final = 1
 """Layers that a plan may leave out although they would have fitted."""
+MOST_SILENT: Final = 0.1
+"""Share of the draws of which the engine may give no account: beyond that the others prove too little."""
 
 
 class Draw(NamedTuple):
@@ -221,7 +224,7 @@ def main() -> int:
     worst_mib, n_wrong = -float("inf"), 0
     print(f"{server.name}; over: MiB by which the fullest device exceeds its budget; out: layers left out that fit")
     with tempfile.TemporaryDirectory() as folder, rpc_workers(server, ports) as rpc:
-        while sum(counts.values()) < options.machines:
+        while counts.total() < options.machines:
             name, profile = draw_model(dice, dice.choice((shipped, every)))
             path = Path(folder) / "model.gguf"
             for question in (draw_question(dice, name, profile) for _ in range(options.per_model)):
@@ -249,7 +252,8 @@ def main() -> int:
                 )
             path.unlink(missing_ok=True)
     print(f"left out: {dict(sorted(counts.items()))}; most over a budget {worst_mib:.0f} MiB; {n_wrong} wrong")
-    return 1 if n_wrong or counts["refused"] else 0
+    is_told_too_little = counts["no account"] > MOST_SILENT * counts.total()
+    return 1 if n_wrong or counts["refused"] or is_told_too_little else 0
 
 
 def _only(rpc: tuple[str, ...], n: int) -> tuple[str, ...]:
