@@ -276,9 +276,9 @@ class Run:
             outcome = msgspec.structs.replace(outcome, wrong="no completion after it was ready")
         n_orphans = await self._count_orphans(n_expected=1)
         self.n_orphans += n_orphans
-        outcome = msgspec.structs.replace(outcome, n_orphans=n_orphans, load_s=self.bare.load_s)
+        outcome = msgspec.structs.replace(outcome, n_orphans=n_orphans)
         self.outcomes.append(outcome)
-        _print_outcome(len(self.outcomes), outcome, self.bare.load_s)
+        _print_outcome(len(self.outcomes), outcome)
 
     async def _watch(self, kind: str, since: int, began_s: float) -> Outcome:
         """Follow a fault from its act until it serves again."""
@@ -421,9 +421,9 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _print_outcome(number: int, outcome: Outcome, load_s: float) -> None:
+def _print_outcome(number: int, outcome: Outcome) -> None:
     what = "absorbed" if outcome.is_absorbed else outcome.wrong.splitlines()[0] if outcome.wrong else ""
-    times = f"detect {_seconds(outcome.detect_s):>6}  ready {_seconds(outcome.ready_s):>6}  load {load_s:5.2f}"
+    times = f"detect {_seconds(outcome.detect_s):>6}  ready {_seconds(outcome.ready_s):>6}  load {outcome.load_s:5.2f}"
     print(f"{number:4}  {outcome.kind:12}  {outcome.engine:16}  {times}  starts {outcome.n_starts}  {what}", flush=True)
 
 

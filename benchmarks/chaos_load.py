@@ -9,7 +9,6 @@ import itertools
 import json
 import random
 import time
-from collections import Counter
 from enum import StrEnum
 from typing import Final, Self
 
@@ -86,10 +85,6 @@ class Load:
         """Let the requests at hand come to their end."""
         self._is_over = True
         await asyncio.gather(*self._tasks)
-
-    def count(self) -> Counter[Verdict]:
-        """Return how many requests ended how."""
-        return Counter(answer.verdict for answer in self.answers)
 
     async def until_whole(self, since_s: float, timeout_s: float) -> bool:
         """Wait for a completion of a request that ended after ``since_s``."""
