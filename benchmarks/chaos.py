@@ -29,9 +29,9 @@ The faults (``KINDS``):
 Measured of each: from the act until it was detected; from the last detection until ready (a step down may need more than
 one start, and each failed start is detected anew), which may last as long as the engine's own load plus ``--slack``; and
 then whether a completion comes. Own load: the same command started bare, twice before each episode, the median of the last
-five. Bars: no request without a complete HTTP answer, no process of an engine that is not the present one, no
-out-of-memory of a plan that is not smaller than one that had run out before in the same state directory, every fault
-recovered from, and in time.
+five. Bars: every fault asked for was played, no request without a complete HTTP answer, no process of an engine that is
+not the present one, no out-of-memory of a plan that is not smaller than one that had run out before in the same state
+directory, every fault recovered from, and in time.
 
 The memory of a device cannot be taken where there is none; groups are made where the machine permits.
 """
@@ -462,6 +462,7 @@ def summarise(run: Run, args: argparse.Namespace) -> dict[str, object]:
     late = [outcome for outcome in run.outcomes if is_late(outcome, args.slack)]
     failed = [outcome for outcome in run.outcomes if outcome.wrong]
     bars = {
+        "faults not played": args.faults - len(run.outcomes),
         "requests without a complete answer": len(lost),
         "orphans": run.n_orphans,
         "repeats of an out-of-memory": run.n_repeats,
