@@ -15,13 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from benchmarks.engine_account import Server, find_servers, read_account
 from benchmarks.programs import LAUNCH
 from benchmarks.shape_file import write_shape
+from benchmarks.turns import in_turns
 from launcher.profiles import load_profile
 
 MAX_RATIO: Final = 0.6
@@ -39,25 +39,11 @@ def time_plan(words: tuple[str, ...], env: dict[str, str]) -> float:
     return seconds
 
 
-def pair_up(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[list[float], list[float]]:
-    """Run both ``rounds`` times in turns, each first every other time; the first of each is thrown away."""
-    ours()
-    theirs()
-    mine, others = [], []
-    for idx in range(rounds):
-        if idx % 2:
-            mine.append(ours())
-            others.append(theirs())
-        else:
-            others.append(theirs())
-            mine.append(ours())
-    return mine, others
-
-
 def compare(words: tuple[str, ...], path: Path, server: Server, rounds: int, env: dict[str, str]) -> float:
     """Print one line of the table; return the median ratio."""
     arguments = ("-m", str(path), "--offline") if server.env else ("-m", str(path))
-    mine, others = pair_up(lambda: time_plan(words, env), lambda: read_account(server, arguments).seconds, rounds)
+    contenders = {"ours": lambda: time_plan(words, env), "theirs": lambda: read_account(server, arguments).seconds}
+    mine, others = in_turns(contenders, rounds).values()
     ratio = statistics.median(a / b for a, b in zip(mine, others, strict=True))
     shown = " ".join(Path(word).name for word in words)
     print(

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 from benchmarks.programs import LAUNCH, answers, running
+from benchmarks.turns import in_turns
 
 MAX_RATIO: Final = 3.0
 MAX_ADDED_S: Final = 1.0
@@ -27,16 +27,6 @@ def _time_process(argv: tuple[str, ...]) -> float:
     start = time.perf_counter()
     subprocess.run(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)  # noqa: S603 - our own words
     return time.perf_counter() - start
-
-
-def _interleave(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    samples: dict[str, list[float]] = {name: [] for name in contenders}
-    for contender in contenders.values():
-        contender()  # warm the page cache and the byte code
-    for _ in range(rounds):
-        for name, contender in contenders.items():
-            samples[name].append(contender())
-    return samples
 
 
 def _print(title: str, samples: dict[str, list[float]]) -> dict[str, float]:
@@ -55,7 +45,7 @@ def measure_commands(rounds: int) -> bool:
         "launch --help": (LAUNCH, "--help"),
         "launch plan gemma2-27b --inventory rtx4090": (LAUNCH, "plan", "gemma2-27b", "--inventory", "rtx4090"),
     }
-    samples = _interleave({name: lambda argv=argv: _time_process(argv) for name, argv in commands.items()}, rounds)  # type: ignore[misc]  # a lambda's default has no annotation
+    samples = in_turns({name: lambda argv=argv: _time_process(argv) for name, argv in commands.items()}, rounds)  # type: ignore[misc]  # a lambda's default has no annotation
     medians = _print("start-up", samples)
     kept = True
     for name, median in medians.items():
@@ -119,7 +109,7 @@ def measure_serving(rounds: int, port: int) -> bool:
             bare: lambda: _time_bare(argv, engine_env),
             launched: lambda: _time_launch(words, env),
         }
-        medians = _print("from start to ready", _interleave(contenders, rounds))
+        medians = _print("from start to ready", in_turns(contenders, rounds))
     added = medians[launched] - medians[bare]
     print(f"  added: {added:.2f} s (at most {MAX_ADDED_S:g} s)")
     return added <= MAX_ADDED_S
