@@ -7,7 +7,6 @@ proportional set size. Exits 1 beyond 1 % of a core or 80 MiB.
 
 import argparse
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from typing import Final
 
 import psutil
 
-from benchmarks.programs import LAUNCH, cpu_s, pss_bytes
+from benchmarks.programs import cpu_s, pss_bytes, serving
 from launcher.supervisor.checks import free_port
 from launcher.units import MIB
 
@@ -42,16 +41,8 @@ def main() -> int:
     args = parser.parse_args()
     port = free_port("127.0.0.1")
     with tempfile.TemporaryDirectory() as state:
-        process = subprocess.Popen(  # noqa: S603 - this project's own command
-            [LAUNCH, "serve", args.name, "--port", str(port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "LAUNCHER_STATE_DIR": state},
-        )
-        try:
-            if process.stdout is None or not process.stdout.readline():
-                print("it did not become ready", file=sys.stderr)
-                return 1
+        env = {**os.environ, "LAUNCHER_STATE_DIR": state}
+        with serving([args.name, "--port", str(port)], env) as process:
             ask(f"http://127.0.0.1:{port}/v1/chat/completions", _BODY)
             ask(f"http://127.0.0.1:{port}/metrics")
             time.sleep(_SETTLE_S)
@@ -61,9 +52,6 @@ def main() -> int:
             time.sleep(args.seconds)
             share = (cpu_s(ours) - before) / (time.monotonic() - start_s)
             n_bytes = pss_bytes(ours)
-        finally:
-            process.terminate()
-            process.wait(60)
     print(f"idle for {args.seconds:.0f} s: {share:.2%} of a core (at most {MAX_SHARE:.0%}), ", end="")
     print(f"{n_bytes / MIB:.1f} MiB (at most {MAX_BYTES / MIB:.0f}) in {len(ours)} processes")
     return 0 if share <= MAX_SHARE and n_bytes <= MAX_BYTES else 1

@@ -49,6 +49,25 @@ def running(
                 process.kill()
 
 
+@contextmanager
+def serving(words: Sequence[str], env: Mapping[str, str]) -> Iterator[subprocess.Popen[str]]:
+    """Run `launch serve`; yield it once it has printed its endpoint.
+
+    Raises:
+        SystemExit: it ended before.
+    """
+    argv = [LAUNCH, "serve", *words]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:  # noqa: S603 - this project's own command
+        try:
+            assert process.stdout is not None  # noqa: S101 - it is a pipe
+            if not process.stdout.readline():
+                message = f"launch serve did not become ready: {shlex.join(argv)}"
+                raise SystemExit(message)
+            yield process
+        finally:
+            process.terminate()
+
+
 def answers(url: str, key: str | None) -> bool:
     """Whether a success is answered there to who bears the key."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}

@@ -7,7 +7,6 @@ readiness within 1.0 s of the bare engine's own.
 
 import argparse
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -16,7 +15,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks.programs import LAUNCH, answers, running
+import psutil
+
+from benchmarks.programs import LAUNCH, answers, running, serving
 from benchmarks.turns import in_turns
 
 MAX_RATIO: Final = 3.0
@@ -67,35 +68,19 @@ def _time_bare(argv: list[str], env: dict[str, str]) -> float:
 
 def _time_launch(words: list[str], env: dict[str, str]) -> float:
     start = time.perf_counter()
-    argv = [LAUNCH, "serve", *words]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:  # noqa: S603
-        try:
-            assert process.stdout is not None  # noqa: S101 - it is a pipe
-            if not process.stdout.readline():
-                message = f"launch serve did not become ready: {shlex.join(argv)}"
-                raise SystemExit(message)
-            return time.perf_counter() - start
-        finally:
-            process.terminate()
+    with serving(words, env):
+        return time.perf_counter() - start
 
 
 def _engine_command(words: list[str], env: dict[str, str]) -> tuple[list[str], dict[str, str]]:
     """Serve once, and read from the kernel the command and environment that the engine was started with."""
-    import psutil  # noqa: PLC0415 - only this measurement needs it
-
-    argv = [LAUNCH, "serve", *words]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True) as process:  # noqa: S603
-        try:
-            assert process.stdout is not None  # noqa: S101 - it is a pipe
-            process.stdout.readline()
-            for child in psutil.Process(process.pid).children(recursive=True):
-                command = child.cmdline()
-                if "--port" in command and "--model" in command:
-                    return command, child.environ()
-            message = "no engine was found below launch serve"
-            raise SystemExit(message)
-        finally:
-            process.terminate()
+    with serving(words, env) as process:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            command = child.cmdline()
+            if "--port" in command and "--model" in command:
+                return command, child.environ()
+    message = "no engine was found below launch serve"
+    raise SystemExit(message)
 
 
 def measure_serving(rounds: int, port: int) -> bool:
