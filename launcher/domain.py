@@ -476,6 +476,10 @@ class Calibration(Noun, frozen=True):
 # --- Plans ------------------------------------------------------------------------------------------------------
 
 
+HOST_MEMORY: Final = "host"
+"""The name of the host's memory, where memories go by name; a device's is its own."""
+
+
 class MemoryUse(Noun, frozen=True):
     """What the engine holds on one device, as llama-server's own breakdown divides it. Recurrent state is KV cache."""
 

@@ -83,13 +83,14 @@ class GatewayFront:
 
 def _figures(plan: "Plan | None", measured_bytes: "Mapping[str, int]") -> "tuple[MemoryFigure, ...]":
     """Return planned bytes by memory and kind, and what was measured of each memory as a whole."""
+    from launcher.domain import HOST_MEMORY
     from launcher.gateway.health import MemoryFigure
     from launcher.planner.corrections import planned_bytes
 
     if plan is None:
         return ()
     uses = [*plan.footprint.devices, plan.footprint.host]
-    names = [*(use.name for use in plan.footprint.devices), "host"]
+    names = [*(use.name for use in plan.footprint.devices), HOST_MEMORY]
     kinds = ("weights", "kv_cache", "compute")
     figures = [
         MemoryFigure(memory=name, kind=kind, planned_bytes=getattr(use, f"{kind}_bytes"))

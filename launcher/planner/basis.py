@@ -5,7 +5,7 @@ It must not know how figures are written.
 
 from typing import Final
 
-from launcher.domain import Basis, Calibration, Device, Host, Inventory, Provenance
+from launcher.domain import HOST_MEMORY, Basis, Calibration, Device, Host, Inventory, Provenance
 from launcher.planner.footprint.llama_cpp import Backend
 from launcher.planner.sizing import Trial
 from launcher.planner.speed import DEFAULT_LINK_BYTES_PER_S, device_rates, host_rates
@@ -78,7 +78,7 @@ def _speed(trial: Trial) -> tuple[Basis, ...]:
         if use.total_bytes:
             named.setdefault(_device_speed(device, calibration), []).append(device.name)
     if not used or not trial.is_whole:
-        named.setdefault(_host_speed(trial.target.host, calibration), []).append("host")
+        named.setdefault(_host_speed(trial.target.host, calibration), []).append(HOST_MEMORY)
     return tuple(
         Basis(figure="speed", provenance=provenance, text=f"{_list(names)}: {text}")
         for (provenance, text), names in named.items()
@@ -90,7 +90,7 @@ def _prompts(trial: Trial) -> tuple[Basis, ...]:
     target = trial.target
     if trial.speed.prompt_tps is None or (trial.tuning is not None and trial.speed.basis is Provenance.MEASURED):
         return ()
-    names = [device.name for device in target.devices] or ["host"]
+    names = [device.name for device in target.devices] or [HOST_MEMORY]
     rates = [target.calibration.rates_of(name) if target.calibration else None for name in names]
     if all(found is not None and found.prompt_flops is not None for found in rates):
         return (Basis(figure="prompts", provenance=Provenance.MEASURED, text="by `launch calibrate`"),)

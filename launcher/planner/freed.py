@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from launcher.domain import Inventory
+from launcher.domain import HOST_MEMORY, Inventory
 
 
 def give_back(machine: Inventory, n_bytes: Mapping[str, int], *, within_group: bool) -> Inventory:
@@ -22,7 +22,7 @@ def give_back(machine: Inventory, n_bytes: Mapping[str, int], *, within_group: b
         else replace(device, free_bytes=min(device.total_bytes, device.free_bytes + n_bytes.get(device.name, 0)))
         for device in machine.devices
     )
-    host, n_host = machine.host, n_bytes.get("host", 0)
+    host, n_host = machine.host, n_bytes.get(HOST_MEMORY, 0)
     used = host.cgroup_used_bytes
     if within_group and used is not None:
         used = max(0, used - n_host)

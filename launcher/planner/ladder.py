@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import (
+    HOST_MEMORY,
     Budget,
     CacheType,
     Calibration,
@@ -87,7 +88,7 @@ def step_down(
     target = correct_target(start.candidate, start.ask, target, start.shape)
     target = _tightened(target, memory, planned_bytes(plan, memory) - relief)
     need = _Need(memory=memory, limit_bytes=_loaded(plan, memory) - relief, min_tps=floors.min_tps, target=target)
-    if while_serving and memory == "host" and (trial := need.size(start)).fits:
+    if while_serving and memory == HOST_MEMORY and (trial := need.size(start)).fits:
         return build_plan(trial, start.ask, inventory, lowered(start, floors, memory))
     place = start
     for rung in request.profile.fallback.ladder:
@@ -130,7 +131,7 @@ class _Need(Struct, frozen=True, kw_only=True):
 
 def _loaded(plan: Plan, memory: str) -> int:
     """Return what the engine takes of a memory by loading alone: the host's caches grow only later."""
-    return plan.footprint.host.engine_bytes if memory == "host" else planned_bytes(plan, memory)
+    return plan.footprint.host.engine_bytes if memory == HOST_MEMORY else planned_bytes(plan, memory)
 
 
 def _tightened(target: Target, memory: str, limit_bytes: int) -> Target:
@@ -202,7 +203,7 @@ def _place_of(plan: Plan, wished: Ask, prepared: tuple[Candidate, ...]) -> Place
 
 def _refuse(plan: Plan, memory: str, ask: Ask, derivation: tuple[str, ...]) -> Refusal:
     planned = planned_bytes(plan, memory)
-    code = RefusalCode.EXCEEDS_HOST_MEMORY if memory == "host" else RefusalCode.EXCEEDS_DEVICE_MEMORY
+    code = RefusalCode.EXCEEDS_HOST_MEMORY if memory == HOST_MEMORY else RefusalCode.EXCEEDS_DEVICE_MEMORY
     return Refusal(
         code=code,
         model=plan.model,

@@ -5,7 +5,7 @@ It must not choose, nor propose anything.
 
 from msgspec.structs import replace
 
-from launcher.domain import CacheType, Inventory
+from launcher.domain import HOST_MEMORY, CacheType, Inventory
 from launcher.planner.ask import Ask
 from launcher.planner.quality import cache_kl, kl_divergence
 from launcher.planner.sizing import Candidate, Shape, Trial, first_shape, try_shape
@@ -75,7 +75,7 @@ def _why_not(candidate: Candidate, chosen: Trial, ask: Ask) -> str:
 def _excess(trial: Trial) -> str:
     uses = [
         *((use.name, use.total_bytes) for use in trial.footprint.devices),
-        ("host", trial.footprint.host.total_bytes),
+        (HOST_MEMORY, trial.footprint.host.total_bytes),
     ]
     over = [
         f"{format_bytes(n_bytes - budget.budget_bytes)} more than {name} can give"

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from launcher.domain import Calibration, Device, Footprint, Host, Provenance, Speed
+from launcher.domain import HOST_MEMORY, Calibration, Device, Footprint, Host, Provenance, Speed
 from launcher.planner.architecture import Architecture, FullAttention, SlidingAttention
 from launcher.planner.footprint.llama_cpp import Backend, LlamaCppConfig, ModelWeights, Placement
 
@@ -206,7 +206,7 @@ def device_rates(device: Device, calibration: Calibration | None) -> tuple[float
 
 def host_rates(host: Host, calibration: Calibration | None) -> tuple[float, Rates, Provenance]:
     """Return the host memory's bandwidth, what of it is reached, and what that rests on."""
-    measured = calibration.rates_of("host") if calibration else None
+    measured = calibration.rates_of(HOST_MEMORY) if calibration else None
     if measured is not None:
         learned = Rates(efficiency=measured.efficiency, layer_s=HOST.layer_s)
         return measured.bandwidth_bytes_per_s, learned, Provenance.MEASURED
@@ -231,7 +231,7 @@ def split_legs(
     if work.host_bytes:
         bandwidth, rates, basis = host_rates(host, calibration)
         yield Leg(
-            name="host",
+            name=HOST_MEMORY,
             n_bytes=work.host_bytes,
             n_layer=work.host_layers,
             bandwidth_bytes_per_s=bandwidth,
@@ -293,7 +293,7 @@ def _prompt_tps(
             link = device.pcie_bytes_per_s or DEFAULT_LINK_BYTES_PER_S
             seconds += work.host_prompt_bytes / (link * config.n_ubatch)
     if work.host_layers and not (copies and devices):
-        measured = calibration.rates_of("host") if calibration else None
+        measured = calibration.rates_of(HOST_MEMORY) if calibration else None
         if measured is None or measured.prompt_flops is None:
             return None
         seconds += work.host_layers / all_layers * operations / measured.prompt_flops

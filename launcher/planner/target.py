@@ -9,6 +9,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import (
+    HOST_MEMORY,
     Budget,
     Calibration,
     Device,
@@ -122,7 +123,7 @@ def build_target(
         engine_devices=names,
         budgets=tuple(_device_budget(device) for device in devices),
         host_budget=Budget(
-            name="host",
+            name=HOST_MEMORY,
             total_bytes=host.total_bytes,
             free_bytes=host.free_bytes,
             margin_bytes=HOST_MARGIN_BYTES,

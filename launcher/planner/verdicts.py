@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from launcher.domain import (
+    HOST_MEMORY,
     STARTABLE,
     Condition,
     DeviceProcess,
@@ -75,7 +76,7 @@ def _after_others_leave(outcome: Outcome, search: Search, alternatives: Alternat
         names += [describe_program(program, "memory") for program in programs]
         # A group's limit stays as it is used: these programs may be outside of it.
         held = sum(program.used_bytes or 0 for program in programs)
-        machine = give_back(machine, {"host": held}, within_group=False)
+        machine = give_back(machine, {HOST_MEMORY: held}, within_group=False)
         found = _better(outcome, search, machine) if programs else None
     if found is not None:
         leave = "leaves" if len(names) == 1 else "leave"

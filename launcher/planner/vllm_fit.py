@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import (
+    HOST_MEMORY,
     Basis,
     Budget,
     CacheType,
@@ -294,7 +295,7 @@ def _host_bytes(choice: VllmChoice) -> int:
 def _host_budget(inventory: Inventory) -> Budget:
     host = inventory.host
     return Budget(
-        name="host",
+        name=HOST_MEMORY,
         total_bytes=host.total_bytes,
         free_bytes=host.free_bytes,
         margin_bytes=HOST_MARGIN_BYTES,

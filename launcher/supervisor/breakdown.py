@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from launcher.domain import MemoryUse, Noun
+from launcher.domain import HOST_MEMORY, MemoryUse, Noun
 from launcher.units import MIB
 
 _ROW: Final = re.compile(
@@ -53,7 +53,7 @@ class Breakdown(Noun, frozen=True):
     def host(self) -> MemoryUse:
         """The sum of all host memory, repacked weights included."""
         return MemoryUse(
-            name="host",
+            name=HOST_MEMORY,
             weights_bytes=sum(use.weights_bytes for use in self.hosts),
             kv_cache_bytes=sum(use.kv_cache_bytes for use in self.hosts),
             compute_bytes=sum(use.compute_bytes for use in self.hosts),

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from enum import StrEnum
 from typing import Final
 
-from launcher.domain import Noun, Plan
+from launcher.domain import HOST_MEMORY, Noun, Plan
 from launcher.supervisor.signs import BENIGN, QUOTE_BEGIN, QUOTE_END, QUOTED, RETRY, SIGNS, Cause, Part, Sign
 from launcher.units import GIB, MIB, format_bytes
 
-HOST: Final = "host"
 _N_TELLING: Final = 8
 _SIGILL: Final = 4
 _SIGKILL: Final = 9
@@ -168,7 +167,7 @@ def classify(end: End) -> Fault:
 def _killed_for_memory(end: End, meaning: str) -> Fault:
     lines = telling_lines(end.lines)
     return Fault(
-        cause=Cause.KILLED_FOR_MEMORY, meaning=meaning, lines=lines, was_ready=end.was_ready, memory=HOST
+        cause=Cause.KILLED_FOR_MEMORY, meaning=meaning, lines=lines, was_ready=end.was_ready, memory=HOST_MEMORY
     )  # fmt: skip
 
 
@@ -253,13 +252,13 @@ def _refused(lines: Sequence[str]) -> tuple[str | None, int | None]:
         elif match := _VENDOR.search(line):
             vendor = match["vendor"]
         elif match := _TOO_LITTLE.search(line):
-            guess = HOST if match["where"] == "node" else f"cuda:{match['idx']}"
+            guess = HOST_MEMORY if match["where"] == "node" else f"cuda:{match['idx']}"
         elif match := _REFUSED_TORCH_GPU.search(line):
             guess = f"cuda:{match['idx']}"
         elif match := _REFUSED_CUDA.search(line) or _CURRENT_DEVICE.search(line):
             guess = f"{vendor}{match['idx']}"
         elif _ON_HOST.search(line):
-            guess = HOST
+            guess = HOST_MEMORY
         n_bytes = _size_in(line) or n_bytes
     return memory or guess, n_bytes
 
@@ -281,13 +280,13 @@ def _size_in(line: str) -> int | None:
 def _memory_of(buffer_name: str) -> str:
     """Return whose memory a buffer type is: a device's, without the address of a remote one, or the host's."""
     bare = buffer_name.partition("[")[0]
-    return HOST if _HOST_BUFFER.fullmatch(bare) else bare
+    return HOST_MEMORY if _HOST_BUFFER.fullmatch(bare) else bare
 
 
 def planned_memory(fault: Fault, plan: Plan) -> str | None:
     """Return the fault's memory by the plan's name of it (``gpu0``, ``host``); ``None`` where nobody said which."""
     names = {_memory_of(name): use.name for name, use in zip(plan.engine_devices, plan.footprint.devices, strict=False)}
-    return fault.memory if fault.memory in {HOST, None} else names.get(fault.memory or "")
+    return fault.memory if fault.memory in {HOST_MEMORY, None} else names.get(fault.memory or "")
 
 
 def telling_lines(lines: Sequence[str]) -> tuple[str, ...]:

@@ -6,12 +6,11 @@ It must not know logs or processes, nor what follows from the answer. Pure.
 from collections.abc import Mapping
 from typing import Final
 
-from launcher.domain import Budget, MemoryUse, Noun, Plan
+from launcher.domain import HOST_MEMORY, Budget, MemoryUse, Noun, Plan
 from launcher.supervisor.breakdown import Breakdown, DeviceRow
 from launcher.supervisor.placement import Placement
 from launcher.units import format_bytes
 
-HOST: Final = "host"
 _MARGIN_SHARE: Final = 0.5
 """Of the plan's margin that must stay free. Assumed: half of it was for the planner's own error, of which the engine's
 figure knows better; the rest is for what no figure holds, as a driver's pools."""
@@ -111,20 +110,20 @@ def _device_needs(plan: Plan, free: Mapping[str, int], told: Breakdown | None) -
 
 def _host_need(plan: Plan, free: Mapping[str, int], told: Breakdown | None) -> Need:
     host = plan.footprint.host
-    budget = next((budget for budget in plan.budgets if budget.name == HOST), None)
+    budget = next((budget for budget in plan.budgets if budget.name == HOST_MEMORY), None)
     residual_bytes = budget.residual_bytes if budget and told is None else 0
     return Need(
-        name=HOST,
-        engine_name=HOST,
+        name=HOST_MEMORY,
+        engine_name=HOST_MEMORY,
         planned=MemoryUse(
-            name=HOST,
+            name=HOST_MEMORY,
             weights_bytes=host.weights_bytes,
             kv_cache_bytes=host.kv_cache_bytes,
             compute_bytes=host.compute_bytes,
         ),
-        told=told.host if told and told.hosts else _untold(HOST, told),
+        told=told.host if told and told.hosts else _untold(HOST_MEMORY, told),
         extra_bytes=host.prompt_cache_bytes + host.checkpoints_bytes + residual_bytes,
-        free_bytes=free.get(HOST),
+        free_bytes=free.get(HOST_MEMORY),
         margin_bytes=_kept(budget),
     )
 

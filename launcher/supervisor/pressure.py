@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from launcher.domain import Device, DeviceLoad, EngineInstall, Plan
+from launcher.domain import HOST_MEMORY, Device, DeviceLoad, EngineInstall, Plan
 from launcher.inventory.cgroup import find_folders, read_memory
 from launcher.inventory.host import probe_host_memory
 from launcher.inventory.llama_text import parse_devices
@@ -20,7 +20,7 @@ from launcher.inventory.proc import run_bounded
 from launcher.inventory.psi import find_psi, read_psi
 from launcher.inventory.sysfs import probe_amd
 from launcher.supervisor.processes import Survey, resident_bytes, survey
-from launcher.supervisor.strain import HOST, Gauge, Sample
+from launcher.supervisor.strain import Gauge, Sample
 
 if TYPE_CHECKING:
     from launcher.inventory.nvidia_live import NvidiaMonitor
@@ -92,7 +92,7 @@ class Probe:
         if group.limit_bytes is not None and (left := group.limit_bytes - (group.used_bytes or 0)) < free:
             total, free, limit = group.limit_bytes, max(0, left), "the control group's memory"
         return Gauge(
-            name=HOST,
+            name=HOST_MEMORY,
             total_bytes=total,
             free_bytes=free,
             own_bytes=resident_bytes(self._survey.below) if self._survey.below else None,

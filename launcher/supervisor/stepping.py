@@ -11,6 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from launcher.domain import (
+    HOST_MEMORY,
     Calibration,
     Correction,
     Inventory,
@@ -31,7 +32,6 @@ from launcher.planner.search import Alternatives
 from launcher.planner.sizing import Candidate, prepare
 from launcher.planner.verdicts import describe_program
 from launcher.store import read_calibration, update_calibration
-from launcher.supervisor.preflight import HOST
 from launcher.supervisor.setback import Setback, Shortage, Step
 from launcher.units import MIB, format_bytes
 
@@ -148,7 +148,7 @@ class MachineStepper:
         machine = self._probe()
         for memory, n_bytes in measured_bytes.items():
             unaccounted = n_bytes - planned_bytes(plan, memory)
-            if memory != HOST or unaccounted > 0:
+            if memory != HOST_MEMORY or unaccounted > 0:
                 self._keep(plan, memory, unaccounted, Lesson.MEASURED, machine)
 
     def _keep(self, plan: Plan, memory: str, unaccounted: int, lesson: Lesson, machine: Inventory) -> Calibration:

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Final
 
-from launcher.domain import DeviceLoad, DeviceProcess, Noun
+from launcher.domain import HOST_MEMORY, DeviceLoad, DeviceProcess, Noun
 from launcher.units import MIB, format_bytes
 
-HOST: Final = "host"
 _N_RATES: Final = 3
 """Of the latest rates the median counts: a process that takes its share once is no trend, a pause does not end one."""
 
@@ -79,7 +78,7 @@ class StrainPolicy(Noun, frozen=True):
 
     def floor(self, name: str) -> Floor:
         """Return the thresholds of one memory."""
-        return self.floors.get(name, self.host if name == HOST else self.device)
+        return self.floors.get(name, self.host if name == HOST_MEMORY else self.device)
 
 
 class Taker(Noun, frozen=True):
@@ -169,7 +168,7 @@ def _judge(before: _Mark | None, gauge: Gauge, sample: Sample, policy: StrainPol
     floor = policy.floor(gauge.name)
     rates = _rates(before, gauge, sample.at_s)
     rate = _trend(rates)
-    stalled = sample.stalled if gauge.name == HOST else None
+    stalled = sample.stalled if gauge.name == HOST_MEMORY else None
     why = _why_low(gauge, floor, rate, stalled, policy)
     n_low = 0 if why is None else 1 + (before.n_low if before else 0)
     is_calm = why is None and gauge.free_bytes >= floor.calm_bytes

@@ -14,10 +14,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from launcher.domain import Device, DeviceKind, Engine, EngineInstall, Footprint, HostUse, MemoryUse, Plan
+from launcher.domain import HOST_MEMORY, Device, DeviceKind, Engine, EngineInstall, Footprint, HostUse, MemoryUse, Plan
 from launcher.supervisor.pressure import Probe, list_memory, sampling
 from launcher.supervisor.processes import survey
-from launcher.supervisor.strain import HOST, Sample, StrainPolicy, Watched, assess
+from launcher.supervisor.strain import Sample, StrainPolicy, Watched, assess
 from launcher.units import GIB, MIB
 from tests.fakes.harness import poll
 from tests.fakes.memory_group import inside, memory_group
@@ -63,7 +63,7 @@ def test_the_host_and_the_engines_share_of_it() -> None:
     try:
         sample = probe.look(os.getpid())
         (host,) = sample.gauges
-        assert host.name == HOST
+        assert host.name == HOST_MEMORY
         assert 0 < host.free_bytes < host.total_bytes
         assert child.pid in sample.own_pids
         assert (host.own_bytes or 0) >= 64 * MIB
@@ -89,7 +89,7 @@ def test_a_group_that_fills_is_strained_and_the_hog_is_named(tmp_path: Path) -> 
             now = Probe(None, root=root).look(engine.pid)
             _, outlook = assess(Watched(), now, baseline=baseline, policy=StrainPolicy(n_low=1))
             (strain,) = outlook.strains
-            assert strain.memory == HOST
+            assert strain.memory == HOST_MEMORY
             assert 200 * MIB < strain.taken_bytes < 320 * MIB
             assert strain.shortfall_bytes > 300 * MIB
             assert engine.poll() is None  # the kernel had no reason yet
@@ -163,7 +163,7 @@ def test_another_program_that_takes_the_gpu_is_named(tmp_path: Path) -> None:
             watcher.stdin.close()
         finally:
             end(engine)
-    assert [gauge.name for gauge in now.gauges] == ["gpu0", HOST]
+    assert [gauge.name for gauge in now.gauges] == ["gpu0", HOST_MEMORY]
     assert now.gauges[0].own_bytes == 20 * GIB
     assert now.loads[0].name == "gpu0"
     _, outlook = assess(Watched(), now, baseline=baseline, policy=StrainPolicy())
@@ -186,7 +186,7 @@ def test_a_device_that_only_an_engine_lists(tmp_path: Path) -> None:
     probe = Probe(plan_on("RPC0", install=install))
     device, _ = probe.look().gauges
     assert (device.name, device.total_bytes, device.free_bytes) == ("gpu0", 8000 * MIB, 1234 * MIB)
-    assert [gauge.name for gauge in probe.look().gauges] == [HOST]
+    assert [gauge.name for gauge in probe.look().gauges] == [HOST_MEMORY]
     assert count.read_text() == "x\n"
     assert list_memory(replace(install, flags=frozenset())) == {}
 

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.domain import DeviceProcess
+from launcher.domain import HOST_MEMORY, DeviceProcess
 from launcher.supervisor.strain import (
-    HOST,
     Floor,
     Gauge,
     Outlook,
@@ -110,9 +109,9 @@ def test_it_is_calm_again_only_after_a_while() -> None:
 
 def test_waiting_for_memory_strains_the_host_alone() -> None:
     """Where the kernel reclaims without end there may be free pages: what counts is the time lost."""
-    both = (gauge(4000), gauge(4000, name=HOST))
+    both = (gauge(4000), gauge(4000, name=HOST_MEMORY))
     changes = watch(sample(float(n), *both, stalled=0.3) for n in range(4))
-    assert [strain.memory for _, outlook in changes for strain in outlook.strains] == [HOST]
+    assert [strain.memory for _, outlook in changes for strain in outlook.strains] == [HOST_MEMORY]
     assert changes[0][1].strains[0].why == "all tasks wait for memory 30% of the time"
 
 
@@ -185,7 +184,7 @@ def test_what_stays_low_never_goes_unseen(free_mib: list[int]) -> None:
     assert len(watch(sample(float(n), gauge(mib)) for n, mib in enumerate(free_mib))) == 1
 
 
-@pytest.mark.parametrize(("name", "act_mib"), [("gpu0", 128), ("gpu7", 128), (HOST, 256)])
+@pytest.mark.parametrize(("name", "act_mib"), [("gpu0", 128), ("gpu7", 128), (HOST_MEMORY, 256)])
 def test_each_kind_of_memory_has_its_floor(name: str, act_mib: int) -> None:
     """Devices alike, the host by itself."""
     assert POLICY.floor(name).act_bytes == act_mib * MIB

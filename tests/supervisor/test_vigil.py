@@ -4,9 +4,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from launcher.domain import Budget, Footprint, HostUse, Plan
+from launcher.domain import HOST_MEMORY, Budget, Footprint, HostUse, Plan
 from launcher.supervisor.preflight import Preflight
-from launcher.supervisor.strain import HOST, Gauge, Sample, StrainPolicy
+from launcher.supervisor.strain import Gauge, Sample, StrainPolicy
 from launcher.supervisor.vigil import Vigil
 from launcher.units import GIB, MIB
 from tests.fakes.plans import plan_for
@@ -16,13 +16,13 @@ LINES = (Path(__file__).parents[1] / "transcripts/llama-server/b10434-silent-cpu
 
 def plan(n_ctx: int = 2048) -> Plan:
     """A plan for the processor, made when 8 GiB were free."""
-    budget = Budget(name=HOST, total_bytes=16 * GIB, free_bytes=8 * GIB, margin_bytes=0)
+    budget = Budget(name=HOST_MEMORY, total_bytes=16 * GIB, free_bytes=8 * GIB, margin_bytes=0)
     return replace(plan_for(), n_ctx=n_ctx, footprint=Footprint(devices=(), host=HostUse()), budgets=(budget,))
 
 
 def host(free_bytes: int, at_s: float = 0.0) -> Sample:
     """A sample of host memory."""
-    return Sample(at_s=at_s, gauges=(Gauge(name=HOST, total_bytes=16 * GIB, free_bytes=free_bytes),))
+    return Sample(at_s=at_s, gauges=(Gauge(name=HOST_MEMORY, total_bytes=16 * GIB, free_bytes=free_bytes),))
 
 
 def hear(vigil: Vigil, of: Plan) -> list[Preflight]:
@@ -69,11 +69,11 @@ def test_what_was_free_before_an_engine_ended_is_free_no_longer() -> None:
     """Until the next sample the start is not judged by it, for it still counts what the dead engine held."""
     vigil = Vigil(StrainPolicy())
     vigil.see(host(GIB), is_serving=True)
-    assert vigil.free_bytes(plan())[HOST] == GIB
+    assert vigil.free_bytes(plan())[HOST_MEMORY] == GIB
     hear(vigil, plan())
     vigil.bury()
     assert not vigil.is_known(plan())
-    assert vigil.free_bytes(plan())[HOST] == 8 * GIB
+    assert vigil.free_bytes(plan())[HOST_MEMORY] == 8 * GIB
     vigil.see(host(3 * GIB, 1.0), is_serving=False)
     assert vigil.is_known(plan())
-    assert vigil.free_bytes(plan())[HOST] == 3 * GIB
+    assert vigil.free_bytes(plan())[HOST_MEMORY] == 3 * GIB
