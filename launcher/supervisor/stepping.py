@@ -184,7 +184,7 @@ def _with(known: Calibration, correction: Correction) -> Calibration:
 
 def free_bytes(machine: Inventory, memory: str) -> int | None:
     """Return what is free of a memory now; ``None`` where nobody knows."""
-    if memory == "host":
+    if memory == HOST_MEMORY:
         return machine.host.free_bytes
     return next((device.free_bytes for device in machine.devices if device.name == memory), None)
 
