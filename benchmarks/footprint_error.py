@@ -84,11 +84,16 @@ def parse_config(backend: str, n_devices: int, arguments: str) -> LlamaCppConfig
 
 
 def compare(
-    architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig, truth: dict[str, list[int]]
+    architecture: Architecture,
+    weights: ModelWeights,
+    config: LlamaCppConfig,
+    truth: dict[str, list[int]],
+    *,
+    every_layer: bool,
 ) -> Iterator[tuple[str, tuple[float, float, float], tuple[int, int, int], int]]:
     """Yield each memory: its name, our MiB, the engine's MiB, and how many rows were summed."""
     names = tuple(f"RPC{idx}" for idx in range(len(config.shares)))
-    ours = estimate_footprint(architecture, weights, config, names, every_layer=True)
+    ours = estimate_footprint(architecture, weights, config, names, every_layer=every_layer)
     uses = [(use.name, use.weights_bytes, use.kv_cache_bytes, use.compute_bytes) for use in ours.devices]
     uses.append(("Host", ours.host.weights_bytes, ours.host.kv_cache_bytes, ours.host.compute_bytes))
     for name, *parts in uses:
@@ -121,15 +126,17 @@ def unseen_lines() -> dict[str, dict[str, Any]]:
     return {line["model"]: line for line in lines}
 
 
-def unseen_figures(line: dict[str, Any]) -> list[Figures]:
-    """Return the figures of one unseen model."""
+def unseen_figures(line: dict[str, Any], *, every_layer: bool = True) -> list[Figures]:
+    """Return the figures of one unseen model, with all its blocks or with representative ones."""
     spec = unseen_spec(line)
     architecture = read_architecture(spec)
     weights = sum_weights(spec, architecture.n_layer)
     return [
         Figures(f"{backend} {arguments}", *figures)
         for backend, n_devices, arguments, truth in line["rows"]
-        for figures in compare(architecture, weights, parse_config(backend, n_devices, arguments), truth)
+        for figures in compare(
+            architecture, weights, parse_config(backend, n_devices, arguments), truth, every_layer=every_layer
+        )
     ]
 
 
@@ -145,25 +152,33 @@ def shipped_spec(model: str, quantization: str) -> ModelSpec:
     return replace(spec, tensors=tuple(tensor for tensor in spec.tensors if tensor.name != "rope_freqs.weight"))
 
 
-def shipped() -> Iterator[tuple[str, list[Figures]]]:
-    """Yield each shipped model and quantization with its figures."""
+def shipped_rows() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Return the rows of breakdowns_b11434.jsonl by model and quantization."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for text in (DATA / "breakdowns_b11434.jsonl").read_text().splitlines():
         row = json.loads(text)
         groups.setdefault((row["model"], row["quant"].lower().removesuffix("_moe")), []).append(row)
-    for (model, quantization), rows in groups.items():
-        spec = shipped_spec(model, quantization)
-        architecture = read_architecture(spec)
-        weights = sum_weights(spec, architecture.n_layer)
-        found = []
-        for row in rows:
-            arguments = " ".join(row["args"])
-            truth = {label: [kinds[k] for k in ("model", "context", "compute")] for label, kinds in row["mib"].items()}
-            config = parse_config(row["backend"], row["rpc"], arguments)
-            found += [
-                Figures(f"{row['backend']} {arguments}", *f) for f in compare(architecture, weights, config, truth)
-            ]
-        yield f"{model} {quantization}", found
+    return groups
+
+
+def shipped_figures(spec: ModelSpec, rows: list[dict[str, Any]], *, every_layer: bool = True) -> list[Figures]:
+    """Return the figures of one shipped model, with all its blocks or with representative ones."""
+    architecture = read_architecture(spec)
+    weights = sum_weights(spec, architecture.n_layer)
+    found = []
+    for row in rows:
+        arguments = " ".join(row["args"])
+        truth = {label: [kinds[k] for k in ("model", "context", "compute")] for label, kinds in row["mib"].items()}
+        config = parse_config(row["backend"], row["rpc"], arguments)
+        figures = compare(architecture, weights, config, truth, every_layer=every_layer)
+        found += [Figures(f"{row['backend']} {arguments}", *figure) for figure in figures]
+    return found
+
+
+def shipped() -> Iterator[tuple[str, list[Figures]]]:
+    """Yield each shipped model and quantization with its figures."""
+    for (model, quantization), rows in shipped_rows().items():
+        yield f"{model} {quantization}", shipped_figures(shipped_spec(model, quantization), rows)
 
 
 def main() -> None:

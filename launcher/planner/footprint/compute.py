@@ -2,8 +2,9 @@
 
 Blocks that are alike need the same memory, so it is enough to build those at each change of kind or of place; every
 kind of neighbourhood is kept ``_REPEATS`` times, since what one block leaves behind may still be held in the next.
-Where weights are copied to a device, the order of their sizes can still fragment a buffer differently (by 10 MiB in
-one of 400 recorded rows), so all blocks can be asked for. It does not know the engine's defaults or how layers were placed.
+Where weights are copied to a device, the order of their sizes can still fragment a buffer differently (by at
+most 6 MiB in the recorded rows), so all blocks can be asked for. It does not know the engine's defaults or how layers
+were placed.
 """
 
 from collections import Counter
