@@ -1,4 +1,4 @@
-"""The texts by which engines say what went wrong, as data: pattern, meaning, engines, builds, evidence.
+"""The texts by which engines say what went wrong, as data: pattern, meaning, engines, evidence with its builds.
 
 It must not know how an engine ended, nor what follows. The evidence is a transcript below ``tests/transcripts``, recorded
 from a real failure, or, where the machine of the recordings cannot provoke it, a place in the source of llama.cpp build
@@ -45,6 +45,9 @@ class Part(StrEnum):
     COMPUTE = "compute"
 
 
+_SOURCE: Final = "source: "
+
+
 class Sign(Noun, frozen=True):
     """A text that engines print, searched in each line."""
 
@@ -53,13 +56,17 @@ class Sign(Noun, frozen=True):
     meaning: str
     evidence: tuple[str, ...]
     engines: tuple[Engine, ...] = (Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON)
-    builds: tuple[str, ...] = ("10434", "11434")
     part: Part | None = None
+
+    @property
+    def builds(self) -> tuple[str, ...]:
+        """The builds that were seen to print it, by their transcripts' names; none where only the source shows it."""
+        names = [path.partition("/")[2] for path in self.evidence if not path.startswith(_SOURCE)]
+        return tuple(sorted({name.partition("-")[0].removeprefix("b") for name in names}))
 
 
 _SERVER: Final = (Engine.LLAMA_SERVER,)
 _PYTHON: Final = (Engine.LLAMA_CPP_PYTHON,)
-_WHEEL: Final = ("0.3.36",)
 
 _LLAMA_CPP_SIGNS: Final = (
     Sign(
@@ -75,7 +82,6 @@ _LLAMA_CPP_SIGNS: Final = (
         meaning="the port is in use",
         evidence=("llama-cpp-python/0.3.36-port-in-use.log", "vllm/0.32.0-cpu-port-in-use.log"),
         engines=(*_PYTHON, Engine.VLLM),
-        builds=(*_WHEEL, "0.32.0"),
     ),
     Sign(
         pattern=r"pre-allocated tensor \(\S+\) in a buffer \(\S+\) that cannot run the operation",
@@ -245,7 +251,6 @@ _LLAMA_CPP_SIGNS: Final = (
         meaning="the worker runs another version of llama.cpp",
         evidence=("llama-server/b11434-rpc-worker-of-another-version.log",),
         engines=_SERVER,
-        builds=("11434",),
     ),
     Sign(
         pattern=r"error while loading shared libraries|ModuleNotFoundError|ImportError:",
@@ -271,7 +276,6 @@ _LLAMA_CPP_SIGNS: Final = (
         meaning="the engine refused its arguments",
         evidence=("llama-cpp-python/0.3.36-unknown-flag.log", "llama-cpp-python/0.3.36-bad-value.log"),
         engines=_PYTHON,
-        builds=_WHEEL,
     ),
     Sign(
         pattern=r"driver version is insufficient|no kernel image is available|forward compatibility was attempted",
@@ -298,12 +302,10 @@ _LLAMA_CPP_SIGNS: Final = (
         meaning="a worker does not answer",
         evidence=("llama-server/b11434-rpc-worker-missing.log",),
         engines=_SERVER,
-        builds=("11434",),
     ),
 )
 
 _VLLM: Final = (Engine.VLLM,)
-_VLLM_BUILDS: Final = ("0.32.0",)
 
 _VLLM_SIGNS: Final = (
     Sign(
@@ -312,7 +314,6 @@ _VLLM_SIGNS: Final = (
         meaning="the host's memory does not suffice",
         evidence=("vllm/0.32.0-cpu-oom-weights.log",),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
     Sign(
         pattern=r"CUDA out of memory\. Tried to allocate",
@@ -320,7 +321,6 @@ _VLLM_SIGNS: Final = (
         meaning="the GPU's memory does not suffice",
         evidence=("source: PyTorch's c10/cuda/CUDACachingAllocator.cpp",),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
     Sign(
         pattern=r"on startup is less than desired (?:GPU|CPU) memory utilization",
@@ -328,7 +328,6 @@ _VLLM_SIGNS: Final = (
         meaning="less is free than the share of the memory that it was to take",
         evidence=("vllm/0.32.0-cpu-oom-at-start.log",),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
     Sign(
         pattern=r"is less than requested memory for kv|No available memory for the cache blocks|"
@@ -337,7 +336,6 @@ _VLLM_SIGNS: Final = (
         meaning="the KV cache does not fit",
         evidence=("vllm/0.32.0-cpu-oom-kv-cache.log", "vllm/0.32.0-cpu-cache-below-one-request.log"),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
         part=Part.KV_CACHE,
     ),
     Sign(
@@ -346,7 +344,6 @@ _VLLM_SIGNS: Final = (
         meaning="the engine does not know the architecture",
         evidence=("vllm/0.32.0-cpu-unknown-architecture.log",),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
     Sign(
         pattern=r"SafetensorError: ",
@@ -354,7 +351,6 @@ _VLLM_SIGNS: Final = (
         meaning="the weights file is damaged",
         evidence=("vllm/0.32.0-cpu-data-cut-off.log",),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
     Sign(
         pattern=r"Cannot find any model weights with|Invalid repository ID or local directory specified",
@@ -362,7 +358,6 @@ _VLLM_SIGNS: Final = (
         meaning="the weights cannot be found",
         evidence=("vllm/0.32.0-cpu-file-missing.log",),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
     Sign(
         pattern=r"vllm(?: serve)?: error: |validation errors? for \w+Config",
@@ -374,7 +369,6 @@ _VLLM_SIGNS: Final = (
             "vllm/0.32.0-cpu-refused-settings.log",
         ),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
     Sign(
         pattern=r"Worker proc \S+ died unexpectedly",
@@ -382,7 +376,6 @@ _VLLM_SIGNS: Final = (
         meaning="one of its workers was lost",
         evidence=("vllm/0.32.0-cpu-worker-killed.log",),
         engines=_VLLM,
-        builds=_VLLM_BUILDS,
     ),
 )
 

@@ -354,14 +354,15 @@ def test_the_plans_name_of_a_memory() -> None:
 
 @pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: sign.pattern[:40])
 def test_each_sign_has_its_evidence(sign: Sign) -> None:
-    """Every transcript that is named shows it, from a build that is named; the rest names a place in the source."""
+    """Every transcript that is named shows it, from an engine and a build that are named; the rest names a place in the source."""
     assert sign.evidence
     for evidence in sign.evidence:
         if evidence.startswith("source: "):
             continue
         assert any(re.search(sign.pattern, line) for line in read(evidence)), evidence
         header = (TRANSCRIPTS / evidence).read_text().split("# version: ")[1].splitlines()[0]
-        assert "python" in evidence or header.split()[0] in sign.builds
+        assert header.split()[0] in sign.builds
+        assert evidence.partition("/")[0] in sign.engines
 
 
 @given(lines=st.lists(st.text(max_size=80), max_size=20), number=st.one_of(st.none(), st.integers(1, 64)))
