@@ -63,7 +63,7 @@ class Style(NamedTuple):
     scales_experts: bool = False
     """The sum of routed and shared experts is scaled."""
     output_on_host: bool = False
-    """The token embeddings serve as output where they are."""
+    """The token embeddings serve as output where they are: they are never held twice."""
     ropes_not_every: int = 0
     """Each such block does not rotate."""
     clamps: bool = False
@@ -109,6 +109,11 @@ STYLES: Final[Mapping[str, Style]] = {
     "exaone4": Style(ropes_full=False),
     "gpt2": Style(ropes=False),
     "minicpm3": Style(scales_embedding=True),
+    "jamba": Style(residual_first=True),
+    "lfm2": Style(residual_first=True),
+    "lfm2moe": Style(residual_first=True),
+    "nemotron_h": Style(picks_at_end=True, picks_after_norm=True),
+    "nemotron_h_moe": Style(picks_at_end=True, picks_after_norm=True),
     "phi3": Style(scales_q=True, residual_first=True),
     "step35": Style(picks_at_end=True, drafts=True),
     "phimoe": Style(scales_q=True, residual_first=True),

@@ -33,6 +33,7 @@ from launcher.planner.architecture import (
 )
 from launcher.planner.footprint.blocks import Batch, Weight
 from launcher.planner.footprint.compute import Caches, Places, Shapes, compute_bytes
+from launcher.planner.footprint.family import PLAIN, STYLES
 from launcher.planner.footprint.graph import F16, F32, Element, shape
 from launcher.tensor_types import TRAITS, TensorType, tensor_bytes
 from launcher.units import pad
@@ -49,8 +50,6 @@ WITHOUT_FLASH_ATTENTION: Final = frozenset({"grok"})
 _OUTPUT_NAMES: Final = ("output", "altup_")
 _ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
 """Their output layer is created before the input layer, which then cannot be shared."""
-_NEVER_TWICE: Final = frozenset({"bitnet"})
-"""Here the token embeddings serve as output where they are, on the host."""
 _BESIDE_FIRST_BLOCK: Final = frozenset(
     {"per_layer_model_proj.weight", "per_layer_proj_norm.weight", "token_embd_norm.weight", "token_embd_norm.bias"}
 )
@@ -328,7 +327,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         if found is None:
             found = known[id(tensor)] = _describe(tensor)
         _, idx, of_expert, n_bytes, sized_pair, plain_pair = found
-        if n_trunk <= idx < n_layer and not _name_within(tensor.name).startswith(loaded_ahead):
+        if n_trunk <= idx < n_layer and not sized_pair[0].startswith(loaded_ahead):
             continue
         if 0 <= idx < n_layer:
             sizes[idx].append(sized_pair)
@@ -358,7 +357,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
         tied_output_type=None
-        if embedding is None or has_output or spec.architecture in _NEVER_TWICE
+        if embedding is None or has_output or STYLES.get(spec.architecture, PLAIN).output_on_host
         else embedding.type,
         n_tied_rows=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
         always_twice=spec.architecture in _ALWAYS_TWICE,

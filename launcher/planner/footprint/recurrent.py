@@ -9,6 +9,7 @@ from typing import Final
 from launcher.planner.footprint.blocks import Blocks, Layer, Routing
 from launcher.planner.footprint.family import (
     PLAIN,
+    STYLES,
     Model,
     Style,
     begin,
@@ -303,9 +304,7 @@ def _norm_output(b: Blocks, x: Tensor, layer: Layer, model: Model, name: str) ->
 
 def hybrid(model: Model) -> Graph:
     """State-space or convolution blocks, alone or among attention blocks, with a feed-forward part where one has it."""
-    single = model.name.startswith("nemotron")
-    style = Style(picks_at_end=single, picks_after_norm=single, routing=_hybrid_routing(model))
-    residual_first = model.name in {"jamba", "lfm2", "lfm2moe"}
+    style = STYLES.get(model.name, PLAIN)._replace(routing=_hybrid_routing(model))
     b, x = begin(model, style)
     for layer in model.layers:
         residual = x
@@ -316,14 +315,14 @@ def hybrid(model: Model) -> Graph:
             x = b.pick_outputs(x) if layer.last else x
         else:
             cur = _hybrid_mixer(b, b.norm(x, layer, "attn_norm"), layer, model, style)
-            if layer.last and not single:
+            if layer.last and not style.picks_at_end:
                 cur, residual = b.pick_outputs(cur), b.pick_outputs(residual)
             cur = _norm_output(b, cur, layer, model, "post_attention_norm")
-            x = in_place(residual, cur) if residual_first else in_place(cur, residual)
+            x = in_place(residual, cur) if style.residual_first else in_place(cur, residual)
         if "ffn_norm.weight" in layer.weights:
             cur = feed_forward(b, b.norm(x, layer, "ffn_norm"), layer, model, style)
             cur = _norm_output(b, cur, layer, model, "post_ffw_norm")
-            x = in_place(x, cur) if residual_first else in_place(cur, x)
+            x = in_place(x, cur) if style.residual_first else in_place(cur, x)
     return end(b, x, style)
 
 
