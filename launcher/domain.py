@@ -312,6 +312,11 @@ class Device(Noun, frozen=True):
     bus_id: str | None = None
     processes: tuple[DeviceProcess, ...] = ()
 
+    @property
+    def known_free_bytes(self) -> int:
+        """What is free; all of it where nobody said."""
+        return self.total_bytes if self.free_bytes is None else self.free_bytes
+
 
 class Host(Noun, frozen=True):
     """The machine around the devices. ``n_cpu`` is what this process may use: affinity and cgroup quota counted."""

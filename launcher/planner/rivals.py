@@ -48,7 +48,7 @@ def disk_room_bytes(inventory: Inventory) -> int | None:
 
 def free_bytes(inventory: Inventory) -> int:
     """Return what all devices together have free: no form with more weights can be served."""
-    return sum(d.total_bytes if d.free_bytes is None else d.free_bytes for d in inventory.devices)
+    return sum(device.known_free_bytes for device in inventory.devices)
 
 
 def is_rival(request: Request, inventory: Inventory) -> bool:

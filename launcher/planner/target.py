@@ -90,15 +90,30 @@ class Target(Struct, frozen=True, kw_only=True):
         )
 
 
-def _device_budget(device: Device) -> Budget:
-    residual = 0 if device.kind is DeviceKind.RPC else DEVICE_RESIDUAL_BYTES
+def device_budget(device: Device, residual_bytes: int) -> Budget:
+    """Return what a plan may use of a device, beside what its driver takes."""
     return Budget(
         name=device.name,
         total_bytes=device.total_bytes,
-        free_bytes=device.total_bytes if device.free_bytes is None else device.free_bytes,
+        free_bytes=device.known_free_bytes,
         margin_bytes=DEVICE_MARGIN_BYTES,
-        residual_bytes=residual,
+        residual_bytes=residual_bytes,
     )
+
+
+def host_budget(host: Host) -> Budget:
+    """Return what a plan may use of host memory."""
+    return Budget(
+        name=HOST_MEMORY,
+        total_bytes=host.total_bytes,
+        free_bytes=host.free_bytes,
+        margin_bytes=HOST_MARGIN_BYTES,
+        residual_bytes=HOST_RESIDUAL_BYTES,
+    )
+
+
+def _driver_bytes(device: Device) -> int:
+    return 0 if device.kind is DeviceKind.RPC else DEVICE_RESIDUAL_BYTES
 
 
 def build_target(
@@ -115,21 +130,14 @@ def build_target(
         reached = reached[:1]  # the build cannot be told how to share a model out: the fastest device alone
     names = tuple(name for name, _ in reached if name)
     devices = tuple(device for _, device in reached)
-    host = inventory.host
     return Target(
         engine=engine,
         install=install,
         devices=devices,
         engine_devices=names,
-        budgets=tuple(_device_budget(device) for device in devices),
-        host_budget=Budget(
-            name=HOST_MEMORY,
-            total_bytes=host.total_bytes,
-            free_bytes=host.free_bytes,
-            margin_bytes=HOST_MARGIN_BYTES,
-            residual_bytes=HOST_RESIDUAL_BYTES,
-        ),
-        host=host,
+        budgets=tuple(device_budget(device, _driver_bytes(device)) for device in devices),
+        host_budget=host_budget(inventory.host),
+        host=inventory.host,
         calibration=calibration,
     )
 

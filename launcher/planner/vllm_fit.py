@@ -11,9 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import (
-    HOST_MEMORY,
     Basis,
-    Budget,
     CacheType,
     Device,
     DeviceKind,
@@ -45,7 +43,7 @@ from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.quality import meets_floor
 from launcher.planner.refusal import refuse_context
 from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings, free_bytes
-from launcher.planner.target import DEVICE_MARGIN_BYTES, HOST_MARGIN_BYTES, HOST_RESIDUAL_BYTES
+from launcher.planner.target import device_budget, host_budget
 from launcher.planner.vllm_speed import estimate_vllm_speed
 from launcher.units import format_bytes
 
@@ -176,7 +174,7 @@ def _try_form(form: Form, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfa
 def _judge(form: Form, choice: VllmChoice | str, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfall:
     if isinstance(choice, str):
         return Shortfall(code=RefusalCode.EXCEEDS_DEVICE_MEMORY, text=choice)
-    needed, budget = _host_bytes(choice), _host_budget(inventory).budget_bytes
+    needed, budget = _host_bytes(choice), host_budget(inventory.host).budget_bytes
     if needed > budget:
         text = f"its processes take about {format_bytes(needed)} of host memory; {format_bytes(budget)} can be given"
         return Shortfall(code=RefusalCode.EXCEEDS_HOST_MEMORY, text=text)
@@ -292,27 +290,6 @@ def _host_bytes(choice: VllmChoice) -> int:
     return HOST_BYTES + HOST_RANK_BYTES * choice.config.n_rank
 
 
-def _host_budget(inventory: Inventory) -> Budget:
-    host = inventory.host
-    return Budget(
-        name=HOST_MEMORY,
-        total_bytes=host.total_bytes,
-        free_bytes=host.free_bytes,
-        margin_bytes=HOST_MARGIN_BYTES,
-        residual_bytes=HOST_RESIDUAL_BYTES,
-    )
-
-
-def _device_budget(device: Device, choice: VllmChoice) -> Budget:
-    return Budget(
-        name=device.name,
-        total_bytes=device.total_bytes,
-        free_bytes=device.total_bytes if device.free_bytes is None else device.free_bytes,
-        margin_bytes=DEVICE_MARGIN_BYTES,
-        residual_bytes=CONTEXT_BYTES if choice.config.n_rank == 1 else CONTEXT_PARALLEL_BYTES,
-    )
-
-
 def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = ()) -> Plan:
     """Return the plan of a trial in llama.cpp's words; what has none there stands in the notes."""
     choice, artifact = trial.choice, trial.form.artifact
@@ -327,6 +304,7 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
         for rank in found.ranks
     )
     host = inventory.host
+    context_bytes = CONTEXT_BYTES if config.n_rank == 1 else CONTEXT_PARALLEL_BYTES
     n_ctx = ask.settings.n_ctx or ask.n_ctx_per_request * ask.n_parallel
     return Plan(
         model=ask.model,
@@ -353,7 +331,7 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
             devices=uses,
             host=HostUse(compute_bytes=_host_bytes(choice), resident_mmap_bytes=trial.weights_bytes),
         ),
-        budgets=(*(_device_budget(device, choice) for device in trial.devices), _host_budget(inventory)),
+        budgets=(*(device_budget(device, context_bytes) for device in trial.devices), host_budget(host)),
         artifact=replace(artifact, spec=None),
         speed=trial.speed,
         given_up=(*lowered, *choice.given_up, *_forced(trial, ask)),

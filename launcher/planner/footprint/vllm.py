@@ -556,9 +556,7 @@ def plan_vllm(
     most its own default of 0.92; smaller batches, then eager mode, are tried before more GPUs. Deterministic. ``models`` keeps
     what was read of ``spec``, by the size of an element, for whoever asks again.
     """
-    ordered = sorted(
-        devices, key=lambda device: -(device.total_bytes if device.free_bytes is None else device.free_bytes)
-    )
+    ordered = sorted(devices, key=lambda device: -device.known_free_bytes)
     reason = "no GPU" if not devices else "the fixed parallelism needs more GPUs than there are"
     models = {} if models is None else models
     gates: dict[tuple[int, int] | None, str | None] = {}
