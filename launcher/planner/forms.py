@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from launcher.domain import Artifact, ModelSpec, Profile, WeightsFormat
-from launcher.planner.parameters import count_active, expert_share, is_expert
+from launcher.planner.parameters import count_active, expert_share, find_number, is_expert
 from launcher.planner.quality import kl_divergence
 
 if TYPE_CHECKING:
@@ -63,12 +63,7 @@ class Form:
     @cached_property
     def n_ctx_train(self) -> int:
         """Tokens that the model was trained for; 0 where the configuration does not say."""
-        names = ("max_position_embeddings", "n_positions", "max_seq_len")
-        for name in (prefix + name for name in names for prefix in ("", "text_config.")):
-            value = self.spec.metadata.get(name)
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value
-        return 0
+        return find_number(self.spec.metadata, ("max_position_embeddings", "n_positions", "max_seq_len"))
 
 
 def prepare_forms(profile: Profile) -> tuple[Form, ...]:

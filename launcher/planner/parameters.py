@@ -39,11 +39,12 @@ def expert_share(spec: ModelSpec) -> float:
     all_keys, used_keys = _N_EXPERT, _N_EXPERT_USED
     if spec.format is WeightsFormat.GGUF:
         all_keys, used_keys = (f"{spec.architecture}.expert_count",), (f"{spec.architecture}.expert_used_count",)
-    n_expert, n_used = _number(spec.metadata, all_keys), _number(spec.metadata, used_keys)
+    n_expert, n_used = find_number(spec.metadata, all_keys), find_number(spec.metadata, used_keys)
     return min(1.0, n_used / n_expert) if n_expert and n_used else 1.0
 
 
-def _number(metadata: Mapping[str, MetadataValue], keys: tuple[str, ...]) -> int:
+def find_number(metadata: Mapping[str, MetadataValue], keys: tuple[str, ...]) -> int:
+    """Return the first positive number under any of the keys, a text model's within a larger one counted; else 0."""
     for key in keys:
         for name in (key, f"text_config.{key}"):
             value = metadata.get(name)
