@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from launcher.domain import Address, Objective, Request, Settings
 from launcher.planner.footprint.llama_cpp import CELL_PADDING
+from launcher.planner.quality import meets_floor
 from launcher.units import pad
 
 DEFAULT_MIN_TPS: Final = 2.0
@@ -36,6 +37,15 @@ class Ask(Struct, frozen=True, kw_only=True):
     def min_tps(self) -> float:
         """The slowest generation that is accepted: any, where the floor is overridden."""
         return 0.0 if self.force else self.floor_tps
+
+    def admits(self, quantization: str, n_active: float) -> bool:
+        """Tell whether a quantization is the one that the user named or, where none was, no worse than the floor.
+
+        ``n_active`` are the parameters that a token passes through.
+        """
+        if self.settings.quantization is not None:
+            return quantization == self.settings.quantization
+        return meets_floor(quantization, self.min_quantization, n_active)
 
 
 def merge_settings(pins: Settings, settings: Settings) -> Settings:

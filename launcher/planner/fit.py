@@ -17,7 +17,6 @@ from launcher.planner.assemble import build_plan
 from launcher.planner.choice import pareto_front, pick
 from launcher.planner.footprint.limits import find_contradiction
 from launcher.planner.forms import Form, prepare_forms
-from launcher.planner.quality import meets_floor
 from launcher.planner.refusal import (
     refuse_context,
     refuse_contradiction,
@@ -239,7 +238,7 @@ def _pose(
         config = build_config(trained, target, first_shape(candidate, trained, target))
         if (found := find_contradiction(candidate.architecture, config)) is not None:
             return refuse_contradiction(trained, found[0])
-    allowed = tuple(candidate for candidate in candidates if _allowed(candidate, trained))
+    allowed = tuple(c for c in candidates if trained.admits(c.artifact.quantization, c.n_active))
     grown = _grown_context(trained, allowed, target, _Weigher(inventory, rivals))
     if len(candidates) < len(named):
         kept = {candidate.artifact.quantization for candidate in candidates}
@@ -305,13 +304,6 @@ def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target, 
             break
         best = longer
     return best
-
-
-def _allowed(candidate: Candidate, ask: Ask) -> bool:
-    """Apply the quality floor, which does not bind a quantization that the user asked for by name."""
-    if ask.settings.quantization is not None:
-        return True
-    return meets_floor(candidate.artifact.quantization, ask.min_quantization, candidate.n_active)
 
 
 def _choose(

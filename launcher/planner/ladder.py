@@ -26,7 +26,7 @@ from launcher.domain import (
 from launcher.planner.ask import Ask, resolve_ask, with_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.corrections import planned_bytes
-from launcher.planner.quality import cache_types_worth_trying, meets_floor
+from launcher.planner.quality import cache_types_worth_trying
 from launcher.planner.sizing import (
     Candidate,
     Shape,
@@ -283,9 +283,7 @@ def _smaller_quantization(
         return
     own = place.candidate.weights.total_bytes
     for candidate in prepared:
-        if candidate.weights.total_bytes < own and meets_floor(
-            candidate.artifact.quantization, wished.min_quantization, candidate.n_active
-        ):
+        if candidate.weights.total_bytes < own and wished.admits(candidate.artifact.quantization, candidate.n_active):
             yield Place(candidate=candidate, ask=wished, shape=first_shape(candidate, wished, target))
             yield replace(place, candidate=candidate)
 

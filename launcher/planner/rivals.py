@@ -11,7 +11,6 @@ from launcher.domain import STARTABLE, Engine, EngineInstall, Inventory, Objecti
 from launcher.planner.ask import Ask, merge_settings
 from launcher.planner.choice import Option, pick
 from launcher.planner.forms import Form
-from launcher.planner.quality import meets_floor
 from launcher.planner.speed import device_rates
 from launcher.units import GIB
 
@@ -74,16 +73,12 @@ def worth_sizing(forms: Sequence[Form], options: Sequence[Option], ask: Ask, inv
     Each test is a bound: weights that no memory here holds, a speed that all bandwidth together does not give.
     """
     free = free_bytes(inventory)
-    could_fit = [form for form in forms if _allowed(form, ask) and form.weights_bytes < free]
+    admitted = (form for form in forms if ask.admits(form.artifact.quantization, form.n_active))
+    could_fit = [form for form in admitted if form.weights_bytes < free]
     if not options:
         return could_fit
     matters = _beats(options, ask, inventory)
     return [form for form in could_fit if matters(form)]
-
-
-def _allowed(form: Form, ask: Ask) -> bool:
-    wanted, name = ask.settings.quantization, form.artifact.quantization
-    return name == wanted if wanted is not None else meets_floor(name, ask.min_quantization, form.n_active)
 
 
 def _beats(options: Sequence[Option], ask: Ask, inventory: Inventory) -> Callable[[Form], bool]:

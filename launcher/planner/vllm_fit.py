@@ -40,7 +40,6 @@ from launcher.planner.footprint.vllm import (
     plan_vllm,
 )
 from launcher.planner.forms import Form, prepare_forms
-from launcher.planner.quality import meets_floor
 from launcher.planner.refusal import refuse_context
 from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings, free_bytes
 from launcher.planner.target import device_budget, host_budget
@@ -134,7 +133,7 @@ def find_trials(forms: Iterable[Form], ask: Ask, inventory: Inventory) -> tuple[
     shortfalls: list[Shortfall] = []
     for form in sorted(forms, key=lambda form: (form.kl, form.artifact.quantization)):
         name = form.artifact.quantization
-        if ask.settings.quantization is None and not meets_floor(name, ask.min_quantization, form.n_active):
+        if not ask.admits(name, form.n_active):
             shortfalls.append(Shortfall(code=RefusalCode.BELOW_QUALITY_FLOOR, text=f"{name}: below the quality floor"))
             continue
         found = _try_form(form, ask, inventory)
