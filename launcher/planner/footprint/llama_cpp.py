@@ -500,7 +500,7 @@ def estimate_footprint(
 
     ``device_names`` has one entry per share. The last three host figures are zero here: they depend on serving
     options that the caller adds. ``every_layer`` simulates all blocks instead of representative ones: exact where
-    weights on the host are copied to a device, and about ten times slower.
+    weights on the host are copied to a device, and several times slower for a deep model.
     """
     config = _as_engine(architecture, config)
     cells = _cells(architecture, config)
