@@ -220,7 +220,7 @@ class Run:
     @property
     def loads_s(self) -> dict[str, list[float]]:
         """Every bare load, by engine."""
-        return {engine: [round(bare.load_s, 3) for bare in found] for engine, found in self._bares.items()}
+        return {engine.value: [round(bare.load_s, 3) for bare in found] for engine, found in self._bares.items()}
 
     async def play(self) -> None:
         """Play every fault."""
