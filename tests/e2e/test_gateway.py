@@ -28,13 +28,13 @@ from launcher.supervisor.session import open_engine
 from tests.fakes.gateway import until
 
 _DEADLINE_S: Final = 60.0
+_TWO_AT_ONCE: Final = Settings(n_parallel=2)
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("real_model")]
 
 
-def _plan(llama_server: EngineInstall) -> Plan:
-    settings = Settings(n_parallel=2)
-    machine = replace(probe_inventory(), engines=(llama_server,))
+def _plan(install: EngineInstall, settings: Settings = _TWO_AT_ONCE) -> Plan:
+    machine = replace(probe_inventory(), engines=(install,))
     outcome = decide(Request(profile=keep_local(load_profile("gemma3-270m"), settings), settings=settings), machine)
     assert isinstance(outcome, Plan)
     return outcome
@@ -164,10 +164,7 @@ def state_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_an_engine_answers_only_who_knows_its_key(engine: str, request: pytest.FixtureRequest) -> None:
     """Another user of the machine finds the private port closed to every request for work."""
     install: EngineInstall = request.getfixturevalue(engine)
-    settings = Settings(n_parallel=1, n_ctx_per_request=512, engine=install.engine)
-    machine = replace(probe_inventory(), engines=(install,))
-    plan = decide(Request(profile=keep_local(load_profile("gemma3-270m"), settings), settings=settings), machine)
-    assert isinstance(plan, Plan)
+    plan = _plan(install, Settings(n_parallel=1, n_ctx_per_request=512, engine=install.engine))
 
     async def statuses() -> list[int]:
         address = Address(port=free_port("127.0.0.1"))
