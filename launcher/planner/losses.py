@@ -5,7 +5,7 @@ It must not choose, nor propose anything.
 
 from msgspec.structs import replace
 
-from launcher.domain import HOST_MEMORY, CacheType, Inventory
+from launcher.domain import CacheType, Inventory
 from launcher.planner.ask import Ask
 from launcher.planner.quality import cache_kl, kl_divergence
 from launcher.planner.sizing import Candidate, Shape, Trial, first_shape, try_shape
@@ -73,16 +73,10 @@ def _why_not(candidate: Candidate, chosen: Trial, ask: Ask) -> str:
 
 
 def _excess(trial: Trial) -> str:
-    uses = [
-        *((use.name, use.total_bytes) for use in trial.footprint.devices),
-        (HOST_MEMORY, trial.footprint.host.total_bytes),
-    ]
-    over = [
-        f"{format_bytes(n_bytes - budget.budget_bytes)} more than {name} can give"
-        for (name, n_bytes), budget in zip(uses, trial.target.known_budgets, strict=True)
-        if n_bytes > budget.budget_bytes
-    ]
-    return over[0] if over else "more than the machine can give"
+    if not trial.exceeded:
+        return "more than the machine can give"
+    n_bytes, budget = trial.exceeded[0]
+    return f"{format_bytes(n_bytes - budget.budget_bytes)} more than {budget.name} can give"
 
 
 def _smaller_cache(trial: Trial) -> tuple[str, ...]:

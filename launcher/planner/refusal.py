@@ -3,7 +3,7 @@
 It must not propose anything: ways out are ``advice.py``'s.
 """
 
-from launcher.domain import HOST_MEMORY, Refusal, RefusalCode, Request, WeightsFormat
+from launcher.domain import Refusal, RefusalCode, Request, WeightsFormat
 from launcher.planner.ask import Ask
 from launcher.planner.sizing import Candidate, Trial, first_shape, partial_trials, try_shape
 from launcher.planner.target import Target
@@ -157,11 +157,8 @@ def _format_margins(target: Target) -> str:
 
 
 def _shortfalls(trial: Trial) -> str:
-    host = trial.footprint.host
-    uses = [*((use.name, use.total_bytes) for use in trial.footprint.devices), (HOST_MEMORY, host.total_bytes)]
     short = [
-        f"{name} needs {format_bytes(n_bytes)} of {format_bytes(budget.budget_bytes)}"
-        for (name, n_bytes), budget in zip(uses, trial.target.known_budgets, strict=True)
-        if n_bytes > budget.budget_bytes
+        f"{budget.name} needs {format_bytes(n_bytes)} of {format_bytes(budget.budget_bytes)}"
+        for n_bytes, budget in trial.exceeded
     ]
     return ", ".join(short) or "no placement of whole layers fits"

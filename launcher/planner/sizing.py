@@ -98,9 +98,20 @@ class Trial(Struct, frozen=True, kw_only=True):
     config: LlamaCppConfig
     footprint: Footprint
     speed: Speed
-    fits: bool
     tuning: Tuning | None = None
     """The measured settings that are in effect."""
+
+    @property
+    def exceeded(self) -> list[tuple[int, Budget]]:
+        """The memories of which it needs more bytes than they can give, with how many it needs, devices first."""
+        uses = [*(use.total_bytes for use in self.footprint.devices), self.footprint.host.total_bytes]
+        pairs = zip(uses, self.target.known_budgets, strict=True)
+        return [(n_bytes, budget) for n_bytes, budget in pairs if n_bytes > budget.budget_bytes]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every memory can give what it needs."""
+        return not self.exceeded
 
     @property
     def offloaded_bytes(self) -> int:
@@ -235,8 +246,6 @@ def try_shape(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> T
     footprint = estimate_footprint(candidate.architecture, candidate.weights, config, names)
     resident = max(0, candidate.weights.total_bytes - footprint.host.weights_bytes)
     footprint = replace(footprint, host=replace(footprint.host, resident_mmap_bytes=resident))
-    uses = [use.total_bytes for use in footprint.devices] + [footprint.host.total_bytes]
-    fits = all(use <= budget.budget_bytes for use, budget in zip(uses, target.known_budgets, strict=True))
     speed = _speed(candidate, target, config, footprint)
     return Trial(
         candidate=candidate,
@@ -245,7 +254,6 @@ def try_shape(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> T
         config=config,
         footprint=footprint,
         speed=speed,
-        fits=fits,
     )
 
 
