@@ -5,7 +5,7 @@ It must not choose, nor propose anything.
 
 from msgspec.structs import replace
 
-from launcher.domain import CacheType, Inventory
+from launcher.domain import CacheType, Inventory, Speed
 from launcher.planner.ask import Ask
 from launcher.planner.quality import cache_kl, kl_divergence
 from launcher.planner.sizing import Candidate, Shape, Trial, first_shape, try_shape
@@ -99,10 +99,13 @@ def _forced(trial: Trial, ask: Ask) -> tuple[str, ...]:
     """Say what ``--force`` overrode."""
     if not ask.force:
         return ()
-    tps = trial.speed.generation_tps
-    slow = (f"speed: about {tps:.2g} tokens/s, below the floor of {ask.floor_tps:g} (--force)",)
     margin = ("the margins: nothing is left free on purpose (--force)",)
-    return (
-        *(slow if tps < ask.floor_tps else ()),
-        *(margin if not trial.target.host_budget.margin_bytes else ()),
-    )
+    return (*forced_speed(trial.speed, ask), *(margin if not trial.target.host_budget.margin_bytes else ()))
+
+
+def forced_speed(speed: Speed, ask: Ask) -> tuple[str, ...]:
+    """Say that a speed is below the floor, which only ``--force`` lets it be; nothing where it is not."""
+    tps = speed.generation_tps
+    if tps >= ask.floor_tps:
+        return ()
+    return (f"speed: about {tps:.2g} tokens/s, below the floor of {ask.floor_tps:g} (--force)",)

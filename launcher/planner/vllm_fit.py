@@ -40,6 +40,7 @@ from launcher.planner.footprint.vllm import (
     plan_vllm,
 )
 from launcher.planner.forms import Form, prepare_forms
+from launcher.planner.losses import forced_speed
 from launcher.planner.refusal import refuse_context
 from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings, free_bytes
 from launcher.planner.target import device_budget, host_budget
@@ -333,16 +334,10 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
         budgets=(*(device_budget(device, context_bytes) for device in trial.devices), host_budget(host)),
         artifact=replace(artifact, spec=None),
         speed=trial.speed,
-        given_up=(*lowered, *choice.given_up, *_forced(trial, ask)),
+        given_up=(*lowered, *choice.given_up, *forced_speed(trial.speed, ask)),
         notes=tuple(_notes(trial, inventory)),
         basis=tuple(_bases(trial, inventory)),
     )
-
-
-def _forced(trial: VllmTrial, ask: Ask) -> Iterable[str]:
-    tps = trial.speed.generation_tps
-    if tps < ask.floor_tps:
-        yield f"speed: about {tps:.2g} tokens/s, below the floor of {ask.floor_tps:g} (--force)"
 
 
 def _notes(trial: VllmTrial, inventory: Inventory) -> Iterable[str]:
