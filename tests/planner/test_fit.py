@@ -8,13 +8,10 @@ from msgspec.structs import replace
 
 from launcher.domain import (
     CacheType,
-    Device,
-    DeviceKind,
     DeviceProcess,
     Engine,
     EngineDevice,
     EngineInstall,
-    Host,
     Inventory,
     Limits,
     Objective,
@@ -33,30 +30,15 @@ from launcher.planner.search import Alternatives, smaller_among
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_all, load_profile
 from launcher.units import GIB, MIB
+from tests.planner.drawn import make_machine
 
 _GEMMA = load_profile("gemma2-9b")
 _PREPARED = prepare(_GEMMA)
 _RTX4090 = load_inventory("rtx4090")
 
 
-def _machine(free_bytes: int, host_bytes: int, n_devices: int = 1) -> Inventory:
-    devices = tuple(
-        Device(
-            name=f"gpu{idx}",
-            kind=DeviceKind.CUDA,
-            description="drawn",
-            total_bytes=free_bytes + 512 * MIB,
-            free_bytes=free_bytes,
-            bandwidth_bytes_per_s=600e9,
-        )
-        for idx in range(n_devices)
-    )
-    host = Host(total_bytes=host_bytes, available_bytes=host_bytes, n_cpu=8, bandwidth_bytes_per_s=60e9)
-    return Inventory(name="drawn", host=host, devices=devices)
-
-
 _machines = st.builds(
-    _machine,
+    make_machine,
     st.integers(256, 24 * 1024).map(lambda mib: mib * MIB),
     st.integers(1024, 32 * 1024).map(lambda mib: mib * MIB),
     st.integers(0, 3),
@@ -135,10 +117,10 @@ def test_equal_questions_have_equal_answers(machine: Inventory, fixed: Settings)
 def test_drawn_machines_reach_every_outcome() -> None:
     """The laws above are not vacuous: full offload, partial offload, the CPU and refusals all occur."""
     request = Request(profile=_GEMMA)
-    full = decide(request, _machine(20 * GIB, 16 * GIB), _PREPARED)
-    partial = decide(request, _machine(4 * GIB, 16 * GIB), _PREPARED)
-    cpu = decide(request, _machine(0, 32 * GIB, 0), _PREPARED)
-    none = decide(request, _machine(1 * GIB, 2 * GIB), _PREPARED)
+    full = decide(request, make_machine(20 * GIB, 16 * GIB), _PREPARED)
+    partial = decide(request, make_machine(4 * GIB, 16 * GIB), _PREPARED)
+    cpu = decide(request, make_machine(0, 32 * GIB, 0), _PREPARED)
+    none = decide(request, make_machine(1 * GIB, 2 * GIB), _PREPARED)
     assert isinstance(full, Plan)
     assert full.n_gpu_layers == full.n_layer + 1
     assert isinstance(partial, Plan)
@@ -197,7 +179,7 @@ def test_best_quality_is_bounded_by_half_the_fastest_speed() -> None:
 def test_the_quality_floor_refuses_rather_than_degrades() -> None:
     """A floor of q8_0 on a machine that holds only less is a refusal, and its advice says what would fit."""
     profile = replace(_GEMMA, limits=Limits(min_quantization="q8_0"))
-    machine = _machine(8 * GIB, 4 * GIB)
+    machine = make_machine(8 * GIB, 4 * GIB)
     outcome = plan(Request(profile=profile), machine)
     assert isinstance(outcome, Refusal)
     assert any("--quant" in advice.argv for advice in outcome.advice)
@@ -219,7 +201,7 @@ def test_a_context_beyond_training_is_refused_unless_forced() -> None:
 def test_a_context_floor_allows_less_context_instead_of_offload() -> None:
     """Where the profile names a floor, the longest context without offload is taken, and said; an order stays."""
     wished = replace(_GEMMA, wishes=Wishes(n_ctx_per_request=8192), pins=Settings(quantization="q8_0"))
-    machine = _machine(12 * GIB, 64 * GIB)
+    machine = make_machine(12 * GIB, 64 * GIB)
     offloaded = decide(Request(profile=wished), machine)
     assert isinstance(offloaded, Plan)
     assert offloaded.n_gpu_layers <= offloaded.n_layer
@@ -277,7 +259,7 @@ def test_a_program_that_holds_the_gpu_is_named_with_what_would_fit_without_it() 
 
 def test_a_smaller_cache_is_taken_only_where_it_is_known_to_be_harmless() -> None:
     """Llama's q8_0 cache makes room for a better quantization; Gemma's stays f16 however tight it is."""
-    tight = _machine(8600 * MIB, 32 * GIB)
+    tight = make_machine(8600 * MIB, 32 * GIB)
     llama = decide(Request(profile=load_profile("llama3.1-8b"), settings=Settings(n_ctx_per_request=16384)), tight)
     assert isinstance(llama, Plan)
     assert (llama.cache_type_k, llama.cache_type_v) == (CacheType.Q8_0, CacheType.Q8_0)
@@ -289,9 +271,9 @@ def test_a_smaller_cache_is_taken_only_where_it_is_known_to_be_harmless() -> Non
 
 def test_the_fastest_device_is_filled_first() -> None:
     """Of two unequal GPUs the slow one comes last, and is left alone where the fast one suffices."""
-    slow, fast = _machine(16 * GIB, 64 * GIB, 2).devices
+    slow, fast = make_machine(16 * GIB, 64 * GIB, 2).devices
     fast = replace(fast, bandwidth_bytes_per_s=1000e9)
-    both = replace(_machine(0, 64 * GIB, 0), devices=(slow, fast))
+    both = replace(make_machine(0, 64 * GIB, 0), devices=(slow, fast))
     small = decide(Request(profile=_GEMMA), both, _PREPARED)
     assert isinstance(small, Plan)
     assert [use.name for use in small.footprint.devices] == ["gpu1"]
@@ -319,7 +301,7 @@ def test_what_finds_no_room_on_the_disk_is_not_planned() -> None:
 
 def test_alternatives_are_a_front() -> None:
     """Each alternative is worse in quality than the one before, and faster."""
-    plans = list_alternatives(Request(profile=_GEMMA), _machine(8 * GIB, 32 * GIB))
+    plans = list_alternatives(Request(profile=_GEMMA), make_machine(8 * GIB, 32 * GIB))
     assert len(plans) >= 5
     for better, faster in pairwise(plans):
         assert kl_divergence(better.quantization) <= kl_divergence(faster.quantization)
@@ -332,7 +314,7 @@ def test_alternatives_are_a_front() -> None:
 @settings(max_examples=60, deadline=None)
 def test_no_layer_that_fits_is_left_on_the_host(free_mib: int, n_devices: int) -> None:
     """Of a model that is offloaded in part, one layer more is refused."""
-    machine = _machine(free_mib * MIB, 32 * GIB, n_devices)
+    machine = make_machine(free_mib * MIB, 32 * GIB, n_devices)
     fixed = Settings(
         quantization="q4_k_m",
         n_ctx_per_request=4096,
@@ -351,7 +333,7 @@ def test_the_longest_context_is_sought_with_layers_on_the_host_too() -> None:
     """Llama 3.1 was trained for 131072 tokens: where that is the objective, they are given beside 8 GiB."""
     profile = load_profile("llama3.1-8b")
     profile = replace(profile, wishes=replace(profile.wishes, objective=Objective.CONTEXT))
-    outcome = decide(Request(profile=profile), _machine(8 * GIB, 24 * GIB))
+    outcome = decide(Request(profile=profile), make_machine(8 * GIB, 24 * GIB))
     assert isinstance(outcome, Plan)
     assert outcome.n_ctx_per_request == 131072
     assert outcome.n_gpu_layers <= outcome.n_layer

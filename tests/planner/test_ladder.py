@@ -8,10 +8,7 @@ from msgspec.structs import replace
 from launcher.domain import (
     CacheType,
     Calibration,
-    Device,
-    DeviceKind,
     Fallback,
-    Host,
     Inventory,
     Lesson,
     Limits,
@@ -33,6 +30,7 @@ from launcher.planner.search import Alternatives
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_profile
 from launcher.units import GIB, MIB
+from tests.planner.drawn import make_machine
 
 _LLAMA = load_profile("llama3.1-8b")
 _PREPARED = prepare(_LLAMA)
@@ -40,24 +38,8 @@ _QWEN = load_profile("qwen3-30b-a3b")
 _MOST_STEPS = 200
 
 
-def _machine(free_bytes: int, host_bytes: int, n_devices: int) -> Inventory:
-    devices = tuple(
-        Device(
-            name=f"gpu{idx}",
-            kind=DeviceKind.CUDA,
-            description="drawn",
-            total_bytes=free_bytes + 512 * MIB,
-            free_bytes=free_bytes,
-            bandwidth_bytes_per_s=600e9,
-        )
-        for idx in range(n_devices)
-    )
-    host = Host(total_bytes=host_bytes, available_bytes=host_bytes, n_cpu=8, bandwidth_bytes_per_s=60e9)
-    return Inventory(name="drawn", host=host, devices=devices)
-
-
 _machines = st.builds(
-    _machine,
+    make_machine,
     st.integers(6 * 1024, 24 * 1024).map(lambda mib: mib * MIB),
     st.integers(16 * 1024, 32 * 1024).map(lambda mib: mib * MIB),
     st.integers(0, 1),
@@ -188,7 +170,7 @@ def _first_step(profile: Profile, machine: Inventory, *, failed_bytes: int | Non
 
 
 _TWO = replace(_LLAMA, wishes=Wishes(n_ctx_per_request=16384, n_parallel=2))
-_CARD = _machine(24 * GIB, 64 * GIB, 1)
+_CARD = make_machine(24 * GIB, 64 * GIB, 1)
 
 
 def _only(*rungs: Rung) -> Profile:
@@ -232,7 +214,7 @@ def test_offload_is_sized_by_the_bytes_that_failed() -> None:
 def test_a_mixture_gives_up_experts_before_layers() -> None:
     """All layers stay on the device; the experts of one of them go to the host."""
     profile = replace(_QWEN, fallback=Fallback(ladder=(Rung.OFFLOAD,)))
-    plan, smaller = _first_step(profile, _machine(30 * GIB, 64 * GIB, 1))
+    plan, smaller = _first_step(profile, make_machine(30 * GIB, 64 * GIB, 1))
     assert isinstance(smaller, Plan)
     assert (smaller.n_gpu_layers, smaller.n_cpu_moe) == (plan.n_gpu_layers, plan.n_cpu_moe + 1)
 
@@ -264,7 +246,7 @@ def test_rungs_add_up() -> None:
 def test_what_grows_while_serving_is_given_up_first() -> None:
     """On the host the prompt cache shrinks before anything that a user would notice."""
     request = Request(profile=_TWO)
-    machine = _machine(GIB, 32 * GIB, 0)
+    machine = make_machine(GIB, 32 * GIB, 0)
     plan = decide(request, machine)
     assert isinstance(plan, Plan)
     smaller = step_down(
@@ -306,7 +288,7 @@ def test_a_context_is_lowered_down_the_whole_ladder_only_where_it_was_a_wish(
     fixed: Settings, *, is_lowered: bool
 ) -> None:
     """Whichever of its two names it was fixed by."""
-    machine = _machine(12 * GIB, 32 * GIB, 1)
+    machine = make_machine(12 * GIB, 32 * GIB, 1)
     request = Request(profile=replace(_LLAMA, wishes=Wishes(n_ctx_per_request=16384)), settings=fixed)
     outcome = decide(request, machine, _PREPARED)
     contexts: list[int] = []
