@@ -618,6 +618,14 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     swa_full: bool = False
     cache_ram_bytes: int = 0
     n_ctx_checkpoints: int = 0
+    tensor_parallel: int = 1
+    """Devices that share each layer; with more than one, and with those below, only vLLM's plans."""
+    pipeline_parallel: int = 1
+    """Stages that follow each other, each with layers of its own; ``footprint.devices`` has them in order."""
+    memory_utilization: float | None = None
+    """Share of each device's memory that vLLM takes; ``None`` for other engines."""
+    cuda_graphs: bool = True
+    """Whether vLLM captures CUDA graphs, which take memory and save time."""
     speed: Speed | None = None
     given_up: tuple[str, ...] = ()
     """What the plan leaves of the wishes, one fact per line, dearest first; empty when all was granted."""

@@ -332,6 +332,10 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
             host=HostUse(compute_bytes=_host_bytes(choice), resident_mmap_bytes=trial.weights_bytes),
         ),
         budgets=(*(device_budget(device, context_bytes) for device in trial.devices), host_budget(host)),
+        tensor_parallel=config.tensor_parallel_size,
+        pipeline_parallel=config.pipeline_parallel_size,
+        memory_utilization=config.gpu_memory_utilization,
+        cuda_graphs=not config.enforce_eager,
         artifact=replace(artifact, spec=None),
         speed=trial.speed,
         given_up=(*lowered, *choice.given_up, *forced_speed(trial.speed, ask)),
@@ -341,10 +345,7 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
 
 
 def _notes(trial: VllmTrial, inventory: Inventory) -> Iterable[str]:
-    config, found = trial.choice.config, trial.choice.estimate
-    yield f"tensor parallel over {config.tensor_parallel_size}, pipeline over {config.pipeline_parallel_size}"
-    yield f"gpu_memory_utilization {config.gpu_memory_utilization:.2f}"
-    yield f"room for {found.max_concurrency:.1f} requests of full length at once"
+    yield f"room for {trial.choice.estimate.max_concurrency:.1f} requests of full length at once"
     if inventory.engines is None:
         yield "the machine's engines are unknown: vllm is assumed to be there"
     yield "this release plans for vllm but does not start it"

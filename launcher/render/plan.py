@@ -1,7 +1,7 @@
 """A plan or a refusal as the lines that a person reads, and as JSON. Pure."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -23,6 +23,8 @@ from launcher.units import GIB
 
 _BAR_WIDTH: Final = 74
 _INDENT: Final = " " * 12
+_LABEL_WIDTH: Final = 6
+"""Columns that the figures of a memory leave to its name; a longer one stands above them."""
 
 
 def outcome_json(outcome: Outcome) -> str:
@@ -98,6 +100,13 @@ def render_plan(plan: Plan) -> str:
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.install is not None:
         yield "engine", f"{' '.join(plan.install.argv)} {plan.install.version or '(version unknown)'}"
+    yield from _vllm_settings(plan) if plan.engine is Engine.VLLM else _llama_settings(plan)
+    if plan.speed is not None:
+        yield "speed", f"about {_written(plan.speed.generation_tps)} tokens/s for one request ({plan.speed.basis})"
+        yield "prompts", _prompts(plan, plan.speed)
+
+
+def _llama_settings(plan: Plan) -> Iterator[tuple[str, str]]:
     per_request = f"{plan.n_ctx_per_request} tokens per request x {plan.n_parallel} parallel"
     yield "context", f"{per_request} = --ctx-size {plan.n_ctx}"
     flash = "on" if plan.flash_attn else "off"
@@ -109,9 +118,17 @@ def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.tensor_split:
         shares = zip(plan.footprint.devices, plan.tensor_split, strict=True)
         yield "split", ", ".join(f"{use.name} {share:g}" for use, share in shares) + " layers"
-    if plan.speed is not None:
-        yield "speed", f"about {_written(plan.speed.generation_tps)} tokens/s for one request ({plan.speed.basis})"
-        yield "prompts", _prompts(plan, plan.speed)
+
+
+def _vllm_settings(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Yield what vLLM is told, by its own options' names."""
+    yield "context", f"{plan.n_ctx_per_request} tokens per request: --max-model-len {plan.n_ctx_per_request}"
+    yield "parallel", f"--max-num-seqs {plan.n_parallel}, --max-num-batched-tokens {plan.n_batch}"
+    eager = "" if plan.cuda_graphs else ", --enforce-eager"
+    yield "memory", f"--gpu-memory-utilization {plan.memory_utilization or 0:g}, --kv-cache-dtype auto{eager}"
+    if len(plan.footprint.devices) > 1:
+        sizes = f"--tensor-parallel-size {plan.tensor_parallel}, --pipeline-parallel-size {plan.pipeline_parallel}"
+        yield "split", sizes
 
 
 def _prompts(plan: Plan, speed: Speed) -> str:
@@ -149,10 +166,25 @@ _COLUMNS: Final = (
 
 
 def _memory(plan: Plan) -> list[str]:
-    """Return a row of figures and a bar for each memory; they fit 80 columns and need no colour."""
-    width = max(6, *(len(budget.name) for budget in plan.budgets)) + 1
+    """Return a row of figures and a bar for each memory; they fit 80 columns and need no colour.
+
+    Neighbours of which all that is shown is equal share a row: sixteen equal GPUs are no sixteen bars.
+    """
     heads = "".join(f"{name:>9}" for name, _ in _COLUMNS)
-    lines = [f"  {'GiB':<{width - 1}}{heads}{'total':>8}"]
+    lines = [f"  {'GiB':<{_LABEL_WIDTH}}{heads}{'total':>8}"]
+    for names, figures, bar in _merged(_rows(plan)):
+        label = _span(names)
+        if len(label) > _LABEL_WIDTH:
+            lines.append(f"  {label}")
+            label = ""
+        lines += [f"  {label:<{_LABEL_WIDTH}}{figures}", f"  [{bar}]"]
+    lines.append("  w weights, k kv cache, c compute, o prompt cache and checkpoints, m margin,")
+    lines.append("  . free, x taken by others")
+    return lines
+
+
+def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """Yield each memory's name, its figures and its bar."""
     host = plan.footprint.host
     uses = [(use.weights_bytes, use.kv_cache_bytes, use.compute_bytes, 0) for use in plan.footprint.devices]
     extras = host.prompt_cache_bytes + host.checkpoints_bytes
@@ -160,11 +192,23 @@ def _memory(plan: Plan) -> list[str]:
     for budget, use in zip(plan.budgets, uses, strict=True):
         parts = _parts(use, budget)
         cells = "".join(f"{n_bytes / GIB:>9.1f}" for n_bytes in parts)
-        lines.append(f"  {budget.name:<{width - 1}}{cells}{budget.total_bytes / GIB:>8.1f}")
-        lines.append(f"  [{_bar(parts)}]")
-    lines.append("  w weights, k kv cache, c compute, o prompt cache and checkpoints, m margin,")
-    lines.append("  . free, x taken by others")
-    return lines
+        yield budget.name, f"{cells}{budget.total_bytes / GIB:>8.1f}", _bar(parts)
+
+
+def _merged(rows: Iterator[tuple[str, str, str]]) -> list[tuple[list[str], str, str]]:
+    """Join neighbours that differ in nothing but their names."""
+    merged: list[tuple[list[str], str, str]] = []
+    for name, figures, bar in rows:
+        if merged and merged[-1][1:] == (figures, bar):
+            merged[-1][0].append(name)
+        else:
+            merged.append(([name], figures, bar))
+    return merged
+
+
+def _span(names: Sequence[str]) -> str:
+    """Write the names of equal memories: the only one, or the first and the last and that each is as shown."""
+    return names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}, each"
 
 
 def _parts(use: tuple[int, int, int, int], budget: Budget) -> tuple[int, ...]:

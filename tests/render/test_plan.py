@@ -36,7 +36,10 @@ def test_documents_keep_to_the_schema(model: str, kind: str) -> None:
 @pytest.mark.parametrize("model", ["gemma3-270m", "gemma2-27b", "gpt-oss-120b", "llama3.1-70b"])
 @pytest.mark.parametrize("machine", ["rtx4090", "cpu-64g", "8xh100", "t4"])
 def test_a_plan_fits_80_columns_without_colour(model: str, machine: str) -> None:
-    """Every line but the head; each bar is a whole line of letters, and has one of each part that is there."""
+    """Every line but the head; each bar is a whole line of letters, and has one of each part that is there.
+
+    Equal neighbours share a bar.
+    """
     request = Request(profile=load_profile(model), force=True)
     outcome = plan(request, load_inventory(machine))
     text = render_outcome(outcome)
@@ -47,6 +50,24 @@ def test_a_plan_fits_80_columns_without_colour(model: str, machine: str) -> None
     bars = [line.strip() for line in text.splitlines() if line.startswith("  [")]
     assert {len(bar) for bar in bars} == {76}
     uses: list[MemoryUse | HostUse] = [*outcome.footprint.devices, outcome.footprint.host]
-    for bar, use in zip(bars, uses, strict=True):
+    first, last = uses[0], uses[-1]
+    assert len(bars) <= len(uses)
+    for bar, use in zip((bars[0], bars[-1]), (first, last), strict=True):
         parts = {"w": use.weights_bytes, "k": use.kv_cache_bytes, "c": use.compute_bytes}
         assert {letter for letter, n_bytes in parts.items() if n_bytes} == set(bar) & set(parts)
+
+
+def test_equal_devices_share_a_bar() -> None:
+    """Eight equal GPUs are one row with the names of the first and the last; the host has its own."""
+    text = render_outcome(plan(Request(profile=load_profile("llama3.1-405b")), load_inventory("8xh100")))
+    assert text.count("  [") == 2
+    assert "  gpu0-gpu7, each\n" in text
+
+
+def test_a_plan_of_vllm_speaks_its_options() -> None:
+    """None of llama-server's options is named; what vLLM is told is."""
+    text = render_outcome(plan(Request(profile=load_profile("llama3.1-405b")), load_inventory("8xh100")))
+    for option in ("--max-model-len 8192", "--max-num-seqs 1", "--gpu-memory-utilization", "--tensor-parallel-size 8"):
+        assert option in text
+    assert "--ctx-size" not in text
+    assert "in steps of" not in text
