@@ -62,8 +62,11 @@ class Account:
 
     def notify(self, event: str, text: str, *, transient: bool = False, **facts: Fact) -> None:
         """Report one act, in words and as a line of the events file."""
-        notice = Notice(event=event, text=text, facts=facts, transient=transient)
-        if not transient:
+        self.report(Notice(event=event, text=text, facts=facts, transient=transient))
+
+    def report(self, notice: Notice) -> None:
+        """Report one act that is worded already."""
+        if not notice.transient:
             write_notice(self._events, notice)
         with contextlib.suppress(OSError):  # a closed terminal must not end the supervision
             self._report(notice)

@@ -143,6 +143,8 @@ _STATES: Final[Mapping[Phase, State]] = {
 }
 
 ENDS: Final = frozenset({Phase.STOPPED, Phase.FAILED})
+LOADING: Final = frozenset({Phase.SPAWNING, Phase.LOADING, Phase.PROVING})
+"""An engine is on its way to be ready."""
 GUARDED: Final = frozenset(Phase) - ENDS - {Phase.IDLE, Phase.BACKOFF, Phase.STEPPING}
 """Phases in which a guard, and perhaps an engine below it, exists."""
 

@@ -5,7 +5,7 @@ It must not know who listens, nor decide anything.
 
 import time
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -28,6 +28,13 @@ class Notice(Noun, frozen=True):
 
 
 Report: TypeAlias = Callable[[Notice], None]
+
+
+class Notify(Protocol):
+    """Makes and reports a notice."""
+
+    def __call__(self, event: str, text: str, *, transient: bool = False, **facts: Fact) -> None:
+        """Report one act, in words and with its facts."""
 
 
 def write_notice(file: RotatingFile, notice: Notice) -> None:

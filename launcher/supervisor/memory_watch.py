@@ -1,0 +1,126 @@
+"""Watch the memories of one instance: what an engine tells of them and what is measured of them becomes events.
+
+It must not know phases, nor what follows from an event. What was seen is kept in `vigil`, and judged by `strain` and
+`preflight`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from launcher.domain import Plan, Refusal
+from launcher.supervisor import failures
+from launcher.supervisor.account import Account
+from launcher.supervisor.failures import Failure
+from launcher.supervisor.machine import Event
+from launcher.supervisor.placement import Placement
+from launcher.supervisor.preflight import judge, told_after_load
+from launcher.supervisor.setback import Service, Step
+from launcher.supervisor.stepping import describe_step
+from launcher.supervisor.strain import Sample
+from launcher.supervisor.vigil import Vigil
+from launcher.supervisor.watching import Post
+
+
+class MemoryWatch:
+    """The watchers of an instance's memories, over all its engines, where another plan can follow."""
+
+    def __init__(self, service: Service, vigil: Vigil, account: Account, post: Post) -> None:
+        """Hold who answers for another plan, and where news go."""
+        self._service = service
+        self._vigil = vigil
+        self._account = account
+        self._notify = account.notify
+        self._post = post
+        self._offered: Plan | None = None
+
+    # --- Before an engine loads, and once it has ---
+
+    def hear(self, plan: Plan, line: str) -> None:
+        """End an engine by its own account, before it allocates what is not there."""
+        verdict = self._vigil.hear(plan, line)
+        if verdict is None:
+            return
+        if not verdict.fits:
+            self._post(Event.OVERDRAWN, failures.of_preflight(verdict, plan))
+        elif verdict.confirmed:
+            n_bytes = {need.name: need.unaccounted_bytes for need in verdict.needs}
+            self._notify("engine.preflight", "it fits, by its own account", unaccounted_bytes=str(n_bytes))
+
+    def compare(self, plan: Plan, realised: Placement) -> None:
+        """Say how far the plan's figure was off, for an engine that tells none before it has loaded."""
+        told = None if self._vigil.has_told(plan) else told_after_load(realised)
+        if told is not None:
+            off = {need.name: need.unaccounted_bytes for need in judge(plan, {}, told).needs}
+            self._notify("engine.unconfirmed", "loaded by the plan's figure", unaccounted_bytes=str(off))
+
+    # --- While it serves ---
+
+    def sampling(
+        self, plan: Plan | None, *, top: Callable[[], int | None], on_sample: Callable[[Sample], None]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Look at the plan's memories again and again, for as long as the block lasts; ``on_sample`` is called in the loop."""
+        # Imported here: an engine without a front does not need it.
+        from launcher.supervisor.pressure import sampling  # noqa: PLC0415
+
+        loop = asyncio.get_running_loop()
+
+        def tell(call: Callable[[Any], None], value: object) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(call, value)
+
+        return sampling(
+            plan,
+            self._service.devices,
+            top=top,
+            on_sample=lambda sample: tell(on_sample, sample),
+            on_lost=lambda error: tell(self._on_blind, error),
+        )
+
+    def _on_blind(self, error: Exception) -> None:
+        self._notify("memory.blind", f"memory can no longer be watched: {type(error).__name__}: {error}")
+
+    def judge(self, sample: Sample, plan: Plan | None, *, is_serving: bool) -> Failure | None:
+        """Take in a sample; return the failure where a memory of a serving engine has become strained by it."""
+        strain = self._vigil.see(sample, is_serving=is_serving)
+        if strain is None or plan is None:
+            return None
+        failure = failures.of_strain(strain, plan)
+        self._notify("memory.strained", failure.message, memory=strain.memory, free_bytes=strain.free_bytes)
+        return failure
+
+    async def ask_before_draining(self, failure: Failure) -> None:
+        """Give up a serving engine only for a plan that is known: where there is none, it goes on while it can."""
+        assert failure.setback is not None  # noqa: S101 - strain is one
+        setback = replace(failure.setback, own_bytes=dict(self._vigil.own_bytes()))
+        answer = await asyncio.to_thread(self._service.stepper.next_plan, setback)
+        if isinstance(answer, Refusal):
+            self._notify("ladder.none", f"{failure.message}; it serves on, for {answer.fact}")
+            return
+        self._post(Event.STRAINED, replace(failure, step=answer))
+
+    async def review(self, plan: Plan, publish: Callable[[], None], pause_s: float) -> None:
+        """Now and then keep what the engine was seen to hold, and see whether there is room for more again."""
+        while True:
+            await asyncio.sleep(pause_s)
+            publish()
+            if news := self._vigil.news():
+                await asyncio.to_thread(self._service.stepper.learn_use, plan, news)
+            if self._account.record.n_ladder_steps and not self._vigil.is_strained():
+                await self._look_up(plan)
+
+    async def _look_up(self, plan: Plan) -> None:
+        """Offer a better plan; take it, where the profile says so, once it has been on offer at two looks in a row."""
+        better = await asyncio.to_thread(self._service.stepper.better_plan, plan, self._vigil.own_bytes())
+        was_offered, self._offered = better is not None and self._offered == better, better
+        offer = None if better is None else f"there is room again: {'; '.join(describe_step(plan, better))}"
+        if self._account.record.offer != offer:
+            self._account.update(offer=offer)
+            if offer is not None:
+                self._notify("ladder.offer", offer)
+        if self._service.step_up and was_offered and better is not None and offer is not None:
+            step_up = Step(plan=better, story=(offer,), is_up=True)
+            self._post(Event.ROOMIER, Failure(message=offer, step=step_up))

@@ -1,0 +1,211 @@
+"""Watch one engine: what is observed of its endpoint, its progress, its placement and its health becomes events.
+
+It must not know phases, nor what follows from an event; it starts, signals and ends nothing. Each watcher is a coroutine
+that runs until it has told its news, or is cancelled.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from msgspec import Struct
+
+from launcher.domain import Command, Plan
+from launcher.errors import PortInUseError
+from launcher.supervisor import failures, faults, placement, sickness
+from launcher.supervisor.failures import Failure
+from launcher.supervisor.guard import descendants
+from launcher.supervisor.heard import Heard
+from launcher.supervisor.machine import Event
+from launcher.supervisor.notices import Notify
+from launcher.supervisor.options import RunOptions
+from launcher.supervisor.processes import Activity, measure_tree, probe_listeners, socket_owners, who_listens
+from launcher.supervisor.setback import Front
+from launcher.units import MIB, format_bytes
+
+_SAMPLE_S: Final = 1.0  # between two looks at what the starting engine does
+_BUSY_SHARE: Final = 0.1  # of one core: more than the launcher's own polling costs an idle engine
+_MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
+
+
+class Post(Protocol):
+    """Where an observation goes."""
+
+    def __call__(self, event: Event, failure: Failure | None = None, /) -> None:
+        """Take an event of the engine that is watched, and why it is to be given up where it is."""
+
+
+class Watched(Struct, frozen=True, kw_only=True):
+    """The engine that is watched. ``top`` returns the process above all of its own, ``None`` once that is let go of.
+
+    ``is_replaceable``: it stands behind a front, on a port that nobody else knows.
+    """
+
+    name: str
+    command: Command
+    env: Mapping[str, str]
+    plan: Plan | None
+    heard: Heard
+    top: Callable[[], int | None]
+    is_replaceable: bool
+
+
+class EngineWatch:
+    """The watchers of one engine, from its start to its end."""
+
+    def __init__(self, engine: Watched, options: RunOptions, post: Post, notify: Notify) -> None:
+        """Begin with an engine that starts now."""
+        self._engine = engine
+        self._options = options
+        self._post = post
+        self._notify = notify
+        self._activity = Activity()
+        self._has_answered = False
+        self.started_s = self._moved_s = time.monotonic()
+
+    # --- While it starts ---
+
+    async def watch_endpoint(self) -> None:
+        """Report when the engine's own socket answers; one that belongs to another process is no answer of ours."""
+        # Imported here: 0.2 s that are spent while the engine already loads.
+        from launcher.supervisor import readiness  # noqa: PLC0415
+
+        command = self._engine.command
+        async with readiness.open_session(command, self._engine.env) as session:
+            await readiness.await_answer(session, command.ready_path)
+        usurper = self._usurper()
+        if usurper is None:
+            self._has_answered = True
+            self._post(Event.ANSWERED)
+            return
+        event = Event.DISPLACED if self._engine.is_replaceable else Event.USURPED
+        message = f"{command.address.host}:{command.address.port} is answered by {usurper}, not by the engine"
+        help_ = "choose another with `--port`, or end what listens there"
+        self._post(event, Failure(kind=PortInUseError, message=message, help=help_))
+
+    def _usurper(self) -> str | None:
+        """Return who listens on the engine's port where the engine does not."""
+        port, top = self._engine.command.address.port or 0, self._engine.top()
+        inodes = probe_listeners(port)
+        if top is None or not inodes:
+            return None
+        owners, complete = socket_owners(inodes, descendants(top))
+        return None if owners or not complete else who_listens(port) or "another user's process"
+
+    async def watch_progress(self) -> None:
+        """Report progress by what the engine prints, reads, computes and holds; report a stall when none of it moves."""
+        heard = self._engine.heard
+        n_lines, n_placement = heard.n_lines, 0
+        limit_s = self._options.stall_timeout_s
+        pause_s = min(_SAMPLE_S, limit_s / 4)
+        while True:
+            await asyncio.sleep(pause_s)
+            top = self._engine.top()
+            if top is None:
+                return
+            now = await asyncio.to_thread(measure_tree, top)
+            before, self._activity = self._activity, now
+            moved = (
+                heard.n_lines != n_lines
+                or now.cpu_s - before.cpu_s >= _BUSY_SHARE * pause_s
+                or now.read_bytes - before.read_bytes >= _MIN_READ_BYTES
+                or now.resident_bytes - before.resident_bytes >= MIB
+            )
+            n_lines = heard.n_lines
+            if heard.n_placement_lines == n_placement:  # they come in one burst: it is over
+                self._check_early()
+            n_placement = heard.n_placement_lines
+            if moved:
+                self._post(Event.PROGRESS)
+                self.postpone_stall()
+                self._notify_loading(now)
+            elif time.monotonic() - self._moved_s >= limit_s:
+                doing = "answering its first request" if self._has_answered else "loading"
+                self._post(Event.STALLED, failures.of_stall(doing, limit_s, name=self._engine.name, log=heard.lines))
+                return
+
+    def postpone_stall(self) -> None:
+        """Something moved just now."""
+        self._moved_s = time.monotonic()
+
+    def _notify_loading(self, activity: Activity) -> None:
+        elapsed_s = time.monotonic() - self.started_s
+        held = format_bytes(activity.resident_bytes)
+        self._notify(
+            "engine.loading",
+            f"loading, {elapsed_s:.0f} s, {held} resident: {self._engine.heard.last_words}",
+            transient=True,
+            elapsed_s=round(elapsed_s, 1),
+            resident_bytes=activity.resident_bytes,
+            read_bytes=activity.read_bytes,
+        )
+
+    # --- Where it placed the model ---
+
+    def _check_early(self) -> None:
+        """End a load whose layers are already known to be in the wrong place: the rest of it may take minutes."""
+        realised = self.realised()
+        difference = placement.mismatch(realised, self._engine.command.expected_gpu_layers, None)
+        if difference is not None and realised.has_weights:
+            self._tell_misplaced(difference)
+
+    def realised(self) -> placement.Placement:
+        """Return where the engine said that it placed the model."""
+        return placement.parse_placement(self._engine.heard.placement_lines)
+
+    def _tell_misplaced(self, difference: str) -> None:
+        self._post(Event.MISPLACED, failures.of_placement(difference, self._engine.heard.placement_lines))
+
+    async def prove(self) -> None:
+        """Compare the realised placement with the plan, then ask for one token."""
+        from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
+
+        command = self._engine.command
+        difference = placement.mismatch(self.realised(), command.expected_gpu_layers, command.expected_footprint)
+        if difference is not None:
+            self._tell_misplaced(difference)
+            return
+        async with readiness.open_session(command, self._engine.env) as session:
+            wrong = await readiness.send_canary(session, command.canary_path, command.canary_body)
+        if wrong is None:
+            self._post(Event.PROVED)
+        else:
+            self._post(Event.UNPROVED, Failure(message=wrong, lines=faults.telling_lines(self._engine.heard.lines)))
+
+    # --- While it serves ---
+
+    async def watch_health(self, front: Front) -> None:
+        """Give up a ready engine that is hung: deaf to questions about its health, or to the requests it took."""
+        from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
+
+        command, pause_s = self._engine.command, self._options.health_pause_s
+        watch, before = sickness.Watch(), Activity()
+        async with readiness.open_session(command, self._engine.env) as session:
+            while (top := self._engine.top()) is not None:
+                await asyncio.sleep(pause_s)
+                load = front.load()
+                now = await asyncio.to_thread(measure_tree, top) if load.n_in_flight else before
+                pulse = sickness.Pulse(
+                    at_s=time.monotonic(),
+                    is_answering=await readiness.answers(session, command.ready_path, pause_s),
+                    n_in_flight=load.n_in_flight,
+                    n_delivered=load.n_delivered,
+                    is_busy=now.cpu_s - before.cpu_s >= _BUSY_SHARE * pause_s,
+                )
+                before = now
+                watch, fault = sickness.look(watch, pulse, self._options.hang)
+                if fault is not None:
+                    lines = faults.telling_lines(self._engine.heard.lines)
+                    self._post(Event.HUNG, Failure(message=f"the engine hangs: {fault.meaning}", lines=lines))
+                    return
+                if self._says_it_is_sick():
+                    return
+
+    def _says_it_is_sick(self) -> bool:
+        """Step down an engine that stays up, and answers every request with an error, for want of memory."""
+        found = faults.find_sign(self._engine.heard.lines_since_ready, was_ready=True)
+        if found is None or found.answer is not faults.Answer.STEP_DOWN or self._engine.plan is None:
+            return False
+        self._post(Event.STRAINED, failures.of_sickness(found, self._engine.plan))
+        return True
