@@ -281,6 +281,10 @@ class DeviceProcess(Noun, frozen=True):
     used_bytes: int | None = None
 
 
+POWER_CAP: Final = "power cap"
+"""Why clocks are lower than they could be on most GPUs that work hard; every other reason is out of the ordinary."""
+
+
 class DeviceLoad(Noun, frozen=True):
     """What a device does at one moment. Shares are 0 to 1; what its driver does not tell is ``None``."""
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from launcher.gateway.keys import Keys
     from launcher.planner.search import Alternatives
     from launcher.supervisor.setback import Load, Service
+    from launcher.supervisor.strain import Sample
 
 
 class GatewayFront:
@@ -62,6 +63,21 @@ class GatewayFront:
                 n_ladder_steps=record.n_ladder_steps,
                 expected_ready_s=expected_ready_s,
                 memory=_figures(record.plan, measured_bytes),
+            )
+        )
+
+    def observe(self, sample: "Sample") -> None:
+        """Pass on what was measured."""
+        from launcher.gateway.health import Observed
+
+        if self._gateway is None:
+            return
+        self._gateway.observe(
+            Observed(
+                free_bytes={gauge.name: gauge.free_bytes for gauge in sample.gauges},
+                own_bytes={gauge.name: gauge.own_bytes for gauge in sample.gauges if gauge.own_bytes is not None},
+                loads=sample.loads,
+                stalled=sample.stalled,
             )
         )
 

@@ -18,6 +18,7 @@ From its event loop::
     gateway.detach("the engine was killed by signal 9")    # it is lost: running requests are replayed or told
     await gateway.drain(30.0, "stepping down")             # the same, but running requests may end first
     gateway.publish(Status(...))                           # what /health and /metrics say of the instance
+    gateway.observe(Observed(...))                         # what /metrics says of memories and devices
     await gateway.stop(10.0)                               # waiting requests are refused, running ones may end
 
 `n_running` is what the engine serves side by side: 1 for llama-cpp-python, which otherwise interrupts one stream for the

@@ -16,7 +16,7 @@ from launcher.errors import PortInUseError
 from launcher.gateway.client import Client, HttpError
 from launcher.gateway.exchange import Exchange, open_session
 from launcher.gateway.front import Front, check_reads, reply
-from launcher.gateway.health import Status, describe_health, describe_model, describe_models, health_of
+from launcher.gateway.health import Observed, Status, describe_health, describe_model, describe_models, health_of
 from launcher.gateway.keys import Keys, check_exposure
 from launcher.gateway.line import Line
 from launcher.gateway.meters import Meters
@@ -51,6 +51,7 @@ class Gateway:
         self._keys = keys
         self._meters = Meters()
         self._status = Status()
+        self._observed = Observed()
         self._created_at = int(time.time())
         self._front = Front(self._answer, limits, self._meters)
         self._line = Line(limits)
@@ -100,6 +101,10 @@ class Gateway:
         """Take what ``/health``, ``/metrics`` and refusals tell of the instance."""
         self._status = status
         self._line.expect(status.expected_ready_s)
+
+    def observe(self, observed: Observed) -> None:
+        """Take what ``/metrics`` tells of memories and devices."""
+        self._observed = observed
 
     def load(self) -> Load:
         """Return how busy it is now."""
@@ -192,4 +197,5 @@ class Gateway:
             "connections": self._front.n_connections,
         }
         health = health_of(self._line.door, self._status)
-        return reply(render_metrics(self._meters, self._status, health, gauges), content_type=CONTENT_TYPE)
+        body = render_metrics(self._meters, self._status, health, self._observed, gauges)
+        return reply(body, content_type=CONTENT_TYPE)

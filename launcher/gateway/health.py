@@ -3,12 +3,13 @@
 Pure. It must not know requests, connections or time.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Final
 
 import msgspec
 
-from launcher.domain import Noun, Plan, State
+from launcher.domain import DeviceLoad, Noun, Plan, State
 from launcher.gateway.policy import Door
 
 _OK: Final = 200
@@ -38,6 +39,19 @@ class Status(Noun, frozen=True):
     expected_ready_s: float | None = None
     """Seconds from the time of publishing until it should be ready, where that can be told."""
     memory: tuple[MemoryFigure, ...] = ()
+
+
+class Observed(Noun, frozen=True):
+    """What was measured a moment ago: bytes by memory, and what the devices do.
+
+    ``own_bytes`` are those of the engine's processes, where somebody tells; ``stalled`` is the share of time in which
+    all tasks waited for memory.
+    """
+
+    free_bytes: Mapping[str, int] = {}
+    own_bytes: Mapping[str, int] = {}
+    loads: tuple[DeviceLoad, ...] = ()
+    stalled: float | None = None
 
 
 class Health(StrEnum):

@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from launcher.domain import State
-from launcher.gateway.health import Health, Status
+from launcher.gateway.health import Health, Observed, Status
 from launcher.gateway.meters import SECONDS, Histogram, Meters
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
@@ -28,10 +28,13 @@ class _Snapshot(Collector):
         return iter(self._families)
 
 
-def render_metrics(meters: Meters, status: Status, health: Health, gauges: Mapping[str, float]) -> bytes:
+def render_metrics(
+    meters: Meters, status: Status, health: Health, observed: Observed, gauges: Mapping[str, float]
+) -> bytes:
     """Return every figure; ``gauges`` are further ones that have no labels, by name."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Snapshot([*_requests(meters), *_tokens(meters), *_instance(status, health), *_gauges(gauges)]))
+    families = [*_requests(meters), *_tokens(meters), *_instance(status, health), *_observed(observed)]
+    registry.register(_Snapshot([*families, *_gauges(gauges)]))
     return generate_latest(registry)
 
 
@@ -96,6 +99,39 @@ def _instance(status: Status, health: Health) -> Iterator[Metric]:
             if n_bytes is not None:
                 memory.add_metric((figure.memory, figure.kind, name), n_bytes)
     yield memory
+
+
+def _observed(observed: Observed) -> Iterator[Metric]:
+    """Yield what was measured last, and nothing of what nobody tells."""
+    loads = observed.loads
+    by_device: dict[str, tuple[str, dict[str, float | None]]] = {
+        "device_utilization_ratio": ("Share of time in which it computed.", {d.name: d.utilization for d in loads}),
+        "device_power_watts": ("Power it takes.", {d.name: d.power_w for d in loads}),
+        "device_power_limit_watts": ("Power it may take.", {d.name: d.power_limit_w for d in loads}),
+        "device_temperature_celsius": ("Its temperature.", {d.name: d.temperature_c for d in loads}),
+    }
+    by_memory: dict[str, tuple[str, dict[str, float | None]]] = {
+        "memory_free_bytes": ("Free bytes by memory.", dict(observed.free_bytes)),
+        "memory_held_bytes": ("Bytes that the engine's processes hold.", dict(observed.own_bytes)),
+    }
+    for label, families in (("memory", by_memory), ("device", by_device)):
+        for name, (text, values) in families.items():
+            family = GaugeMetricFamily(f"launcher_{name}", text, labels=(label,))
+            for key, value in values.items():
+                if value is not None:
+                    family.add_metric((key,), value)
+            yield family
+    throttled = GaugeMetricFamily(
+        "launcher_device_throttled", "1 while clocks are lowered.", labels=("device", "reason")
+    )
+    for load in loads:
+        for reason in load.throttled:
+            throttled.add_metric((load.name, reason), 1)
+    yield throttled
+    if observed.stalled is not None:
+        yield GaugeMetricFamily(
+            "launcher_memory_stalled_ratio", "Share of time in which all tasks waited for memory.", observed.stalled
+        )
 
 
 def _gauges(gauges: Mapping[str, float]) -> Iterator[Metric]:

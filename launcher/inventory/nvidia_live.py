@@ -10,11 +10,11 @@ from typing import Any, Final, NamedTuple
 
 import pynvml
 
-from launcher.domain import DeviceLoad
+from launcher.domain import POWER_CAP, DeviceLoad
 from launcher.inventory.nvidia import ask, parts, read_memory, read_processes
 
 _THROTTLED: Final = {
-    pynvml.nvmlClocksThrottleReasonSwPowerCap: "power cap",
+    pynvml.nvmlClocksThrottleReasonSwPowerCap: POWER_CAP,
     pynvml.nvmlClocksThrottleReasonHwSlowdown: "slowdown by the hardware",
     pynvml.nvmlClocksThrottleReasonSwThermalSlowdown: "heat",
     pynvml.nvmlClocksThrottleReasonHwThermalSlowdown: "heat, by the hardware",

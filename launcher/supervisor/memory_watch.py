@@ -6,13 +6,14 @@ It must not know phases, nor what follows from an event. What was seen is kept i
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 from msgspec.structs import replace
 
 from launcher.domain import Plan, Refusal
-from launcher.supervisor import failures
+from launcher.supervisor import failures, throttling
 from launcher.supervisor.account import Account
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.machine import Event
@@ -36,6 +37,7 @@ class MemoryWatch:
         self._notify = account.notify
         self._post = post
         self._offered: Plan | None = None
+        self._slowed: defaultdict[str, throttling.Slowed] = defaultdict(throttling.Slowed)
 
     # --- Before an engine loads, and once it has ---
 
@@ -85,6 +87,11 @@ class MemoryWatch:
 
     def judge(self, sample: Sample, plan: Plan | None, *, is_serving: bool) -> Failure | None:
         """Take in a sample; return the failure where a memory of a serving engine has become strained by it."""
+        self._service.front.observe(sample)
+        for load in sample.loads:
+            self._slowed[load.name], words = throttling.look(self._slowed[load.name], load)
+            if words is not None:
+                self._notify("device.throttled", words, device=load.name, reasons=", ".join(load.throttled))
         strain = self._vigil.see(sample, is_serving=is_serving)
         if strain is None or plan is None:
             return None

@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from launcher.domain import Address, Command, Device, InstanceRecord, Noun, Plan, Refusal
+from launcher.supervisor.strain import Sample
 
 
 class Shortage(StrEnum):
@@ -96,6 +97,9 @@ class Front(Protocol):
         self, record: InstanceRecord, expected_ready_s: float | None, measured_bytes: Mapping[str, int]
     ) -> None:
         """Tell clients how the instance is, and what its engine was measured to hold of each memory."""
+
+    def observe(self, sample: Sample) -> None:
+        """Tell scrapers what was measured a moment ago."""
 
     def load(self) -> Load:
         """Return what the engine has to do."""

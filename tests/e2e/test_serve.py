@@ -31,6 +31,15 @@ class Serve:
         self.errors = errors
         self.port = port
 
+    def get(self, path: str) -> str:
+        """Read what is told at a path."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
     def post(self, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
         """Send one JSON request and read the whole answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -118,7 +127,7 @@ _CHAT: Final[dict[str, Any]] = {
 def test_an_engine_serves_chat_and_streams_it(
     engine: str, launch: tuple[str, ...], environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """Both engines answer ``/v1/chat/completions``, whole and streamed; Ctrl-C leaves nothing behind."""
+    """Both engines answer ``/v1/chat/completions``, whole and streamed; what they hold is told; Ctrl-C leaves nothing behind."""
     request.getfixturevalue(engine.replace("-", "_"))
     words = ("gemma3-270m", "--engine", engine, "--context", "1024")
     with _serving(launch, environment, tmp_path, *words) as served:
@@ -131,6 +140,9 @@ def test_an_engine_serves_chat_and_streams_it(
         chunks = [line[6:] for line in stream.decode().splitlines() if line.startswith("data: ")]
         assert chunks[-1] == "[DONE]"
         assert all("delta" in json.loads(chunk)["choices"][0] for chunk in chunks[:-1] if json.loads(chunk)["choices"])
+
+        _await(lambda: "\nlauncher_memory_held_bytes{" in served.get("/metrics"), "its memory was looked at", _GONE_S)
+        assert '\nlauncher_memory_free_bytes{memory="host"}' in served.get("/metrics")
 
         started = _children(served.process)
         assert started

@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from launcher.domain import Artifact, State, WeightsFormat
-from launcher.gateway.health import Health, MemoryFigure, Status, describe_health, health_of, summarise
+from launcher.domain import Artifact, DeviceLoad, State, WeightsFormat
+from launcher.gateway.health import Health, MemoryFigure, Observed, Status, describe_health, health_of, summarise
 from launcher.gateway.meters import SECONDS, Histogram, route_of
 from launcher.gateway.policy import Door
 from launcher.units import GIB
@@ -107,6 +107,42 @@ async def test_metrics_are_what_happened(engine: Engine) -> None:
         assert figures[("launcher_requests_running",)] == 0
         assert figures[("launcher_first_byte_seconds_count",)] == 4
         assert all(family.documentation for family in families.values())
+
+
+async def test_metrics_tell_what_was_measured_last(engine: Engine) -> None:
+    """Memories and devices, each figure under its name; what nobody tells is absent, which is not zero."""
+    async with serving(engine) as served:
+        load = DeviceLoad(
+            name="gpu0",
+            total_bytes=24 * GIB,
+            free_bytes=GIB,
+            utilization=0.97,
+            power_w=320.5,
+            power_limit_w=450.0,
+            throttled=("heat", "power cap"),
+        )
+        served.gateway.observe(
+            Observed(
+                free_bytes={"gpu0": GIB, "host": 2 * GIB}, own_bytes={"gpu0": 20 * GIB}, loads=(load,), stalled=0.25
+            )
+        )
+        _, text = await served.get("/metrics")
+    figures = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert figures["launcher_memory_free_bytes", "gpu0"] == GIB
+    assert figures["launcher_memory_free_bytes", "host"] == 2 * GIB
+    assert figures["launcher_memory_held_bytes", "gpu0"] == 20 * GIB
+    assert ("launcher_memory_held_bytes", "host") not in figures
+    assert figures["launcher_device_utilization_ratio", "gpu0"] == 0.97
+    assert figures["launcher_device_power_watts", "gpu0"] == 320.5
+    assert figures["launcher_device_power_limit_watts", "gpu0"] == 450
+    assert ("launcher_device_temperature_celsius", "gpu0") not in figures
+    assert figures["launcher_device_throttled", "gpu0", "heat"] == 1
+    assert figures["launcher_device_throttled", "gpu0", "power cap"] == 1
+    assert figures[("launcher_memory_stalled_ratio",)] == 0.25
 
 
 def test_a_histograms_buckets_hold_their_bounds() -> None:
