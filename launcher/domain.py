@@ -338,13 +338,24 @@ class Host(Noun, frozen=True):
     isa: tuple[str, ...] = ()
     bandwidth_bytes_per_s: float | None = None
     free_disk_bytes: int | None = None
+    address_space_bytes: int | None = None
+    """What one process may map (``RLIMIT_AS``), where that is limited: an engine inherits it."""
 
     @property
     def free_bytes(self) -> int:
-        """What a new process can take: available memory, under the cgroup's limit where there is one."""
-        if self.cgroup_limit_bytes is None:
-            return self.available_bytes
-        return max(0, min(self.available_bytes, self.cgroup_limit_bytes - (self.cgroup_used_bytes or 0)))
+        """What a new process can take: available memory, under the limits of cgroup and address space."""
+        left = [self.available_bytes]
+        if self.cgroup_limit_bytes is not None:
+            left.append(self.cgroup_limit_bytes - (self.cgroup_used_bytes or 0))
+        if self.address_space_bytes is not None:
+            left.append(self.address_space_bytes)
+        return max(0, min(left))
+
+    @property
+    def limit_bytes(self) -> int:
+        """What a process could ever have here: the machine's memory, or the least limit below it."""
+        limits = (self.cgroup_limit_bytes, self.address_space_bytes)
+        return min([self.total_bytes, *(limit for limit in limits if limit is not None)])
 
 
 class EngineDevice(Noun, frozen=True):
@@ -466,6 +477,15 @@ class Correction(Noun, frozen=True):
     planned_bytes: int
     unaccounted_bytes: int
     learnt_at: float
+    limit_bytes: int | None = None
+    """Of running out: what could be had of this memory at most, all limits counted; ``None`` where it does not matter."""
+    missing_bytes: int = 0
+    """Of running out: by so much more the limit has to be before it may be tried again."""
+
+    @property
+    def holds_upto_bytes(self) -> float:
+        """The limit up to which it counts; infinite where it always does."""
+        return float("inf") if self.limit_bytes is None else self.limit_bytes + self.missing_bytes
 
 
 class Calibration(Noun, frozen=True):

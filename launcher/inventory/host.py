@@ -4,6 +4,7 @@ It must not know of GPUs or engines.
 """
 
 import os
+import resource
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -120,6 +121,12 @@ def free_disk_bytes(path: Path) -> int | None:
     return None
 
 
+def address_space_bytes() -> int | None:
+    """Return what this process, and an engine that it starts, may map; ``None`` where that is not limited."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
 def probe_host(*, disk_path: Path | None = None, root: Path = Path("/")) -> Host:
     """Return this machine's memory, processors and disk as they are now; ``root`` holds ``proc`` and ``sys``.
 
@@ -146,4 +153,5 @@ def probe_host(*, disk_path: Path | None = None, root: Path = Path("/")) -> Host
         cpu_name=cpu.name,
         isa=cpu.isa,
         free_disk_bytes=None if disk_path is None else free_disk_bytes(disk_path),
+        address_space_bytes=address_space_bytes(),
     )

@@ -26,7 +26,7 @@ from launcher.domain import (
 )
 from launcher.planner.architecture import Architecture, read_architecture
 from launcher.planner.ask import Ask
-from launcher.planner.corrections import configuration_class, correct_budgets
+from launcher.planner.corrections import Heeded, configuration_class, correct_budget, heed, limit_of
 from launcher.planner.footprint.limits import can_flash, can_pack_heads
 from launcher.planner.footprint.llama_cpp import (
     DEFAULT_N_BATCH,
@@ -264,17 +264,35 @@ def correct_target(candidate: Candidate, ask: Ask, target: Target, shape: Shape)
 
 def _corrected(target: Target, candidate: Candidate, config: LlamaCppConfig) -> Target:
     """Return the target with what was learnt of this model's use of its memories."""
+    lessons = _heeded(target, candidate, config)
+    if not lessons:
+        return target
+    *budgets, host_budget = (correct_budget(budget, heeded) for budget, heeded in lessons)
+    return replace(target, budgets=tuple(budgets), host_budget=host_budget)
+
+
+def _heeded(target: Target, candidate: Candidate, config: LlamaCppConfig) -> tuple[tuple[Budget, Heeded], ...]:
     corrections = target.calibration.corrections if target.calibration else ()
     if not corrections:
-        return target
-    *budgets, host_budget = correct_budgets(
-        target.known_budgets,
-        corrections,
-        install=target.install,
-        architecture=candidate.architecture,
-        configuration=configuration_class(n_devices=len(target.devices), flash_attn=config.flash_attn),
-    )
-    return replace(target, budgets=tuple(budgets), host_budget=host_budget)
+        return ()
+    configuration = configuration_class(n_devices=len(target.devices), flash_attn=config.flash_attn)
+
+    def heed_for(budget: Budget) -> Heeded:
+        return heed(
+            budget,
+            corrections,
+            install=target.install,
+            architecture=candidate.architecture,
+            configuration=configuration,
+            limit_bytes=limit_of(budget.name, budget.total_bytes, target.host),
+        )
+
+    return tuple((budget, heed_for(budget)) for budget in target.known_budgets)
+
+
+def lessons_of(trial: Trial) -> tuple[tuple[Budget, Heeded], ...]:
+    """Return what was learnt of each memory for this trial's model; empty where nothing was learnt at all."""
+    return _heeded(trial.target, trial.candidate, trial.config)
 
 
 def _speed(candidate: Candidate, target: Target, config: LlamaCppConfig, footprint: Footprint) -> Speed:

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from launcher.domain import Device, Engine, EngineInstall, Host, Inventory
 from launcher.units import format_bytes, format_rate
 
@@ -31,7 +33,10 @@ def _host(host: Host) -> Iterator[str]:
         yield f"  swap    {format_bytes(host.swap_free_bytes)} free of {format_bytes(host.swap_total_bytes)}"
     if host.cgroup_limit_bytes is not None:
         used = format_bytes(host.cgroup_used_bytes or 0)
-        yield f"  cgroup  {used} used of {format_bytes(host.cgroup_limit_bytes)}, so {format_bytes(host.free_bytes)} free"
+        free = replace(host, address_space_bytes=None).free_bytes
+        yield f"  cgroup  {used} used of {format_bytes(host.cgroup_limit_bytes)}, so {format_bytes(free)} free"
+    if host.address_space_bytes is not None:
+        yield f"  limit   {format_bytes(host.address_space_bytes)} of address space for a process (ulimit -v, LimitAS=)"
     cores = f" on {host.n_cpu_physical} cores" if host.n_cpu_physical else ""
     quota = f", cgroup quota {host.cpu_quota:g}" if host.cpu_quota is not None else ""
     threads = "1 thread" if host.n_cpu == 1 else f"{host.n_cpu} threads"

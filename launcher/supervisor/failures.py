@@ -4,7 +4,7 @@ It must not know phases, nor decide what follows. Pure.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
@@ -81,9 +81,10 @@ def of_sickness(found: faults.Fault, plan: Plan) -> Failure:
     return Failure(message=words, lines=found.lines, setback=setback_of(found, plan, words))
 
 
-def of_preflight(verdict: Preflight, plan: Plan) -> Failure:
-    """Word that a start would not fit, by the engine's own account."""
+def of_preflight(verdict: Preflight, plan: Plan, free: Mapping[str, int]) -> Failure:
+    """Word that a start would not fit, by the engine's own account; ``free`` is what was seen to be free just then."""
     need = verdict.exceeded[0]
+    planned = next((budget.free_bytes for budget in plan.budgets if budget.name == need.name), 0)
     words = f"it would not fit: {describe_preflight(verdict)}"
     setback = Setback(
         plan=plan,
@@ -92,6 +93,7 @@ def of_preflight(verdict: Preflight, plan: Plan) -> Failure:
         memory=need.name,
         failed_bytes=need.shortfall_bytes,
         told_bytes=None if need.told is None else need.needed_bytes,
+        taken_bytes=max(0, planned - free.get(need.name, planned)),
     )
     return Failure(message=words, setback=setback)
 
@@ -105,6 +107,7 @@ def of_strain(strain: Strain, plan: Plan) -> Failure:
         words=words,
         memory=strain.memory,
         failed_bytes=strain.shortfall_bytes,
+        taken_bytes=strain.taken_bytes,
     )
     return Failure(message=words, setback=setback)
 

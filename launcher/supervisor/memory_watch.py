@@ -47,7 +47,7 @@ class MemoryWatch:
         if verdict is None:
             return
         if not verdict.fits:
-            self._post(Event.OVERDRAWN, failures.of_preflight(verdict, plan))
+            self._post(Event.OVERDRAWN, failures.of_preflight(verdict, plan, self._vigil.free_bytes(plan)))
         elif verdict.confirmed:
             n_bytes = {need.name: need.unaccounted_bytes for need in verdict.needs}
             self._notify("engine.preflight", "it fits, by its own account", unaccounted_bytes=str(n_bytes))
@@ -106,6 +106,10 @@ class MemoryWatch:
         answer = await asyncio.to_thread(self._service.stepper.next_plan, setback)
         if isinstance(answer, Refusal):
             self._notify("ladder.none", f"{failure.message}; it serves on, for {answer.fact}")
+            return
+        if answer.is_retry:
+            self._vigil.look_anew()
+            self._notify("memory.relieved", f"{'; '.join(answer.story[:-1])}: it serves on")
             return
         self._post(Event.STRAINED, replace(failure, step=answer))
 

@@ -380,7 +380,7 @@ class _Supervision:
         verdict = self._vigil.foresee(self._plan)
         if verdict.fits or (self._command.tells_memory and not verdict.confirmed):
             return False
-        self._post(Event.OVERDRAWN, failures.of_preflight(verdict, self._plan))
+        self._post(Event.OVERDRAWN, failures.of_preflight(verdict, self._plan, self._vigil.free_bytes(self._plan)))
         self._post(Event.GONE)
         return True
 
@@ -473,6 +473,10 @@ class _Supervision:
         failure = self._failure
         assert self._service is not None and failure is not None  # noqa: S101, PT018 - something led here
         answer = failure.step or await self._ask_for_step(self._service, failure)
+        if failure.step is not None and failure.setback is not None:
+            # Who had taken the memory may have left while the engine was drained: then the same plan will do.
+            now = await self._ask_for_step(self._service, failure)
+            answer = now if isinstance(now, Step) and now.is_retry and not now.after_backoff else failure.step
         if isinstance(answer, Failure):
             self._failure = answer
             self._post(Event.FOOT, answer)

@@ -41,6 +41,8 @@ class Setback(Noun, frozen=True):
     told_bytes: int | None = None
     own_bytes: Mapping[str, int] = {}
     """What the engine still holds of each memory, where it runs on until the answer is known."""
+    taken_bytes: int = 0
+    """What others were seen to have taken of that memory, beyond what they had, when it was found short."""
 
 
 class Step(Noun, frozen=True):

@@ -23,7 +23,7 @@ from launcher.domain import (
 from launcher.errors import LauncherError
 from launcher.planner.advice import advise
 from launcher.planner.calibration import machine_id
-from launcher.planner.corrections import learn, planned_bytes, remember
+from launcher.planner.corrections import learn, limit_of, planned_bytes, remember
 from launcher.planner.fit import decide
 from launcher.planner.freed import give_back
 from launcher.planner.ladder import least_relief, step_down, tightest
@@ -70,18 +70,20 @@ class MachineStepper:
     def next_plan(self, setback: Setback) -> Step | Refusal:
         """Return the same plan once where others had taken the memory and left, else the mildest that fits now.
 
-        Where nothing fits beside what others hold now, it is the same plan once more, after a while.
+        Where nothing fits beside what others hold now, it is the same plan once more, after a while. An engine that still
+        runs is to go on with the same plan as often as others are found to have left.
         """
         plan = setback.plan
         memory = setback.memory or tightest(plan)
-        machine = give_back(self._settled(setback, memory), setback.own_bytes, within_group=True)
+        machine = give_back(self._settled(memory), setback.own_bytes, within_group=True)
         others = _taken_by_others(plan, machine, memory)
-        measured = _describe_free(machine, memory, others)
+        had = setback.taken_bytes if _is_taken(plan, memory, setback.taken_bytes) else 0
+        measured = _describe_free(machine, memory, others, had)
         runs_on = setback.shortage is Shortage.PRESSURE
-        if others and not runs_on and self._retried != plan and _still_fits(plan, machine):
-            self._retried = plan
+        if self._may_go_on(setback, had=had, others=others) and _still_fits(setback, memory, machine):
+            self._retried = self._retried if setback.own_bytes else plan
             return Step(plan=plan, story=(setback.words, measured, "the same plan is tried once more"), is_retry=True)
-        known = self._learn(setback, memory, machine) if not others else self._known(machine)
+        known = self._known(machine) if others or had else self._learn(setback, memory, machine)
         outcome = step_down(
             plan,
             memory=memory,
@@ -106,9 +108,15 @@ class MachineStepper:
             )
         return Step(plan=outcome, story=(setback.words, measured, *describe_step(plan, outcome)))
 
-    def _settled(self, setback: Setback, memory: str) -> Inventory:
+    def _may_go_on(self, setback: Setback, *, had: int, others: int) -> bool:
+        """Whether others were measured to have the memory, so that the same plan may do: under pressure once they left."""
+        if setback.shortage is Shortage.PRESSURE:
+            return bool(had) and not others and (bool(setback.own_bytes) or self._retried != setback.plan)
+        return bool(had or others) and self._retried != setback.plan
+
+    def _settled(self, memory: str) -> Inventory:
         """Return the machine once the free bytes of a memory have stopped rising, or the patience is over."""
-        end_s = time.monotonic() + (0.0 if setback.own_bytes else self._settle_s)
+        end_s = time.monotonic() + self._settle_s
         machine = self._probe()
         free = free_bytes(machine, memory)
         while free is not None and time.monotonic() < end_s:
@@ -137,7 +145,18 @@ class MachineStepper:
         if setback.shortage is Shortage.PRESSURE:
             return self._known(machine)
         unaccounted = _least_unaccounted(plan, memory, setback)
-        return self._keep(plan, memory, unaccounted, Lesson.OUT_OF_MEMORY, machine)
+        if setback.told_bytes is not None:  # an engine's own figure holds under any limit
+            return self._keep(plan, memory, unaccounted, Lesson.OUT_OF_MEMORY, machine)
+        total = next(budget.total_bytes for budget in plan.budgets if budget.name == memory)
+        return self._keep(
+            plan,
+            memory,
+            unaccounted,
+            Lesson.OUT_OF_MEMORY,
+            machine,
+            limit_bytes=limit_of(memory, total, machine.host),
+            missing_bytes=least_relief(planned_bytes(plan, memory), setback.failed_bytes),
+        )
 
     def learn_use(self, plan: Plan, measured_bytes: Mapping[str, int]) -> None:
         """Keep what a running engine was measured to hold beyond its plan.
@@ -151,7 +170,17 @@ class MachineStepper:
             if memory != HOST_MEMORY or unaccounted > 0:
                 self._keep(plan, memory, unaccounted, Lesson.MEASURED, machine)
 
-    def _keep(self, plan: Plan, memory: str, unaccounted: int, lesson: Lesson, machine: Inventory) -> Calibration:
+    def _keep(
+        self,
+        plan: Plan,
+        memory: str,
+        unaccounted: int,
+        lesson: Lesson,
+        machine: Inventory,
+        *,
+        limit_bytes: int | None = None,
+        missing_bytes: int = 0,
+    ) -> Calibration:
         candidate = next((c for c in self._candidates() if c.artifact.quantization == plan.quantization), None)
         if candidate is None:
             return self._known(machine)
@@ -162,6 +191,8 @@ class MachineStepper:
             lesson=lesson,
             architecture=candidate.architecture,
             at=time.time(),
+            limit_bytes=limit_bytes,
+            missing_bytes=missing_bytes,
         )
         try:
             return update_calibration(machine_id(machine), lambda known: _with(known, correction))
@@ -196,14 +227,23 @@ def _taken_by_others(plan: Plan, machine: Inventory, memory: str) -> int:
     if budget is None or free is None:
         return 0
     taken = budget.free_bytes - free
-    return taken if taken > budget.total_bytes // _OTHERS_SHARE else 0
+    return taken if _is_taken(plan, memory, taken) else 0
 
 
-def _still_fits(plan: Plan, machine: Inventory) -> bool:
-    """Whether every memory still has what the plan needs of it, margin included."""
-    for budget in plan.budgets:
+def _is_taken(plan: Plan, memory: str, n_bytes: int) -> bool:
+    """Whether so much less free memory is more than the usual ebb."""
+    total = next((budget.total_bytes for budget in plan.budgets if budget.name == memory), None)
+    return total is not None and n_bytes > total // _OTHERS_SHARE
+
+
+def _still_fits(setback: Setback, memory: str, machine: Inventory) -> bool:
+    """Whether every memory still has what the plan needs of it, by the engine's own figure too, margin included."""
+    for budget in setback.plan.budgets:
         free = free_bytes(machine, budget.name)
-        if free is not None and planned_bytes(plan, budget.name) > replace(budget, free_bytes=free).budget_bytes:
+        needed = planned_bytes(setback.plan, budget.name)
+        if budget.name == memory:
+            needed = max(needed, setback.told_bytes or 0)
+        if free is not None and needed > replace(budget, free_bytes=free).budget_bytes:
             return False
     return True
 
@@ -225,11 +265,16 @@ def _least_unaccounted(plan: Plan, memory: str, setback: Setback) -> int:
 # --- Words ------------------------------------------------------------------------------------------------------
 
 
-def _describe_free(machine: Inventory, memory: str, others: int) -> str:
+def _describe_free(machine: Inventory, memory: str, others: int, had: int) -> str:
     free = free_bytes(machine, memory)
     now = "what is free is not known" if free is None else f"{format_bytes(free)} of {memory} are free without it"
     if not others:
-        return now
+        gone = f"; other processes had taken {format_bytes(had)}, and have given it back"
+        return f"{now}{gone}" if had else now
+    host = machine.host
+    if memory == HOST_MEMORY and free is not None and free < host.available_bytes:
+        limit = format_bytes(host.limit_bytes)
+        return f"{now}, {format_bytes(others)} less than when it was planned, under a limit of {limit}"
     names = [
         describe_program(process, memory)
         for device in machine.devices

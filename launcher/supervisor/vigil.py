@@ -97,6 +97,10 @@ class Vigil:
         self._watched, outlook = assess(self._watched, sample, baseline=self._baseline, policy=self._policy)
         return outlook.strains[0] if outlook.strains else None
 
+    def look_anew(self) -> None:
+        """Forget what was strained: who had taken the memory has left, and the next one is to be told again."""
+        self._watched = Watched()
+
     def is_strained(self) -> bool:
         """Whether any memory is short now."""
         return bool(self._watched.strained)

@@ -95,6 +95,7 @@ def test_whole_text() -> None:
             isa=("avx2", "f16c"),
             bandwidth_bytes_per_s=60e9,
             free_disk_bytes=500 * GIB,
+            address_space_bytes=24 * GIB,
         ),
         devices=(
             Device(
@@ -131,6 +132,7 @@ host
   memory  50.0 GiB available of 64.0 GiB, 60 GB/s
   swap    7.0 GiB free of 8.0 GiB
   cgroup  2.0 GiB used of 32.0 GiB, so 30.0 GiB free
+  limit   24.0 GiB of address space for a process (ulimit -v, LimitAS=)
   cpu     6 threads on 8 cores, cgroup quota 6.5, AMD Ryzen 9
   isa     avx2 f16c
   disk    500 GiB free

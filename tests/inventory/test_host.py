@@ -1,6 +1,9 @@
 """Processors from recorded text, and this machine's own figures."""
 
 import os
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from launcher.inventory.host import (
     CpuInfo,
     HostMemory,
+    address_space_bytes,
     free_disk_bytes,
     parse_cpuinfo,
     parse_meminfo,
@@ -151,3 +155,18 @@ def test_memory_is_what_psutil_reads(tmp_path: Path) -> None:
     """Without the file the same figures come from psutil."""
     ours, theirs = probe_host(), probe_host(root=tmp_path)
     assert (ours.total_bytes, ours.swap_total_bytes) == (theirs.total_bytes, theirs.swap_total_bytes)
+
+
+def test_a_limited_address_space_is_a_budget() -> None:
+    """An engine inherits the limit: no more can be had, however much is free; without one nothing is said."""
+    words = (sys.executable, "-c", "from launcher.inventory.host import probe_host; print(probe_host().free_bytes)")
+    limited = 1 << 30
+    told = subprocess.run(
+        words,
+        check=True,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limited, limited)),
+    )
+    assert int(told.stdout) <= limited
+    assert address_space_bytes() is None or probe_host().free_bytes <= (address_space_bytes() or 0)

@@ -1,10 +1,25 @@
 """What experience changes in a plan, and what it does not."""
 
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from launcher.domain import Calibration, Correction, Lesson, Plan, Refusal, Request, Settings
+from launcher.domain import (
+    Budget,
+    Calibration,
+    Correction,
+    Host,
+    Inventory,
+    Lesson,
+    Plan,
+    Provenance,
+    Refusal,
+    Request,
+    Settings,
+)
 from launcher.inventory import load_inventory
-from launcher.planner.corrections import configuration_class, learn, planned_bytes, remember
+from launcher.planner.corrections import configuration_class, correct_budget, heed, learn, planned_bytes, remember
 from launcher.planner.fit import decide
 from launcher.planner.ladder import step_down
 from launcher.planner.sizing import prepare
@@ -114,3 +129,113 @@ def test_a_class_of_settings_is_named_on_disk() -> None:
     """What was learnt is found again by these words, in later versions too."""
     assert configuration_class(n_devices=1, flash_attn=True) == "1 device, flash attention on"
     assert configuration_class(n_devices=2, flash_attn=False) == "2 devices, flash attention off"
+
+
+# --- Limits -----------------------------------------------------------------------------------------------------
+
+
+def _host(free_bytes: int, limit_bytes: int | None = None, kind: str = "address_space_bytes") -> Inventory:
+    host = Host(total_bytes=64 * GIB, available_bytes=free_bytes, n_cpu=8, bandwidth_bytes_per_s=60e9)
+    if kind == "address_space_bytes":
+        host = replace(host, address_space_bytes=limit_bytes)
+    else:
+        host = replace(host, cgroup_limit_bytes=limit_bytes)
+    return Inventory(name="drawn", host=host, provenance=Provenance.MEASURED)
+
+
+def _plan_on(machine: Inventory, *corrections: Correction) -> Plan | Refusal:
+    return decide(Request(profile=_GEMMA), machine, calibration=Calibration(machine="here", corrections=corrections))
+
+
+def _ran_out(plan: Plan, machine: Inventory, relief: int) -> Correction:
+    """Return the least lesson of a failure: the plan has to be smaller by ``relief``."""
+    budget = plan.budgets[-1]
+    missing = budget.free_bytes - budget.margin_bytes - planned_bytes(plan, "host") + relief
+    lesson = _lesson(plan, missing, Lesson.OUT_OF_MEMORY, memory="host")
+    return replace(lesson, limit_bytes=machine.host.limit_bytes, missing_bytes=relief)
+
+
+_KINDS = st.sampled_from(["cgroup_limit_bytes", "address_space_bytes"])
+
+
+@given(kind=_KINDS, limit_gib=st.integers(24, 48), relief_mib=st.integers(1, 2048), more_mib=st.integers(-8192, 8192))
+def test_a_lesson_counts_up_to_its_limit_and_what_was_missing(
+    kind: str, limit_gib: int, relief_mib: int, more_mib: int
+) -> None:
+    """Under the same limit or less the plan that failed is not made again; beyond what was missing all is as unlearnt."""
+    limit, relief = limit_gib * GIB, relief_mib * MIB
+    then = _host(60 * GIB, limit, kind)
+    failed = _plan_on(then)
+    assert isinstance(failed, Plan)
+    lesson = _ran_out(failed, then, relief)
+    now = _host(60 * GIB, limit + more_mib * MIB, kind)
+    again = _plan_on(now, lesson)
+    if more_mib > relief_mib:
+        told, untold = again, _plan_on(now)
+        assert isinstance(told, Plan)
+        assert isinstance(untold, Plan)
+        assert msgspec.structs.replace(told, notes=()) == msgspec.structs.replace(untold, notes=())
+        assert any("does not count: there was a limit of" in note for note in told.notes)
+    elif isinstance(again, Plan):
+        assert planned_bytes(again, "host") <= planned_bytes(failed, "host") - relief + max(0, more_mib * MIB)
+        assert more_mib > 0 or planned_bytes(again, "host") < planned_bytes(failed, "host")
+
+
+def test_a_limit_that_is_gone_takes_its_lesson_along() -> None:
+    """An address space of 24 GiB was too little; without it the lesson is told, and does not count."""
+    then = _host(60 * GIB, 24 * GIB)
+    failed = _plan_on(then)
+    assert isinstance(failed, Plan)
+    lesson = _ran_out(failed, then, 512 * MIB)
+    free = _plan_on(_host(60 * GIB), lesson)
+    assert isinstance(free, Plan)
+    assert not free.budgets[-1].residual_learnt
+    (note,) = (note for note in free.notes if "does not count" in note)
+    assert "a limit of 24.0 GiB then, and 64.0 GiB can be had now" in note
+
+
+def test_a_lesson_of_an_older_file_always_counts() -> None:
+    """A file of before limits were kept is read, and what it says holds whatever can be had."""
+    plan = _plan()
+    document = msgspec.to_builtins(_lesson(plan, GIB, Lesson.OUT_OF_MEMORY))
+    for name in ("limit_bytes", "missing_bytes"):
+        del document[name]
+    old = msgspec.convert(document, Correction)
+    assert _plan(old).budgets[0].residual_bytes == GIB
+
+
+@st.composite
+def _lessons(draw: st.DrawFn) -> list[Correction]:
+    n = draw(st.integers(1, 12))
+    sizes = st.integers(0, 6)
+    return [
+        Correction(
+            memory="host",
+            build="",
+            model=f"{_ARCHITECTURE.name}-{_ARCHITECTURE.n_layer}x{_ARCHITECTURE.n_embd}",
+            configuration="one",
+            lesson=draw(st.sampled_from(Lesson)),
+            planned_bytes=GIB,
+            unaccounted_bytes=draw(sizes),
+            learnt_at=float(idx),
+            limit_bytes=draw(st.none() | sizes),
+            missing_bytes=draw(sizes),
+        )
+        for idx in range(n)
+    ]
+
+
+@given(lessons=_lessons(), limit=st.integers(0, 14))
+def test_what_is_not_kept_says_nothing_that_is_not_said(lessons: list[Correction], limit: int) -> None:
+    """Under any limit the lessons kept give the residual that all of them give; none of them says what another does."""
+
+    def residual(known: tuple[Correction, ...]) -> int:
+        budget = Budget(name="host", total_bytes=64, free_bytes=64, margin_bytes=0, residual_bytes=1)
+        heeded = heed(budget, known, install=None, architecture=_ARCHITECTURE, configuration="one", limit_bytes=limit)
+        return correct_budget(budget, heeded).residual_bytes
+
+    kept: tuple[Correction, ...] = ()
+    for lesson in lessons:
+        kept = remember(kept, lesson)
+    assert residual(kept) == residual(tuple(lessons))
+    assert len({(item.lesson, item.unaccounted_bytes) for item in kept}) == len(kept)

@@ -192,3 +192,97 @@ def test_the_foot_has_advice_that_fits() -> None:
     assert isinstance(refusal, Refusal)
     assert refusal.derivation[0] == "it ran out"
     assert "of gpu0 are free without it" in refusal.derivation[1]
+
+
+# --- Who has left since -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_start_that_did_not_fit_beside_a_program_that_left_is_made_again_once() -> None:
+    """Preflight saw 10 GiB taken; all is free again: the same plan, no lesson, and the second time a step."""
+    plan = _plan()
+    stepper = _stepper(_WHOLE)
+    setback = _setback(plan, Shortage.FORESEEN, told_bytes=planned_bytes(plan, "gpu0"), taken_bytes=10 * GIB)
+    first, second = stepper.next_plan(setback), stepper.next_plan(setback)
+    assert isinstance(first, Step)
+    assert (first.is_retry, first.plan) == (True, plan)
+    assert "other processes had taken 10.0 GiB, and have given it back" in first.story[1]
+    assert isinstance(second, Step)
+    assert not second.is_retry
+    assert _lessons() == {}
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_program_that_left_does_not_excuse_a_plan_that_is_too_large_by_the_engines_own_figure() -> None:
+    """What the engine tells exceeds the whole card: a step at once."""
+    plan = _plan()
+    setback = _setback(plan, Shortage.FORESEEN, told_bytes=24 * GIB, taken_bytes=10 * GIB, failed_bytes=GIB)
+    step = _stepper(_WHOLE).next_plan(setback)
+    assert isinstance(step, Step)
+    assert not step.is_retry
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_the_usual_ebb_is_nobodys_taking() -> None:
+    """A sixty-fourth of the card less than planned is no other process."""
+    plan = _plan()
+    step = _stepper(_WHOLE).next_plan(_setback(plan, Shortage.FORESEEN, failed_bytes=MIB, taken_bytes=24 * GIB // 64))
+    assert isinstance(step, Step)
+    assert not step.is_retry
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_pressure_by_a_program_that_left_changes_nothing_however_often() -> None:
+    """The engine still runs and fits: it goes on with its plan; with the program still there it steps down."""
+    plan = _plan()
+    own = planned_bytes(plan, "gpu0")
+    setback = _setback(
+        plan, Shortage.PRESSURE, own_bytes={"gpu0": own}, failed_bytes=64 * MIB, taken_bytes=23 * GIB - own
+    )
+    stepper = _stepper(_machine(23 * GIB - own))
+    for _ in range(3):
+        step = stepper.next_plan(setback)
+        assert isinstance(step, Step)
+        assert (step.is_retry, step.plan) == (True, plan)
+    still = _stepper(_machine(22 * GIB - own)).next_plan(setback)
+    assert isinstance(still, Step)
+    assert not still.is_retry
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_drained_engine_comes_back_with_its_plan_where_the_program_left_meanwhile() -> None:
+    """Nothing runs any more: the same plan once, then a step."""
+    plan = _plan()
+    setback = _setback(plan, Shortage.PRESSURE, failed_bytes=64 * MIB, taken_bytes=10 * GIB)
+    stepper = _stepper(_WHOLE)
+    first, second = stepper.next_plan(setback), stepper.next_plan(setback)
+    assert isinstance(first, Step)
+    assert isinstance(second, Step)
+    assert (first.is_retry, second.is_retry) == (True, False)
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_what_ran_out_under_a_limit_is_kept_with_it() -> None:
+    """The lesson carries what could be had and what was missing; the engine's own figure holds under any limit."""
+    limited = replace(_WHOLE, host=replace(_WHOLE.host, address_space_bytes=30 * GIB))
+    plan = _plan(limited)
+    _stepper(limited).next_plan(_setback(plan, memory="host", failed_bytes=MIB))
+    known, _ = read_calibration(machine_id(_WHOLE))
+    assert known is not None
+    (lesson,) = known.corrections
+    assert (lesson.limit_bytes, lesson.missing_bytes) == (30 * GIB, MIB)
+    _stepper(limited).next_plan(_setback(plan, Shortage.FORESEEN, memory="host", told_bytes=29 * GIB))
+    known, _ = read_calibration(machine_id(_WHOLE))
+    assert known is not None
+    assert {lesson.limit_bytes for lesson in known.corrections} == {None}
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_limit_that_was_lowered_is_told_as_one() -> None:
+    """Nobody is said to have taken what a control group no longer gives."""
+    plan = _plan()
+    lowered = replace(_WHOLE, host=replace(_WHOLE.host, cgroup_limit_bytes=4 * GIB, cgroup_used_bytes=GIB))
+    step = _stepper(lowered).next_plan(_setback(plan, memory="host"))
+    assert isinstance(step, Step)
+    assert "3.0 GiB of host are free without it, 29.0 GiB less than when it was planned" in step.story[1]
+    assert "under a limit of 4.0 GiB" in step.story[1]
