@@ -7,7 +7,9 @@ from typing import cast
 import pytest
 from msgspec.structs import replace
 
+from launcher.cli.service import GatewayFront
 from launcher.domain import HOST_MEMORY, Address, Budget, Plan, Refusal, RefusalCode
+from launcher.gateway.gateway import Gateway
 from launcher.store import open_instance
 from launcher.supervisor.account import Account
 from launcher.supervisor.failures import Failure
@@ -15,7 +17,7 @@ from launcher.supervisor.machine import Event
 from launcher.supervisor.memory_watch import MemoryWatch
 from launcher.supervisor.notices import Notice
 from launcher.supervisor.options import RunOptions
-from launcher.supervisor.setback import Front, MakeCommand, Service, Setback, Step
+from launcher.supervisor.setback import MakeCommand, Service, Setback, Step
 from launcher.supervisor.strain import Gauge, Sample, StrainPolicy
 from launcher.supervisor.vigil import Vigil
 from launcher.units import GIB, MIB
@@ -68,7 +70,11 @@ def run_short(answers: Answers, n_times: int = 1) -> tuple[list[tuple[Event, Fai
     with open_instance("watched") as instance:
         account = Account(instance, Address(port=1), PLAN, RunOptions(), told.append)
         vigil = Vigil(StrainPolicy())
-        service = Service(front=cast("Front", None), stepper=answers, make_command=cast("MakeCommand", None))
+        service = Service(
+            front=GatewayFront(lambda: Gateway("m"), Address(port=1)),
+            stepper=answers,
+            make_command=cast("MakeCommand", None),
+        )
         watch = MemoryWatch(service, vigil, account, post)
         vigil.begin()
         for n in range(n_times):
