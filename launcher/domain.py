@@ -125,10 +125,6 @@ class Engine(StrEnum):
     VLLM = "vllm"
 
 
-STARTABLE: Final = frozenset({Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON})
-"""The engines that this release has a backend for: on a machine whose engines are known no other is chosen unasked."""
-
-
 class Objective(StrEnum):
     """What is worth most when not everything fits."""
 
@@ -373,7 +369,8 @@ class EngineInstall(Noun, frozen=True):
     """One engine found on this machine: how it is started, its version, and what this build can do.
 
     ``argv`` is the start of its command line. ``build`` identifies the binary for whatever is remembered about it.
-    ``flags`` are the long options its ``--help`` lists; ``devices`` those it lists itself.
+    ``flags`` are the long options its ``--help`` lists; ``devices`` those it lists itself. ``holes`` are the published
+    faults of this version that whoever writes a model or a request could use, each with its id and the version without it.
     """
 
     engine: Engine
@@ -383,6 +380,7 @@ class EngineInstall(Noun, frozen=True):
     flags: frozenset[str] = frozenset()
     devices: tuple[EngineDevice, ...] = ()
     env: Mapping[str, str] = {}
+    holes: tuple[str, ...] = ()
 
     @property
     def has_gpu(self) -> bool:
@@ -607,6 +605,20 @@ class Basis(Noun, frozen=True):
     text: str
 
 
+class VllmTerms(Noun, frozen=True):
+    """What a plan for vLLM fixes that llama.cpp does not know at all, under vLLM's own names.
+
+    On GPUs the cache is what the plan's ``memory_utilization`` leaves, on a CPU it is ``kv_cache_memory_bytes``: the other
+    of the two is ``None``.
+    """
+
+    dtype: str
+    kv_cache_dtype: str = "auto"
+    kv_cache_memory_bytes: int | None = None
+    visible_devices: tuple[str, ...] = ()
+    """The GPUs as CUDA numbers or names them, in the order of the plan's; empty on a CPU."""
+
+
 class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     """A decision: every value that the engine's memory depends on, with the prediction that justifies it."""
 
@@ -650,6 +662,8 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     """Share of each device's memory that vLLM takes; ``None`` for other engines."""
     cuda_graphs: bool = True
     """Whether vLLM captures CUDA graphs, which take memory and save time."""
+    vllm: VllmTerms | None = None
+    """``None`` for any other engine."""
     speed: Speed | None = None
     given_up: tuple[str, ...] = ()
     """What the plan leaves of the wishes, one fact per line, dearest first; empty when all was granted."""

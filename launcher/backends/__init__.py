@@ -4,7 +4,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from launcher.backends import llama_cpp_python, llama_server
+from launcher.backends import llama_cpp_python, llama_server, vllm
 from launcher.domain import Address, Command, Engine, EngineInstall, Plan
 from launcher.errors import EngineMissingError
 
@@ -13,7 +13,11 @@ _NO_BACKTRACE: Final = {"GGML_NO_BACKTRACE": "1"}
 (0.03 s without), measured with build 11434."""
 
 
-_KEY_VARIABLES: Final = {Engine.LLAMA_SERVER: "LLAMA_API_KEY", Engine.LLAMA_CPP_PYTHON: "API_KEY"}
+_KEY_VARIABLES: Final = {
+    Engine.LLAMA_SERVER: "LLAMA_API_KEY",
+    Engine.LLAMA_CPP_PYTHON: "API_KEY",
+    Engine.VLLM: "VLLM_API_KEY",
+}
 """Environment variables in which engines take the key that their requests must bear."""
 
 
@@ -23,8 +27,12 @@ def with_key(command: Command, engine: Engine, key: str) -> Command:
     return replace(command, env={**command.env, variable: key}, api_key_env=variable)
 
 
-def build_command(plan: Plan, *, weights_path: str, address: Address, alias: str) -> Command:
+def build_command(
+    plan: Plan, *, weights_path: str, address: Address, alias: str, cache_path: str | None = None
+) -> Command:
     """Return how to start the planned engine on ``address``, serving the model under the name ``alias``.
+
+    ``cache_path`` is a folder in which an engine may keep what it compiles; ``None`` leaves that to the engine.
 
     Raises:
         EngineMissingError: the plan names no installed engine, or one that this release cannot start.
@@ -33,19 +41,20 @@ def build_command(plan: Plan, *, weights_path: str, address: Address, alias: str
     if plan.install is None:
         msg = f"{plan.engine} is not installed on this machine"
         raise EngineMissingError(msg, help="`launch hardware` lists the engines found; README.md says how to get one")
-    command = _build(plan, plan.install, weights_path, address, alias)
+    command = _build(plan, plan.install, weights_path, address, alias, cache_path=cache_path)
     return replace(command, env={**_NO_BACKTRACE, **command.env})
 
 
-def _build(plan: Plan, install: EngineInstall, weights_path: str, address: Address, alias: str) -> Command:
+def _build(
+    plan: Plan, install: EngineInstall, weights_path: str, address: Address, alias: str, *, cache_path: str | None
+) -> Command:
     match plan.engine:
         case Engine.LLAMA_SERVER:
             return llama_server.build_command(plan, install, weights_path, address, alias)
         case Engine.LLAMA_CPP_PYTHON:
             return llama_cpp_python.build_command(plan, install, weights_path, address, alias)
         case Engine.VLLM:
-            msg = "this release cannot start vllm"
-            raise EngineMissingError(msg, help="choose another engine: --engine llama-server")
+            return vllm.build_command(plan, install, weights_path, address, alias, cache_path=cache_path)
 
 
 def tell_before_load(command: Command, engine: Engine) -> Command | None:

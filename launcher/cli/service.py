@@ -131,12 +131,13 @@ def make_command(plan: "Plan", *, tell: bool) -> "Command":
 
     from launcher.backends import build_command, tell_before_load, with_key
     from launcher.domain import Address
-    from launcher.fetch import require_weights
+    from launcher.fetch import cache_dir, require_weights
     from launcher.supervisor.checks import free_port
 
     weights = require_weights(plan.artifact)
     address = Address(host="127.0.0.1", port=free_port("127.0.0.1"))
-    command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model)
+    cache_path = str(cache_dir() / plan.engine)
+    command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model, cache_path=cache_path)
     # Loopback is open to every user of the machine: only the gateway, which knows the key, gets through to the engine.
     command = with_key(command, plan.engine, secrets.token_hex(24))
     return (tell_before_load(command, plan.engine) if tell else None) or command
@@ -159,9 +160,9 @@ def build_service(
     from launcher.supervisor.setback import Service
     from launcher.supervisor.stepping import MachineStepper
 
-    # What waits here is lost with no engine. llama-server is given one more than it has slots, so that none idles;
-    # llama_cpp.server would interrupt one request for the next.
-    n_running = plan.n_parallel + (plan.engine is Engine.LLAMA_SERVER)
+    # What waits here is lost with no engine. An engine with a queue is given one more than it has slots, so that none
+    # idles; llama_cpp.server would interrupt one request for the next.
+    n_running = plan.n_parallel + (plan.engine is not Engine.LLAMA_CPP_PYTHON)
 
     def make_gateway() -> Gateway:
         return Gateway(plan.model, limits=Limits(n_running=n_running), keys=keys)

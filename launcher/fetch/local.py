@@ -18,13 +18,18 @@ _CHUNK_BYTES: Final = 1 << 20
 CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
 
 
-def models_dir() -> Path:
-    """Return the folder that weights from packages are joined in."""
+def cache_dir() -> Path:
+    """Return the folder of what can be made again."""
     if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen) / "models"
+        return Path(chosen)
     # What platformdirs does on Linux, without its import.
     base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base) if base else Path.home() / ".cache") / "launcher" / "models"
+    return (Path(base) if base else Path.home() / ".cache") / "launcher"
+
+
+def models_dir() -> Path:
+    """Return the folder that weights from packages are joined in."""
+    return cache_dir() / "models"
 
 
 def require_weights(artifact: Artifact) -> Path:

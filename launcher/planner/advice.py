@@ -11,7 +11,6 @@ from typing import Final
 from msgspec.structs import replace
 
 from launcher.domain import (
-    STARTABLE,
     Advice,
     CacheType,
     Calibration,
@@ -156,8 +155,6 @@ def _engine_of_the_quantization(search: Search) -> Iterator[Advice]:
     """Name the engine whose format the asked quantization is, where none was named and it was left aside."""
     if merge_settings(search.request.profile.pins, search.request.settings).engine is not None:
         return
-    if search.argv[0] != "plan" and Engine.VLLM not in STARTABLE:
-        return  # `serve` would only say that it cannot start it
     relaxed, plan = search.relax(engine=Engine.VLLM)
     if plan is not None:
         yield Advice(text=f"{plan.quantization} is a form for vllm, which holds it here", argv=search.command(relaxed))

@@ -7,7 +7,8 @@ must not know how vLLM uses memory.
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from launcher.domain import STARTABLE, Engine, EngineInstall, Inventory, Objective, Request, Settings
+from launcher.domain import Engine, EngineInstall, Inventory, Objective, Request, Settings
+from launcher.planner.abilities import is_cpu_build, is_usable
 from launcher.planner.ask import Ask, merge_settings
 from launcher.planner.choice import Option, pick
 from launcher.planner.forms import Form
@@ -51,20 +52,27 @@ def free_bytes(inventory: Inventory) -> int:
 
 
 def is_rival(request: Request, inventory: Inventory) -> bool:
-    """Tell whether vLLM may be chosen unasked: the profile lists it, and it may be there and be started.
+    """Tell whether vLLM may be chosen unasked: the profile lists it, and it may be there.
 
     On a machine whose engines are unknown (a reference machine) it is assumed to be there, as the profile's list says. On
-    any other it must be installed, and this release must be able to start it: what ``plan`` shows ``serve`` can run. The
-    gates are CUDA's compute capabilities, so every GPU must have one that is known.
+    any other it must be installed, in a version that may be started. The gates are CUDA's compute capabilities, so every
+    GPU must have one that is known. A build for CPUs comes in where no other engine of the profile is there: nothing was
+    measured that would let it be compared.
     """
-    if Engine.VLLM not in request.profile.engines or not inventory.devices:
+    if Engine.VLLM not in request.profile.engines:
         return False
     settings = merge_settings(request.profile.pins, request.settings)
     if settings.engine not in {None, Engine.VLLM} or foreign_settings(settings):
         return False
-    if any(device.compute_capability is None for device in inventory.devices):
+    install = find_vllm(inventory)
+    if inventory.engines is not None and (install is None or not is_usable(install)):
         return False
-    return inventory.engines is None or (Engine.VLLM in STARTABLE and find_vllm(inventory) is not None)
+    if is_cpu_build(install):
+        found = {other.engine for other in inventory.engines or ()} - {Engine.VLLM}
+        return not found.intersection(request.profile.engines)
+    if not inventory.devices:
+        return False
+    return all(device.compute_capability is not None for device in inventory.devices)
 
 
 def worth_sizing(forms: Sequence[Form], options: Sequence[Option], ask: Ask, inventory: Inventory) -> list[Form]:

@@ -8,9 +8,9 @@ from typing import Final
 
 from launcher.domain import (
     HOST_MEMORY,
-    STARTABLE,
     Condition,
     DeviceProcess,
+    Engine,
     Inventory,
     Outcome,
     Plan,
@@ -140,14 +140,18 @@ def _with_another_device(outcome: Outcome, search: Search, alternatives: Alterna
 
 
 def _with_another_engine(outcome: Outcome, search: Search) -> Iterator[Verdict]:
-    """Say what an engine that this release can start would give, where it cannot start the best one."""
+    """Say what the profile's first other engine would give where vLLM was chosen unasked: it may not be there."""
     profile, settings = search.request.profile, search.request.settings
-    if isinstance(outcome, Refusal) or outcome.engine in STARTABLE or merge_settings(profile.pins, settings).engine:
+    if (
+        isinstance(outcome, Refusal)
+        or outcome.engine is not Engine.VLLM
+        or merge_settings(profile.pins, settings).engine
+    ):
         return
     for engine in profile.engines:
-        _, plan = search.relax(engine=engine) if engine in STARTABLE else (None, None)
+        _, plan = search.relax(engine=engine) if engine is not Engine.VLLM else (None, None)
         if plan is not None:
             tps = describe_speed(plan) if plan.is_whole else ""
-            text = f"{_fits(plan)}{tps} with {engine}, which this release starts"
+            text = f"{_fits(plan)}{tps} with {engine}"
             yield Verdict(condition=Condition.WITH_ANOTHER_ENGINE, fits=True, text=text)
             return

@@ -27,7 +27,9 @@ from launcher.domain import (
     RefusalCode,
     Request,
     Speed,
+    VllmTerms,
 )
+from launcher.planner.abilities import describe_lack, is_cpu_build, is_usable
 from launcher.planner.ask import Ask, hold_context, note_lowered, resolve_ask, with_less_context, with_more_context
 from launcher.planner.basis import basis_of_free
 from launcher.planner.choice import pick
@@ -39,11 +41,13 @@ from launcher.planner.footprint.vllm import (
     VllmChoice,
     plan_vllm,
 )
+from launcher.planner.footprint.vllm_support import activation_dtype
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.losses import forced_speed
 from launcher.planner.refusal import refuse_context
 from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings, free_bytes
 from launcher.planner.target import device_budget, host_budget
+from launcher.planner.vllm_cpu import estimate_cpu_speed, plan_vllm_cpu
 from launcher.planner.vllm_speed import estimate_vllm_speed
 from launcher.units import format_bytes
 
@@ -97,8 +101,8 @@ def decide_vllm(request: Request, inventory: Inventory, forms: tuple[Form, ...] 
     named = tuple(form for form in forms if ask.settings.quantization in {None, form.artifact.quantization})
     if not named:
         return _refuse_no_form(ask, forms)
-    if inventory.engines is not None and find_vllm(inventory) is None:
-        return _refuse_no_engine(ask, inventory)
+    if (refusal := _refuse_engine(ask, inventory)) is not None:
+        return refusal
     held = _trained_context(ask, named)
     if isinstance(held, Refusal):
         return held
@@ -151,6 +155,8 @@ def _try_form(form: Form, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfa
     if room is not None and not form.artifact.local_path and form.weights_bytes > room:
         text = f"{format_bytes(form.weights_bytes)} find no room on the disk"
         return Shortfall(code=RefusalCode.EXCEEDS_DISK, text=text)
+    if is_cpu_build(find_vllm(inventory)):
+        return _try_on_cpu(form, ask, inventory)
     devices = tuple(device for device in inventory.devices if device.kind in _KINDS)
     first: Shortfall | None = None
     for n_tensor in (None, *range(2, len(devices) + 1)):
@@ -171,16 +177,36 @@ def _try_form(form: Form, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfa
     return first or Shortfall(code=RefusalCode.EXCEEDS_DEVICE_MEMORY, text="no GPU")
 
 
+def _try_on_cpu(form: Form, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfall:
+    """Size one form for a vLLM that is built for CPUs."""
+    choice = plan_vllm_cpu(
+        form.spec, n_ctx_per_request=ask.n_ctx_per_request, n_parallel=ask.n_parallel, models=form.models
+    )
+    if isinstance(choice, str):
+        return Shortfall(code=RefusalCode.UNSUPPORTED, text=choice)
+    use = _host_use(choice, form.weights_bytes)
+    budget = host_budget(inventory.host).budget_bytes
+    if use.total_bytes > budget:
+        text = f"it takes {format_bytes(use.total_bytes)} of host memory; {format_bytes(budget)} can be given"
+        return Shortfall(code=RefusalCode.EXCEEDS_HOST_MEMORY, text=text)
+    return _above_floor(form, choice, (), estimate_cpu_speed(choice.model, choice.config, inventory.host), ask)
+
+
 def _judge(form: Form, choice: VllmChoice | str, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfall:
     if isinstance(choice, str):
         return Shortfall(code=RefusalCode.EXCEEDS_DEVICE_MEMORY, text=choice)
-    needed, budget = _host_bytes(choice), host_budget(inventory.host).budget_bytes
+    needed, budget = _host_use(choice, form.weights_bytes).total_bytes, host_budget(inventory.host).budget_bytes
     if needed > budget:
         text = f"its processes take about {format_bytes(needed)} of host memory; {format_bytes(budget)} can be given"
         return Shortfall(code=RefusalCode.EXCEEDS_HOST_MEMORY, text=text)
     by_name = {device.name: device for device in inventory.devices}
     used = tuple(by_name[name] for name in choice.devices)
-    speed = estimate_vllm_speed(choice.model, choice.config, used)
+    return _above_floor(form, choice, used, estimate_vllm_speed(choice.model, choice.config, used), ask)
+
+
+def _above_floor(
+    form: Form, choice: VllmChoice, used: tuple[Device, ...], speed: Speed, ask: Ask
+) -> VllmTrial | Shortfall:
     if speed.generation_tps < ask.min_tps:
         text = f"about {speed.generation_tps:.1f} tokens/s; the floor is {ask.min_tps:g}"
         return Shortfall(code=RefusalCode.BELOW_SPEED_FLOOR, text=text)
@@ -251,8 +277,19 @@ def _refuse_no_form(ask: Ask, forms: tuple[Form, ...]) -> Refusal:
     )
 
 
-def _refuse_no_engine(ask: Ask, inventory: Inventory) -> Refusal:
-    have = ", ".join(sorted({install.engine for install in inventory.engines or ()})) or "none"
+def _refuse_engine(ask: Ask, inventory: Inventory) -> Refusal | None:
+    """Say that vLLM is not there, or only in a version that may not be started."""
+    install = find_vllm(inventory)
+    if inventory.engines is None or (install is not None and is_usable(install)):
+        return None
+    if install is not None:
+        return Refusal(
+            code=RefusalCode.ENGINE_TOO_OLD,
+            model=ask.model,
+            fact=f"the vllm on this machine is not used for `{ask.model}`",
+            derivation=(describe_lack(install),),
+        )
+    have = ", ".join(sorted({install.engine for install in inventory.engines})) or "none"
     return Refusal(
         code=RefusalCode.NO_ENGINE,
         model=ask.model,
@@ -266,6 +303,7 @@ _NEAREST: Final = (
     RefusalCode.EXCEEDS_HOST_MEMORY,
     RefusalCode.EXCEEDS_DEVICE_MEMORY,
     RefusalCode.EXCEEDS_DISK,
+    RefusalCode.UNSUPPORTED,
     RefusalCode.BELOW_QUALITY_FLOOR,
 )
 """What stands in the way of the form that came nearest to being served names the refusal."""
@@ -286,23 +324,59 @@ def _refuse_no_fit(ask: Ask, shortfalls: Sequence[Shortfall]) -> Refusal:
 # --- The plan ---------------------------------------------------------------------------------------------------
 
 
-def _host_bytes(choice: VllmChoice) -> int:
-    return HOST_BYTES + HOST_RANK_BYTES * choice.config.n_rank
+def _host_use(choice: VllmChoice, weights_bytes: int) -> HostUse:
+    """Return what is held in host memory: by processes that drive GPUs, or by the one that computes there."""
+    if choice.devices:
+        return HostUse(
+            compute_bytes=HOST_BYTES + HOST_RANK_BYTES * choice.config.n_rank, resident_mmap_bytes=weights_bytes
+        )
+    rank = choice.estimate.ranks[0]
+    return HostUse(
+        weights_bytes=rank.weights_bytes,
+        kv_cache_bytes=rank.kv_cache_bytes,
+        compute_bytes=HOST_BYTES + rank.activation_bytes,
+        resident_mmap_bytes=weights_bytes,
+    )
 
 
-def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = ()) -> Plan:
-    """Return the plan of a trial in llama.cpp's words; what has none there stands in the notes."""
-    choice, artifact = trial.choice, trial.form.artifact
-    config, found = choice.config, choice.estimate
-    uses = tuple(
+def _device_uses(choice: VllmChoice) -> tuple[MemoryUse, ...]:
+    if not choice.devices:
+        return ()
+    return tuple(
         MemoryUse(
             name=rank.name,
             weights_bytes=rank.weights_bytes,
             kv_cache_bytes=rank.kv_cache_bytes,
             compute_bytes=rank.activation_bytes + rank.graph_bytes + rank.non_torch_bytes,
         )
-        for rank in found.ranks
+        for rank in choice.estimate.ranks
     )
+
+
+def _terms(trial: VllmTrial, inventory: Inventory) -> VllmTerms:
+    """Return a trial's configuration in vLLM's words."""
+    config = trial.choice.config
+    known = [device.compute_capability for device in trial.devices if device.compute_capability is not None]
+    return VllmTerms(
+        dtype=activation_dtype(trial.form.spec, min(known, default=None)),
+        kv_cache_dtype=config.kv_cache_dtype,
+        kv_cache_memory_bytes=config.kv_cache_memory_bytes,
+        visible_devices=tuple(_number(device, inventory) for device in trial.devices),
+    )
+
+
+def _number(device: Device, inventory: Inventory) -> str:
+    """Return CUDA's word for a GPU: its place in the order of bus addresses, which the driver's list has; a slice's name."""
+    if device.uuid is not None and device.uuid.startswith("MIG-"):
+        return device.uuid
+    alike = [other.name for other in inventory.devices if other.kind is device.kind]
+    return str(alike.index(device.name))
+
+
+def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = ()) -> Plan:
+    """Return the plan of a trial in llama.cpp's words; what has none there stands in ``vllm`` and in the notes."""
+    choice, artifact = trial.choice, trial.form.artifact
+    config = choice.config
     host = inventory.host
     context_bytes = CONTEXT_BYTES if config.n_rank == 1 else CONTEXT_PARALLEL_BYTES
     n_ctx = ask.settings.n_ctx or ask.n_ctx_per_request * ask.n_parallel
@@ -319,7 +393,7 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
         n_batch=config.max_num_batched_tokens,
         n_ubatch=config.max_num_batched_tokens,
         n_layer=choice.model.n_layer,
-        n_gpu_layers=choice.model.n_layer + 1,
+        n_gpu_layers=choice.model.n_layer + 1 if choice.devices else 0,
         n_cpu_moe=0,
         cache_type_k=CacheType.BF16,
         cache_type_v=CacheType.BF16,
@@ -327,16 +401,15 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
         n_threads=host.n_cpu,
         n_threads_batch=host.n_cpu,
         address=ask.address,
-        footprint=Footprint(
-            devices=uses,
-            host=HostUse(compute_bytes=_host_bytes(choice), resident_mmap_bytes=trial.weights_bytes),
-        ),
+        footprint=Footprint(devices=_device_uses(choice), host=_host_use(choice, trial.weights_bytes)),
         budgets=(*(device_budget(device, context_bytes) for device in trial.devices), host_budget(host)),
         tensor_parallel=config.tensor_parallel_size,
         pipeline_parallel=config.pipeline_parallel_size,
-        memory_utilization=config.gpu_memory_utilization,
+        memory_utilization=config.gpu_memory_utilization if trial.devices else None,
         cuda_graphs=not config.enforce_eager,
         artifact=replace(artifact, spec=None),
+        engine_devices=tuple(f"cuda:{idx}" for idx in range(len(trial.devices))),
+        vllm=_terms(trial, inventory),
         speed=trial.speed,
         given_up=(*lowered, *choice.given_up, *forced_speed(trial.speed, ask)),
         notes=tuple(_notes(trial, inventory)),
@@ -345,10 +418,11 @@ def build_vllm_plan(trial: VllmTrial, ask: Ask, inventory: Inventory, lowered: t
 
 
 def _notes(trial: VllmTrial, inventory: Inventory) -> Iterable[str]:
+    if not trial.devices:
+        yield "on the CPU, without compiling the model first: a start of half a minute instead of minutes"
     yield f"room for {trial.choice.estimate.max_concurrency:.1f} requests of full length at once"
     if inventory.engines is None:
         yield "the machine's engines are unknown: vllm is assumed to be there"
-    yield "this release plans for vllm but does not start it"
 
 
 def _bases(trial: VllmTrial, inventory: Inventory) -> Iterable[Basis]:
@@ -356,10 +430,12 @@ def _bases(trial: VllmTrial, inventory: Inventory) -> Iterable[Basis]:
     yield Basis(figure="weights", provenance=trial.form.spec.provenance, text="tensors and config.json, per rank")
     for note in trial.choice.estimate.notes:
         yield Basis(figure="compute", provenance=note.provenance, text=note.text)
-    host = f"{format_bytes(_host_bytes(trial.choice))} of host memory for its processes"
+    processes = _host_use(trial.choice, 0).compute_bytes
+    host = f"{format_bytes(processes)} of host memory for its processes"
     yield Basis(figure="compute", provenance=Provenance.ASSUMED, text=host)
     yield basis_of_free(inventory)
-    speed = "rates of llama.cpp on one such GPU are taken over, and what GPUs cost each other"
+    where = "one such GPU are taken over, and what GPUs cost each other" if trial.devices else "a CPU are taken over"
+    speed = f"rates of llama.cpp on {where}"
     yield Basis(figure="speed", provenance=Provenance.ASSUMED, text=speed)
     if trial.speed.prompt_tps is not None:
         yield Basis(figure="prompts", provenance=Provenance.ASSUMED, text="the same")

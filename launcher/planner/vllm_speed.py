@@ -39,7 +39,7 @@ def estimate_vllm_speed(model: VllmModel, config: VllmConfig, devices: Sequence[
     operations = 2.0 * _prompt_parameters(model)
     for idx, layers in enumerate(stages):
         ranks = devices[idx * tp : (idx + 1) * tp]
-        n_bytes = model.read_bytes(layers, tp, last=idx == len(stages) - 1) + _cache_bytes(model, config, layers)
+        n_bytes = model.read_bytes(layers, tp, last=idx == len(stages) - 1) + cache_bytes(model, config, layers)
         generation_s += max(_rank_s(model, config, device, len(layers), n_bytes) for device in ranks)
         flops = [prompt_flops(device, None) for device in ranks]
         slowest = min((rate for rate in flops if rate), default=0.0)
@@ -62,7 +62,7 @@ def _rank_s(model: VllmModel, config: VllmConfig, device: Device, n_layer: int, 
     return n_bytes / (bandwidth * rates.efficiency) + n_layer * layer_s
 
 
-def _cache_bytes(model: VllmModel, config: VllmConfig, layers: range) -> float:
+def cache_bytes(model: VllmModel, config: VllmConfig, layers: range) -> float:
     """Return the cache that one token of a request with a half-full context reads on each rank."""
     tp = config.tensor_parallel_size
     element = 1 if config.kv_cache_dtype.startswith("fp8") else model.dtype_bytes

@@ -7,7 +7,6 @@ from msgspec.structs import replace
 
 from launcher.backends import build_command, tell_before_load, with_key
 from launcher.domain import (
-    STARTABLE,
     Address,
     Artifact,
     CacheType,
@@ -16,6 +15,7 @@ from launcher.domain import (
     Footprint,
     HostUse,
     Plan,
+    VllmTerms,
     WeightsFormat,
 )
 from launcher.errors import EngineMissingError, EngineTooOldError
@@ -162,26 +162,10 @@ def test_an_engine_that_tells_its_memory_first() -> None:
 
 
 @pytest.mark.parametrize("engine", Engine)
-def test_what_is_said_to_be_startable_has_a_backend(engine: Engine) -> None:
-    """The planner chooses unasked among those that ``STARTABLE`` names: these, and no others, have a command line."""
-    install = EngineInstall(engine=engine, argv=(engine.value,), flags=frozenset())
-    plan = replace(_PLAN, engine=engine, install=install, n_parallel=1)
-    try:
-        _build(plan)
-    except EngineMissingError:
-        has_backend = False
-    except EngineTooOldError:
-        has_backend = True
-    else:
-        has_backend = True
-    assert has_backend == (engine in STARTABLE)
-
-
-@pytest.mark.parametrize("engine", [Engine.LLAMA_SERVER, Engine.LLAMA_CPP_PYTHON])
 def test_an_engines_key_is_in_its_environment_alone(engine: Engine) -> None:
     """Everybody on the machine can read arguments."""
     install = EngineInstall(engine=engine, argv=("/opt/engine",), flags=frozenset())
-    plan = replace(_PLAN, engine=engine, install=install, n_parallel=1)
+    plan = replace(_PLAN, engine=engine, install=install, n_parallel=1, vllm=VllmTerms(dtype="bfloat16"))
     command = with_key(build_command(plan, weights_path="w", address=_ADDRESS, alias="m"), engine, "k" * 40)
     assert command.api_key_env is not None
     assert command.env[command.api_key_env] == "k" * 40

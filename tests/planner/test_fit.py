@@ -237,9 +237,10 @@ def test_an_engine_that_reaches_the_gpu_is_preferred() -> None:
 
 
 def test_no_engine_is_a_refusal_that_names_what_was_found() -> None:
-    """A machine with vLLM alone cannot serve a GGUF."""
+    """A machine with vLLM alone cannot serve a GGUF, which a request with llama.cpp's settings is for."""
     only = EngineInstall(engine=Engine.VLLM, argv=("vllm",))
-    outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, engines=(only,)), _PREPARED)
+    request = Request(profile=_GEMMA, settings=Settings(n_ubatch=256))
+    outcome = decide(request, replace(_RTX4090, engines=(only,)), _PREPARED)
     assert isinstance(outcome, Refusal)
     assert outcome.code is RefusalCode.NO_ENGINE
     assert "vllm" in outcome.derivation[0]

@@ -83,6 +83,8 @@ class VllmConfig(Struct, frozen=True, kw_only=True):
     kv_cache_dtype: str = "auto"
     enforce_eager: bool = False
     block_size: int = DEFAULT_BLOCK_SIZE
+    kv_cache_memory_bytes: int | None = None
+    """Of the cache, where it is fixed; then the utilization does not count."""
 
     @property
     def n_rank(self) -> int:

@@ -94,6 +94,14 @@ def activation_bytes(spec: ModelSpec, compute_capability: Capability | None) -> 
     return 4 if old and spec.architecture.startswith(FLOAT16_REFUSED) else 2
 
 
+def activation_dtype(spec: ModelSpec, compute_capability: Capability | None) -> str:
+    """Return the element type of activations that a plan orders: the stored one, where the GPU has it and vLLM serves it."""
+    if activation_bytes(spec, compute_capability) > 2:  # noqa: PLR2004 - bytes of a half
+        return "float32"
+    old = compute_capability is not None and compute_capability < BFLOAT16_MINIMUM
+    return "float16" if old or stored_dtype(spec) == "float16" else "bfloat16"
+
+
 def activation_note(spec: ModelSpec, compute_capability: Capability | None) -> str | None:
     """Return what the engine changes of the element type by itself, if anything."""
     if compute_capability is None or compute_capability >= BFLOAT16_MINIMUM or stored_dtype(spec) != "bfloat16":
