@@ -16,7 +16,7 @@ from launcher.planner.footprint.llama_cpp import (
     place_layers,
     sum_weights,
 )
-from launcher.planner.footprint.scheduler import Pool
+from launcher.planner.footprint.replay import Pool
 from launcher.tensor_types import TensorType
 
 N_EMBD, N_VOCAB, N_LAYER = 512, 1024, 4

@@ -9,10 +9,12 @@ from statistics import median
 
 import pytest
 
-from benchmarks.footprint_error import Figures, unseen_figures, unseen_lines
+from benchmarks.footprint_error import Figures, unseen_figures, unseen_lines, unseen_spec
 from launcher.domain import ModelSpec, TensorInfo, WeightsFormat
 from launcher.planner.architecture import read_architecture
+from launcher.planner.footprint import compute
 from launcher.planner.footprint.llama_cpp import LlamaCppConfig, estimate_footprint, sum_weights
+from launcher.planner.footprint.walk import Walk
 from launcher.tensor_types import TensorType
 
 _LINES = unseen_lines()
@@ -44,6 +46,23 @@ def test_representative_blocks_take_what_all_take(model: str) -> None:
     """Where the order in which weights are copied fragments a buffer differently, it is by at most 6 MiB."""
     pairs = zip(unseen_figures(_LINES[model], every_layer=False), _figures(model), strict=True)
     assert max(abs(few.ours[2] - every.ours[2]) for few, every in pairs) <= 6
+
+
+@pytest.mark.parametrize("model", list(_LINES)[::7])
+def test_a_graph_without_its_repetitions_tells_the_same(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its recorded events, replayed in the order of all blocks and with their weights, take what the whole graph takes."""
+    spec = unseen_spec(_LINES[model])
+    architecture = read_architecture(spec)
+    weights, n_layer = sum_weights(spec, architecture.n_layer), architecture.n_layer
+    configs = [
+        LlamaCppConfig(n_ctx=4096, n_gpu_layers=n_gpu_layers, n_ubatch=n_ubatch, shares=shares)
+        for n_gpu_layers, n_ubatch, shares in ((n_layer // 2, 512, (1.0,)), (3 * n_layer // 4, 128, (1.0, 2.0)))
+    ]
+    names = ("gpu0", "gpu1")
+    shortened = [estimate_footprint(architecture, weights, config, names) for config in configs]
+    compute.compute_bytes.cache_clear()
+    monkeypatch.setattr(compute, "shorten", lambda kinds: Walk(tuple(range(len(kinds))), tuple(range(len(kinds)))))
+    assert [estimate_footprint(architecture, weights, config, names) for config in configs] == shortened
 
 
 def test_half_of_the_totals_are_within_half_a_percent() -> None:

@@ -39,10 +39,11 @@ from launcher.planner.footprint.graph import (
     transpose,
     view,
 )
+from launcher.planner.footprint.replay import OUTSIDE
 
 
 class Weight(NamedTuple):
-    """A weight tensor's dimensions, and its bytes where a copy of it may be needed."""
+    """A weight tensor's dimensions, and its bytes where they are asked for: a graph needs none."""
 
     ne: Shape
     n_bytes: int
@@ -71,10 +72,14 @@ class Layer(NamedTuple):
     """Elements that an indexer caches per token: 0 without one."""
     n_expert_used: int
     last: bool
+    place: int
+    """Among the blocks of the graph."""
     number: int
-    owner: int
-    """The layer whose cache this one reads: itself, or one before it."""
+    """Of the block in the model; of the first one like it, where blocks that are alike have the same graph."""
+    borrows: bool
+    """Whether it reads the cache of a block before it."""
     owner_home: int
+    """The backend of the block whose cache it reads."""
 
 
 class Batch(NamedTuple):
@@ -163,7 +168,7 @@ class Blocks:
 
     def weight(self, layer: Layer, name: str) -> Tensor | None:
         """Return a block's tensor by its suffix, or ``None`` where the file has none."""
-        key = (layer.number, name)
+        key = (layer.place, name)
         found = self._weights.get(key)
         if found is not None:
             return found
@@ -171,22 +176,21 @@ class Blocks:
         if entry is None:
             return None
         home = layer.experts_home if "_exps" in name or "_chexps" in name else layer.home
-        found = self._weights[key] = new_weight(entry.ne, entry.n_bytes, home)
+        found = self._weights[key] = new_weight(entry.ne, home, key)
         return found
 
     def need(self, layer: Layer, name: str) -> Tensor:
         """Return a block's tensor; one that the file lacks stands in as a square matrix."""
         found = self.weight(layer, name)
         if found is None:
-            found = self._weights[layer.number, name] = new_weight(shape(self.n_embd, self.n_embd), 0, layer.home)
+            found = self._weights[layer.place, name] = new_weight(shape(self.n_embd, self.n_embd), layer.home)
         return found
 
     def global_weight(self, name: str, home: int) -> Tensor | None:
         """Return a tensor outside the blocks."""
         key = (-1 - home, name)
         if key not in self._weights and name in self._table:
-            entry = self._table[name]
-            self._weights[key] = new_weight(entry.ne, entry.n_bytes, home)
+            self._weights[key] = new_weight(self._table[name].ne, home, (OUTSIDE, name))
         return self._weights.get(key)
 
     # --- Beginning and end --------------------------------------------------------------------------------------
@@ -195,7 +199,7 @@ class Blocks:
         """``build_inp_embd``: token embeddings, and the branches for embedding and mixed batches."""
         n_tokens = self.batch.n_tokens
         n_embd = self.n_embd * (1 + n_extra)
-        table = self.global_weight("token_embd.weight", self._cpu) or new_weight(shape(self.n_embd, 1), 0, self._cpu)
+        table = self.global_weight("token_embd.weight", self._cpu) or new_weight(shape(self.n_embd, 1), self._cpu)
 
         def rows(ids: Tensor) -> Tensor:
             embedded = get_rows(table, ids)
@@ -241,8 +245,9 @@ class Blocks:
             x.is_output = True
         table = self.global_weight("output.weight", home)
         if table is None:
-            entry = self._table.get("token_embd.weight", Weight(shape(self.n_embd, 1), 0))
-            table = new_weight(entry.ne, entry.n_bytes, self._cpu if on_host else home)
+            tied = "token_embd.weight"
+            ne = self._table[tied].ne if tied in self._table else shape(self.n_embd, 1)
+            table = new_weight(ne, self._cpu if on_host else home, (OUTSIDE, tied))
         logits = mul_mat(table, x)
         bias = self.global_weight("output.bias", home)
         if bias is not None:
@@ -419,8 +424,8 @@ class Blocks:
             )
         return found
 
-    def _cache(self, layer: Layer, owner: int, kind: str, element: Element, n_embd: int) -> Tensor:
-        key = (owner, kind)
+    def _cache(self, layer: Layer, kind: str, element: Element, n_embd: int) -> Tensor:
+        key = (layer.place, kind)
         found = self._caches.get(key)
         if found is None:
             ne = shape(n_embd, layer.heads.n_cells, self.batch.n_stream)
@@ -448,10 +453,9 @@ class Blocks:
             v = _rotate(v, inp.v_rot)
         for tensor in (q, k, v) if iswa else (q, v, k):
             self.graph.expand(tensor)
-        owner = layer.owner if k is None else layer.number
         n_k, n_v = heads.head_k * heads.n_head_kv, max(heads.head_v * heads.n_head_kv, batch.n_embd_v_padded)
-        cache_k = self._cache(layer, owner, "k", batch.element_k, n_k)
-        cache_v = self._cache(layer, owner, "v", batch.element_v, n_v)
+        cache_k = self._cache(layer, "k", batch.element_k, n_k)
+        cache_v = self._cache(layer, "v", batch.element_v, n_v)
         if k is not None:
             self.graph.expand(self._store_rows(k, cache_k, inp.k_idxs))
         if v is not None:
@@ -479,7 +483,7 @@ class Blocks:
                 new_input(F32, layer.n_index, layer.n_index),
             )
         q, k = mul_mat(inp.rotation, q), mul_mat(inp.rotation, k)
-        cache = self._cache(layer, layer.number, "index", batch.element_k, layer.n_index)
+        cache = self._cache(layer, "index", batch.element_k, layer.n_index)
         self.graph.expand(self._store_rows(k, cache, inp.k_idxs))
         n_head = q.ne[1]
         q = view(q, (q.ne[0], n_head, n_per_stream, batch.n_stream), (*q.nb[:3], q.nb[2] * n_per_stream))
@@ -513,7 +517,7 @@ class Blocks:
         inp = self._attention_input(heads)
         for tensor in (q, k):
             self.graph.expand(tensor)
-        cache = self._cache(layer, layer.number, "k", batch.element_k, heads.head_k * heads.n_head_kv)
+        cache = self._cache(layer, "k", batch.element_k, heads.head_k * heads.n_head_kv)
         self.graph.expand(self._store_rows(k, cache, inp.k_idxs))
         mask = inp.mask if chosen is None else self._unmask(inp.mask, chosen)
         k_view = self._cache_view(cache, heads.head_k, heads.n_head_kv)
@@ -598,7 +602,7 @@ class Blocks:
 
     def states(self, layer: Layer, kind: str, n_elements: int) -> Tensor:
         """The cache of one kind of recurrent state (``llama_memory_recurrent``): a row per sequence."""
-        key = (layer.number, kind)
+        key = (layer.place, kind)
         found = self._caches.get(key)
         if found is None:
             found = self._caches[key] = new_external(F32, shape(n_elements, self.batch.n_seq), layer.home)

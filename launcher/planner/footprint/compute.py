@@ -1,16 +1,17 @@
 """Compute buffers: the graph of a model, cut down to representative layers, measured on its backends.
 
-Blocks that are alike need the same memory, so it is enough to build those at each change of kind or of place; every
+Blocks that are alike need the same memory, so it is enough to look at those at each change of kind or of place; every
 kind of neighbourhood is kept ``_REPEATS`` times, since what one block leaves behind may still be held in the next.
 Where weights are copied to a device, the order of their sizes can still fragment a buffer differently (by at
-most 6 MiB in the recorded rows), so all blocks can be asked for. It does not know the engine's defaults or how layers
-were placed.
+most 6 MiB in the recorded rows), so all blocks can be asked for. Of those that are looked at, the graph is built
+without what only repeats, and its events are replayed for each of them with its own weights. It does not know the
+engine's defaults or how layers were placed.
 """
 
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
@@ -23,8 +24,10 @@ from launcher.planner.architecture import (
 )
 from launcher.planner.footprint.blocks import Batch, Heads, Layer, Weight
 from launcher.planner.footprint.families import build_graph
-from launcher.planner.footprint.family import Model
-from launcher.planner.footprint.scheduler import measure
+from launcher.planner.footprint.family import Model, counts_blocks
+from launcher.planner.footprint.replay import Segment, Sizes, largest
+from launcher.planner.footprint.scheduler import record
+from launcher.planner.footprint.walk import Walk, shorten
 
 _REPEATS: Final = 2
 _PER_LAYER: Final = "per_layer_token_embd.weight"
@@ -49,13 +52,11 @@ _EXOTIC: Final = frozenset(
 _EXOTIC_PERCENT: Final = 350
 """Of those whose graph is known to hold more than their tensors tell; the same step was up to 3.2 times it in others."""
 _CACHE_SIZE: Final = 4096
+_NONE: Final[Sizes] = {}
 
 
 class Shapes(Struct, frozen=True, cache_hash=True):
-    """The tensors of each block by suffix (``attn_q.weight``), and those outside the blocks by name.
-
-    Where no weights can be copied to a device their bytes are zero, so that all quantizations of a model are one key.
-    """
+    """The tensors of each block by suffix (``attn_q.weight``), and those outside the blocks by name."""
 
     blocks: tuple[tuple[tuple[str, Weight], ...], ...] = ()
     table: tuple[tuple[str, Weight], ...] = ()
@@ -77,6 +78,18 @@ class Caches(Struct, frozen=True):
     n_cells_sliding: int
 
 
+class Spot(NamedTuple):
+    """What the graph of a block depends on, and of those around it."""
+
+    alike: int
+    """The first block of the model that has the same graph."""
+    home: int
+    experts_home: int
+    last: bool
+    borrows: bool
+    owner_home: int
+
+
 def _owner(architecture: Architecture, idx: int) -> int:
     """Return the layer whose cache block ``idx`` reads (``layer_reuse_cb`` in ``llama_model::create_memory``)."""
     n_own = architecture.n_layer - architecture.n_layer_shared
@@ -91,45 +104,64 @@ def _state(cache: LayerCache) -> tuple[int, int]:
     return (state.n_conv, state.n_state) if isinstance(state, RecurrentState) else (0, 0)
 
 
-def _layers(
-    architecture: Architecture, shapes: Shapes, places: Places, caches: Caches, *, every_layer: bool
-) -> tuple[Layer, ...]:
-    """Return the layers needed to see every neighbourhood ``_REPEATS`` times, or all of them, in order."""
-    n_trunk = architecture.n_layer - architecture.n_layer_nextn
-    last = n_trunk - 1
-    # each block reads its own slice of what the first device holds
-    every_layer = every_layer or (places.n_devices > 1 and any(name == _PER_LAYER for name, _ in shapes.table))
+def _has_slices(shapes: Shapes) -> bool:
+    """Whether each block reads a slice of its own of a tensor that is made before the first."""
+    return any(name == _PER_LAYER for name, _ in shapes.table)
+
+
+def _needs_every_layer(architecture: Architecture, shapes: Shapes, places: Places) -> bool:
+    """Whether no block can be left out."""
+    if places.n_devices > 1 and _has_slices(shapes):
+        return True
     # each block has a mask of its own, all of which are allocated first
-    every_layer = every_layer or any(isinstance(cache, IndexedAttention) for cache in architecture.layers)
-    kinds = _kinds(architecture, shapes, places)[:n_trunk]
+    return any(isinstance(cache, IndexedAttention) for cache in architecture.layers)
+
+
+def _kept(architecture: Architecture, sizes: Shapes, places: Places) -> list[int]:
+    """Return the blocks needed to see every neighbourhood ``_REPEATS`` times, in order."""
+    n_trunk = architecture.n_layer - architecture.n_layer_nextn
+    kinds = _kinds(architecture, sizes, places)[:n_trunk]
     seen: Counter[tuple[int, ...]] = Counter()
     kept = []
     for idx in range(n_trunk):
-        around = tuple(kinds[max(0, idx - 1) : idx + 2])
+        around = kinds[max(0, idx - 1) : idx + 2]
         seen[around] += 1
-        if not every_layer and seen[around] > _REPEATS and idx != last and idx >= _FIRST_LAYERS:
-            continue
-        home, experts_home, heads = places.blocks[idx], places.experts[idx], architecture.heads[idx]
-        cache = architecture.layers[idx]
-        slides = architecture.sliding[idx]
-        owner = _owner(architecture, idx)
-        n_cells = caches.n_cells_sliding if slides else caches.n_cells
-        kept.append(
-            Layer(
-                weights=dict(shapes.blocks[idx]),
-                home=home,
-                experts_home=experts_home,
-                heads=Heads(heads.n_head, heads.n_head_kv, heads.head_k, heads.head_v, n_cells, slides),
-                recurrent=_state(cache),
-                n_index=cache.n_index if isinstance(cache, IndexedAttention) else 0,
-                n_expert_used=max(1, architecture.n_expert_used),
-                last=idx == last,
-                number=idx,
-                owner=owner,
-                owner_home=places.blocks[owner],
-            )
-        )
-    return tuple(kept)
+        if seen[around] <= _REPEATS or idx == n_trunk - 1 or idx < _FIRST_LAYERS:
+            kept.append(idx)
+    return kept
+
+
+def _spot(architecture: Architecture, alike: tuple[int, ...], places: Places, idx: int) -> Spot:
+    owner = _owner(architecture, idx)
+    return Spot(
+        alike=alike[idx],
+        home=places.blocks[idx],
+        experts_home=places.experts[idx],
+        last=idx == architecture.n_layer - architecture.n_layer_nextn - 1,
+        borrows=owner != idx,
+        owner_home=places.blocks[owner],
+    )
+
+
+def _layer(architecture: Architecture, shapes: Shapes, caches: Caches, spot: Spot, place: int) -> Layer:
+    """Return a block as its graph is built from it."""
+    idx = spot.alike
+    heads, cache, slides = architecture.heads[idx], architecture.layers[idx], architecture.sliding[idx]
+    n_cells = caches.n_cells_sliding if slides else caches.n_cells
+    return Layer(
+        weights=dict(shapes.blocks[idx]),
+        home=spot.home,
+        experts_home=spot.experts_home,
+        heads=Heads(heads.n_head, heads.n_head_kv, heads.head_k, heads.head_v, n_cells, slides),
+        recurrent=_state(cache),
+        n_index=cache.n_index if isinstance(cache, IndexedAttention) else 0,
+        n_expert_used=max(1, architecture.n_expert_used),
+        last=spot.last,
+        place=place,
+        number=idx,
+        borrows=spot.borrows,
+        owner_home=spot.owner_home,
+    )
 
 
 def _number(keys: Iterable[Hashable]) -> tuple[int, ...]:
@@ -145,6 +177,20 @@ def _weight_kinds(shapes: Shapes) -> tuple[tuple[int, ...], tuple[int, ...]]:
     first = dict(zip(sized, shapes.blocks, strict=True))
     plain = {number: tuple((name, weight.ne) for name, weight in block) for number, block in first.items()}
     return _number(plain[number] for number in sized), sized
+
+
+@lru_cache(maxsize=256)
+def _alike(architecture: Architecture, shapes: Shapes) -> tuple[int, ...]:
+    """Return for each block the first that has the same graph.
+
+    Itself where the engine counts its blocks, or where one depends on another far behind it: slices are all copied to a
+    device when its first block begins.
+    """
+    if counts_blocks(architecture.name, architecture.numbers) or _has_slices(shapes):
+        return tuple(range(architecture.n_layer))
+    plain = zip(_weight_kinds(shapes)[0], _layer_kinds(architecture), architecture.sliding, strict=True)
+    first: dict[tuple[int, int, bool], int] = {}
+    return tuple([first.setdefault(kind, idx) for idx, kind in enumerate(plain)])
 
 
 @lru_cache(maxsize=256)
@@ -175,6 +221,33 @@ def _crude_bytes(architecture: Architecture, batch: Batch) -> int:
 
 
 @lru_cache(maxsize=_CACHE_SIZE)
+def _record(
+    architecture: Architecture,
+    shapes: Shapes,
+    spots: tuple[Spot, ...],
+    caches: Caches,
+    batch: Batch,
+    *,
+    output_home: int,
+    n_devices: int,
+    op_offload: bool,
+    pipeline: bool,
+) -> tuple[tuple[Segment, ...], ...]:
+    """Build a graph and return what comes and goes on each backend; the same for all quantizations of a model."""
+    model = Model(
+        name=architecture.name,
+        numbers=dict(architecture.numbers),
+        n_embd=architecture.n_embd,
+        layers=tuple(_layer(architecture, shapes, caches, spot, place) for place, spot in enumerate(spots)),
+        table=dict(shapes.table),
+        output_home=output_home,
+        cpu=n_devices,
+        batch=batch,
+    )
+    return record(build_graph(model), len(spots), n_devices, op_offload=op_offload, pipeline=pipeline)
+
+
+@lru_cache(maxsize=_CACHE_SIZE)
 def compute_bytes(
     architecture: Architecture,
     shapes: Shapes,
@@ -182,29 +255,60 @@ def compute_bytes(
     caches: Caches,
     batch: Batch,
     *,
+    sizes: Shapes | None,
     op_offload: bool,
     pipeline: bool,
     every_layer: bool,
 ) -> tuple[int, ...]:
-    """Return the compute bytes of each device and, last, of the host."""
-    if architecture.n_layer <= architecture.n_layer_nextn:
+    """Return the compute bytes of each device and, last, of the host.
+
+    ``shapes`` has no bytes of weights, ``sizes`` has: ``None`` where no weights can be copied to a device, so that all
+    quantizations of a model are one question.
+    """
+    n_trunk = architecture.n_layer - architecture.n_layer_nextn
+    if n_trunk <= 0:
         return (0,) * (places.n_devices + 1)
-    model = Model(
-        name=architecture.name,
-        numbers=dict(architecture.numbers),
-        n_embd=architecture.n_embd,
-        layers=_layers(architecture, shapes, places, caches, every_layer=every_layer),
-        table=dict(shapes.table),
-        output_home=places.output,
-        cpu=places.n_devices,
-        batch=batch,
-    )
+    every = every_layer or _needs_every_layer(architecture, shapes, places)
+    kept = list(range(n_trunk)) if every else _kept(architecture, sizes or shapes, places)
+    alike = _alike(architecture, shapes)
+    spots = [_spot(architecture, alike, places, idx) for idx in kept]
+    walk = shorten(range(len(spots)) if every or pipeline else spots)
     try:
-        measured = measure(build_graph(model), places.n_devices, op_offload=op_offload, pipeline=pipeline)
+        backends = _record(
+            architecture,
+            shapes,
+            tuple(spots[place] for place in walk.kept),
+            caches,
+            batch,
+            output_home=places.output,
+            n_devices=places.n_devices,
+            op_offload=op_offload,
+            pipeline=pipeline,
+        )
     except (ArithmeticError, LookupError, ValueError):
         # keys and tensors contradict each other: the engine would refuse the file, a figure is still owed
         return (_crude_bytes(architecture, batch),) * (places.n_devices + 1)
+    measured = _replay(backends, walk, kept, sizes)
     if architecture.known:
         return measured
     percent = _EXOTIC_PERCENT if architecture.name in _EXOTIC else _UNKNOWN_PERCENT
     return tuple(n_bytes * percent // 100 for n_bytes in measured)
+
+
+def _replay(
+    backends: tuple[tuple[Segment, ...], ...], walk: Walk, kept: Sequence[int], sizes: Shapes | None
+) -> tuple[int, ...]:
+    """Return what each backend's buffer reaches with a quantization's weights, block by block."""
+    blocks = [_NONE if sizes is None else _bytes_by_name(sizes.blocks[idx]) for idx in kept]
+    table = _NONE if sizes is None else _bytes_by_name(sizes.table)
+    return tuple(
+        largest(
+            [(before, _NONE), *((during[step], block) for step, block in zip(walk.steps, blocks, strict=True))], table
+        )
+        for before, *during in backends
+    )
+
+
+@lru_cache(maxsize=_CACHE_SIZE)
+def _bytes_by_name(tensors: tuple[tuple[str, Weight], ...]) -> Sizes:
+    return {name: weight.n_bytes for name, weight in tensors}

@@ -5,7 +5,7 @@ only what the tensors cannot tell is looked up by architecture name. It does not
 memory is allocated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from launcher.planner.footprint.blocks import SIGMOID, SOFTMAX, SOFTMAX_WEIGHT, Batch, Blocks, Layer, Routing, Weight
@@ -123,6 +123,13 @@ STYLES: Final[Mapping[str, Style]] = {
     "llama4": Style(rests_every=4, routing=Routing(SIGMOID, normalizes=False, weighs_first=True)),
     "gpt-oss": Style(picks_at_end=True, drafts=True, routing=Routing(SOFTMAX_WEIGHT, normalizes=False)),
 }
+
+
+def counts_blocks(name: str, numbers: Iterable[tuple[str, float]]) -> bool:
+    """Tell whether the number of a block shapes its graph beyond what its tensors and caches tell."""
+    style = STYLES.get(name, PLAIN)
+    counted = style.rests_every or style.ropes_not_every or name == "gemma3n"
+    return bool(counted) or dict(numbers).get("n_deepstack_layers", 0.0) > 0
 
 
 def read_routing(model: Model, style: Style) -> Routing:

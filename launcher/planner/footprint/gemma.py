@@ -66,7 +66,7 @@ def _gemma4_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tenso
     heads, n_tokens = layer.heads, model.batch.n_tokens
     q = norm_heads(b, reshape(b.project(layer, "attn_q", x), heads.head_k, heads.n_head, n_tokens), layer, "q")
     q = _rotate(b, q, layer)
-    if layer.owner != layer.number:
+    if layer.borrows:
         return b.attend(layer, q, None, None, iswa=True)
     flat_k = b.project(layer, "attn_k", x)
     flat_v = b.project(layer, "attn_v", x) if "attn_v.weight" in layer.weights else flat_k
@@ -125,7 +125,7 @@ def _other_planes(x: Tensor) -> Tensor:
 
 def _project_planes(b: Blocks, name: str, x: Tensor, target: Tensor, model: Model) -> Tensor:
     """Project streams, then give them the length of the active one."""
-    weight = b.global_weight(name, model.output_home) or new_weight(shape(model.n_embd, model.n_embd), 0, model.cpu)
+    weight = b.global_weight(name, model.output_home) or new_weight(shape(model.n_embd, model.n_embd), model.cpu)
     projected = mul_mat(weight, x)
     return in_place(in_place(projected, target), _magnitude(projected))
 
@@ -164,7 +164,7 @@ def _sparse(x: Tensor) -> Tensor:
 
 def _gemma3n_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     heads = layer.heads
-    if layer.owner != layer.number:
+    if layer.borrows:
         q = reshape(b.project(layer, "attn_q", x), heads.head_k, heads.n_head, model.batch.n_tokens)
         q = rope(norm_heads(b, q, layer, "q"), b.positions)
         return b.attend(layer, q, None, None, iswa=True)

@@ -6,6 +6,8 @@ no data, no kernels. It does not know models, devices or how memory is allocated
 
 from typing import Final, NamedTuple, TypeAlias
 
+from launcher.planner.footprint.replay import WeightKey
+
 Shape: TypeAlias = tuple[int, int, int, int]
 
 
@@ -48,19 +50,20 @@ class Tensor:
     """A node or leaf of the graph, with the fields that scheduler and allocator keep per tensor.
 
     ``root`` is the tensor whose memory a view shows. ``external`` memory (weights, caches) is not the graph's;
-    ``home`` is the index of the backend it is in.
+    ``home`` is the index of the backend it is in. ``key`` tells which weight it is, or a copy of which: whoever built the
+    graph chose it. ``pool`` and ``register`` say
+    which memory it has.
     """
 
     __slots__ = (
-        "address",
         "backend",
-        "buffer",
         "element",
         "external",
         "home",
         "is_input",
         "is_output",
         "is_weight",
+        "key",
         "memory",
         "n_bytes",
         "n_children",
@@ -68,6 +71,8 @@ class Tensor:
         "nb",
         "ne",
         "op",
+        "pool",
+        "register",
         "root",
         "src",
         "visited",
@@ -100,7 +105,8 @@ class Tensor:
             self.n_bytes = _span(element, ne, nb)
         self.external = self.is_weight = self.is_input = self.is_output = self.visited = False
         self.home = self.backend = -1
-        self.n_children = self.n_views = self.buffer = self.address = 0
+        self.n_children = self.n_views = self.pool = self.register = 0
+        self.key: WeightKey | None = None
         self.memory = WANTED if root is None else GONE
 
 
@@ -153,11 +159,12 @@ def new_external(element: Element, ne: Shape, home: int) -> Tensor:
     return tensor
 
 
-def new_weight(ne: Shape, n_bytes: int, home: int) -> Tensor:
-    """A leaf that holds weights of ``n_bytes``."""
+def new_weight(ne: Shape, home: int, key: WeightKey | None = None) -> Tensor:
+    """A leaf that holds weights; how many bytes is not the graph's to know, without a ``key`` none."""
     tensor = new_external(F32, ne, home)
-    tensor.n_bytes = n_bytes
+    tensor.n_bytes = 0
     tensor.is_weight = True
+    tensor.key = key
     return tensor
 
 

@@ -461,7 +461,7 @@ def _compute(
     n_swa = max((layer.n_swa for layer in architecture.layers if isinstance(layer, SlidingAttention)), default=0)
     return compute_bytes(
         architecture,
-        weights.sizes if on_host else weights.shapes,
+        weights.shapes,
         Places(
             blocks=blocks,
             experts=(n_devices,) * min(config.n_cpu_moe, len(blocks)) + blocks[config.n_cpu_moe :],
@@ -482,6 +482,7 @@ def _compute(
             n_ctx=cells.n_cells,
             n_ctx_short=architecture.n_ctx_short,
         ),
+        sizes=weights.sizes if on_host else None,
         op_offload=op_offload,
         every_layer=every_layer,
         pipeline=n_devices > 1 and config.n_gpu_layers > architecture.n_layer and config.n_cpu_moe == 0,

@@ -1,8 +1,9 @@
-"""The memory that a graph takes on each backend, by the engine's own rules of placing and reusing tensors.
+"""When each tensor of a graph takes memory on which backend and gives it back, by the engine's own rules.
 
 Restates ``ggml_backend_sched_split_graph`` (``ggml/src/ggml-backend.cpp``) and ``ggml_gallocr`` (``ggml/src/
 ggml-alloc.c``) of llama.cpp build 11434, for backends that support every operation: devices first, the CPU last.
-It does not know models; it consumes the graph it is given.
+None of this depends on how many bytes a weight has. It does not know models, nor where in a buffer a tensor comes to
+lie (``replay.py``); it consumes the graph it is given.
 """
 
 from typing import Final
@@ -22,14 +23,12 @@ from launcher.planner.footprint.graph import (
     Graph,
     Tensor,
 )
+from launcher.planner.footprint.replay import GIVEN_BACK, OUTSIDE, UNWEIGHED, Event, Segment, WeightKey
 
-ALIGNMENT: Final = 32
-"""Of CPU and RPC buffers (``TENSOR_ALIGNMENT``); CUDA's 128 changes a total by a few KiB."""
 OFFLOAD_MIN_BATCH: Final = 32
 """Smaller batches are not worth the copy of host weights (``ggml_backend_cuda_device_offload_op``)."""
 PIPELINE_COPIES: Final = 4
 """Copies of each input with pipeline parallelism (``GGML_SCHED_MAX_COPIES``)."""
-_ENDLESS: Final = 1 << 62
 _REUSING: Final = frozenset({IN_PLACE, ROPE})
 _UNPLACED: Final = -1
 
@@ -45,56 +44,6 @@ class Split:
         self.start = start
         self.end = start
         self.inputs: list[tuple[Tensor, Tensor]] = []
-
-
-class Pool:
-    """One backend's buffer: best fit with merging of neighbours (``ggml_dyn_tallocr``)."""
-
-    __slots__ = ("free", "max_size")
-
-    def __init__(self) -> None:
-        """Start with one free block that has no end."""
-        self.free: list[list[int]] = [[0, _ENDLESS]]
-        self.max_size = 0
-
-    def take(self, size: int) -> int:
-        """Reserve ``size`` bytes; return the offset."""
-        blocks = self.free
-        # the block without end is the largest, though not always the last: empty ones may be given back beyond it
-        best, best_size = blocks[-1], _ENDLESS
-        for block in blocks:
-            if size <= block[1] <= best_size:
-                best, best_size = block, block[1]
-        offset = best[0]
-        if best[1] == size:
-            blocks.remove(best)
-        else:
-            best[0] += size
-            best[1] -= size
-        self.max_size = max(self.max_size, offset + size)
-        return offset
-
-    def give(self, offset: int, size: int) -> None:
-        """Return bytes to the pool."""
-        blocks = self.free
-        end = offset + size
-        for idx, block in enumerate(blocks):
-            if block[0] + block[1] == offset:
-                block[1] += size
-                if idx + 1 < len(blocks) and end == blocks[idx + 1][0]:
-                    block[1] += blocks[idx + 1][1]
-                    del blocks[idx + 1]
-                return
-            if end == block[0]:
-                block[0] = offset
-                block[1] += size
-                return
-        at = next((idx for idx, block in enumerate(blocks) if block[0] >= offset), len(blocks))
-        blocks.insert(at, [offset, size])
-
-
-def _pad(size: int) -> int:
-    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
 
 
 def _batch(node: Tensor) -> int:
@@ -153,6 +102,7 @@ def _copy(source: Tensor, *, pinned: bool) -> Tensor:
     copy = Tensor(LEAF, source.element, source.ne)
     copy.nb = source.nb
     copy.n_bytes = source.n_bytes
+    copy.key = source.key
     copy.is_input = copy.is_output = pinned
     return copy
 
@@ -246,19 +196,59 @@ def _pipeline_leafs(graph: Graph, splits: list[Split]) -> list[Tensor]:
     return leafs
 
 
-class _Allocator:
-    """``ggml_gallocr``: one pool per backend, tensors freed when their last reader is done."""
+class _Roll:
+    """What comes and goes of one backend's memory, cut into segments."""
+
+    def __init__(self) -> None:
+        self.segments: list[Segment] = []
+        self._events: list[Event] = []
+        self._weights: dict[WeightKey, int] = {}
+        self._n_taken = self._held_before = self._next_number = 0
+        self._held: dict[int, int] = {}
+        """The number within this segment of each register, those first whose memory is longest in the same hands."""
+
+    def take(self, node: Tensor) -> None:
+        """Record that a tensor takes memory."""
+        register = node.register = self._n_taken
+        self._n_taken += 1
+        number = self._held[register] = self._next_number
+        self._next_number += 1
+        weight = UNWEIGHED
+        if node.key is not None:
+            weight = self._weights.setdefault(node.key, len(self._weights))
+        self._events.append(Event(number, node.n_bytes, weight))
+
+    def pass_on(self, parent: Tensor, node: Tensor) -> None:
+        """Record that a tensor has the memory of another from now on."""
+        node.register = parent.register
+        self._held[node.register] = self._held.pop(node.register)
+
+    def give(self, node: Tensor) -> None:
+        """Record that a tensor gives its memory back."""
+        self._events.append(Event(self._held.pop(node.register), GIVEN_BACK))
+
+    def cut(self) -> None:
+        """End a segment."""
+        left = tuple(self._held.values())
+        self.segments.append(Segment(tuple(self._events), self._held_before, left, tuple(self._weights)))
+        self._events, self._weights = [], {}
+        self._held = {register: number for number, register in enumerate(self._held)}
+        self._held_before = self._next_number = len(left)
+
+
+class _Recorder:
+    """``ggml_gallocr``: tensors share registers as they take memory over, freed when their last reader is done."""
 
     def __init__(self, n_backends: int) -> None:
-        self.pools = [Pool() for _ in range(n_backends)]
+        self.rolls = [_Roll() for _ in range(n_backends)]
 
     def allocate(self, node: Tensor, backend: int) -> None:
         """Give memory to a tensor whose memory is ``WANTED``: an operand's where that may be, else the backend's."""
         node.memory = HELD
         if node.op in _REUSING and self._take_over(node):
             return
-        node.buffer = backend
-        node.address = self.pools[backend].take(_pad(node.n_bytes))
+        node.pool = backend
+        self.rolls[backend].take(node)
 
     def _take_over(self, node: Tensor) -> bool:
         """Reuse an operand's memory if nobody else reads it and it has the same layout."""
@@ -270,16 +260,17 @@ class _Allocator:
                 continue
             if node.ne != parent.ne or node.element is not parent.element or node.nb != parent.nb:
                 continue
-            node.buffer, node.address = parent.buffer, parent.address
+            node.pool = parent.pool
+            self.rolls[node.pool].pass_on(parent, node)
             parent.memory = GONE
             return True
         return False
 
-    def free(self, node: Tensor) -> None:
+    def _free(self, node: Tensor) -> None:
         """Give a tensor's memory back, unless it must outlast the graph."""
         if node.is_output:
             return
-        self.pools[node.buffer].give(node.address, _pad(node.n_bytes))
+        self.rolls[node.pool].give(node)
         node.memory = GONE
 
     def compute(self, nodes: list[Tensor]) -> None:
@@ -298,17 +289,36 @@ class _Allocator:
                 root = parent.root
                 if root is None:
                     if parent.memory == HELD:
-                        self.free(parent)
+                        self._free(parent)
                     continue
                 root.n_views -= 1
                 if root.n_views == 0 and root.memory == HELD and root.n_children == 0:
-                    self.free(root)
+                    self._free(root)
+
+    def cut(self) -> None:
+        """End a segment."""
+        for roll in self.rolls:
+            roll.cut()
 
 
-def measure(graph: Graph, n_devices: int, *, op_offload: bool = False, pipeline: bool = False) -> tuple[int, ...]:
-    """Return the bytes of the compute buffer of each device and, last, of the CPU.
+def _by_block(nodes: list[Tensor], n_blocks: int) -> list[list[Tensor]]:
+    """Cut what the allocator walks where the first weight of each block is read: before the first block, then each."""
+    place = OUTSIDE
+    parts: list[list[Tensor]] = [[] for _ in range(n_blocks + 1)]
+    for node in nodes:
+        for operand in node.src:
+            if operand.key is not None and operand.key[0] > place:
+                place = operand.key[0]
+        parts[place + 1].append(node)
+    return parts
 
-    The graph's tensors are marked while it is measured, so a graph is measured once.
+
+def record(
+    graph: Graph, n_blocks: int, n_devices: int, *, op_offload: bool = False, pipeline: bool = False
+) -> tuple[tuple[Segment, ...], ...]:
+    """Return what comes and goes on each device and, last, on the CPU: before the first block, then during each.
+
+    The graph's tensors are marked while it is recorded, so a graph is recorded once.
     """
     cpu = n_devices
     op_offload = op_offload and n_devices > 0
@@ -318,16 +328,18 @@ def measure(graph: Graph, n_devices: int, *, op_offload: bool = False, pipeline:
     _spread([node for node in graph.nodes if node.op is not VIEW], cpu)
     _settle_views(graph, cpu)
     splits = _split(graph, pinned=pipeline)
-    allocator = _Allocator(n_devices + 1)
+    recorder = _Recorder(n_devices + 1)
     leafs = (_pipeline_leafs(graph, splits) if pipeline else []) + graph.leafs
     for leaf in leafs:
         if leaf.memory == WANTED:
-            allocator.allocate(leaf, leaf.backend)
+            recorder.allocate(leaf, leaf.backend)
     nodes = _order(graph, splits)
     for node in nodes:
         if node.root is not None and node.op is not LEAF:
             node.root.n_views += 1
         for operand in node.src:
             operand.n_children += 1
-    allocator.compute(nodes)
-    return tuple(pool.max_size for pool in allocator.pools)
+    for part in _by_block(nodes, n_blocks):
+        recorder.compute(part)
+        recorder.cut()
+    return tuple(tuple(roll.segments) for roll in recorder.rolls)

@@ -1,0 +1,156 @@
+"""How large a backend's buffer grows while the tensors of a graph come and go.
+
+Restates ``ggml_dyn_tallocr`` (``ggml/src/ggml-alloc.c``, llama.cpp build 11434). It does not know graphs: what comes and
+goes is told to it in segments, one for what precedes the blocks and one for each block, which can be replayed in another
+order and with weights of other sizes than those of the graph that they were taken from.
+"""
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Final, NamedTuple, TypeAlias
+
+ALIGNMENT: Final = 32
+"""Of CPU and RPC buffers (``TENSOR_ALIGNMENT``); CUDA's 128 changes a total by a few KiB."""
+GIVEN_BACK: Final = -1
+"""In place of a size: the register's memory is free again."""
+OUTSIDE: Final = -1
+"""In place of a block in the key of a weight that is in none."""
+UNWEIGHED: Final = -1
+"""In place of a weight's index: the event's size stands."""
+_ENDLESS: Final = 1 << 62
+
+WeightKey: TypeAlias = tuple[int, str]
+"""The place of a block among those of a graph, or ``OUTSIDE``, then the tensor's name."""
+"""The place of a block among those of a graph, -1 for what is in none, and the tensor's name."""
+Sizes: TypeAlias = Mapping[str, int]
+"""Bytes of weights by name."""
+_Blocks: TypeAlias = tuple[tuple[int, int], ...]
+"""Offset and size of stretches of memory."""
+
+
+class Pool:
+    """One backend's buffer: best fit with merging of neighbours (``ggml_dyn_tallocr``)."""
+
+    __slots__ = ("free", "max_size")
+
+    def __init__(self, free: _Blocks = ((0, _ENDLESS),)) -> None:
+        """Start with one free block that has no end, or with the given ones."""
+        self.free: list[list[int]] = [[*block] for block in free]
+        self.max_size = 0
+
+    def take(self, size: int) -> int:
+        """Reserve ``size`` bytes; return the offset."""
+        blocks = self.free
+        # the block without end is the largest, though not always the last: empty ones may be given back beyond it
+        best, best_size = blocks[-1], _ENDLESS
+        for block in blocks:
+            if size <= block[1] <= best_size:
+                best, best_size = block, block[1]
+        offset = best[0]
+        if best[1] == size:
+            blocks.remove(best)
+        else:
+            best[0] += size
+            best[1] -= size
+        self.max_size = max(self.max_size, offset + size)
+        return offset
+
+    def give(self, offset: int, size: int) -> None:
+        """Return bytes to the pool."""
+        blocks = self.free
+        end = offset + size
+        for idx, block in enumerate(blocks):
+            if block[0] + block[1] == offset:
+                block[1] += size
+                if idx + 1 < len(blocks) and end == blocks[idx + 1][0]:
+                    block[1] += blocks[idx + 1][1]
+                    del blocks[idx + 1]
+                return
+            if end == block[0]:
+                block[0] = offset
+                block[1] += size
+                return
+        at = next((idx for idx, block in enumerate(blocks) if block[0] >= offset), len(blocks))
+        blocks.insert(at, [offset, size])
+
+
+class Event(NamedTuple):
+    """A tensor takes ``size`` bytes, or those of the segment's weight of that index, or gives them back."""
+
+    register: int
+    size: int
+    weight: int = UNWEIGHED
+
+
+class Segment:
+    """What comes and goes of one pool during one block.
+
+    ``held_before`` registers are numbered as the segment before left them, the memory longest in the same hands first;
+    each that is taken has the next number. ``left`` are those that are held at the end. Compared by identity: it is made
+    once and replayed often.
+    """
+
+    __slots__ = ("events", "held_before", "left", "weights")
+
+    def __init__(
+        self, events: tuple[Event, ...], held_before: int, left: tuple[int, ...], weights: tuple[WeightKey, ...]
+    ) -> None:
+        """Take what was recorded."""
+        self.events = events
+        self.held_before = held_before
+        self.left = left
+        self.weights = weights
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it leaves everything as it was."""
+        return not self.events and self.left == tuple(range(self.held_before))
+
+
+class _State(NamedTuple):
+    """Of a pool between two segments: what is free, and what is held in the order of the registers."""
+
+    free: _Blocks
+    held: _Blocks
+
+
+_EMPTY: Final = _State(((0, _ENDLESS),), ())
+
+
+def padded(size: int) -> int:
+    """Return the bytes that a tensor takes of its pool."""
+    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+
+
+@lru_cache(maxsize=16384)
+def _pass(segment: Segment, state: _State, sizes: tuple[int, ...]) -> tuple[_State, int]:
+    """Replay a segment: the state behind it, and the end of the last byte that was ever taken.
+
+    Remembered, because a pool soon comes back to a state in which it was, and the quantizations of a model share theirs
+    wherever no weights are copied.
+    """
+    pool = Pool(state.free)
+    held = list(state.held)
+    for register, size, weight in segment.events:
+        if size == GIVEN_BACK:
+            pool.give(*held[register])
+            continue
+        n_bytes = padded(size if weight == UNWEIGHED else sizes[weight])
+        held.append((pool.take(n_bytes), n_bytes))
+    free = tuple([(offset, size) for offset, size in pool.free])
+    return _State(free, tuple([held[register] for register in segment.left])), pool.max_size
+
+
+def largest(segments: Iterable[tuple[Segment, Sizes]], table: Sizes) -> int:
+    """Return the bytes that a pool reaches over segments, each with the weights of its block.
+
+    ``table`` has the weights outside the blocks; what neither tells of takes nothing.
+    """
+    state, most = _EMPTY, 0
+    for segment, block in segments:
+        if segment.is_idle:
+            continue
+        sizes = tuple([(table if place == OUTSIDE else block).get(name, 0) for place, name in segment.weights])
+        state, reached = _pass(segment, state, sizes)
+        most = max(most, reached)
+    return most
