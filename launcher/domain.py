@@ -381,6 +381,8 @@ class EngineInstall(Noun, frozen=True):
     devices: tuple[EngineDevice, ...] = ()
     env: Mapping[str, str] = {}
     holes: tuple[str, ...] = ()
+    workers: tuple[str, ...] = ()
+    """Addresses of the RPC workers that it is to be started with, in the order that numbers their devices."""
 
     @property
     def has_gpu(self) -> bool:
@@ -673,6 +675,14 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     basis: tuple[Basis, ...] = ()
     """What each figure rests on: measured, read, published, derived or assumed."""
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def workers(self) -> tuple[str, ...]:
+        """Addresses of the RPC workers that hold a part of the model."""
+        if self.install is None:
+            return ()
+        used = {device.description for device in self.install.devices if device.name in self.engine_devices}
+        return tuple(address for address in self.install.workers if address in used)
 
     @property
     def is_whole(self) -> bool:

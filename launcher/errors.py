@@ -119,6 +119,12 @@ class EngineFailedError(LauncherError):
     code = "engine-failed"
 
 
+class WorkerError(LauncherError):
+    """A worker of llama.cpp's RPC cannot be used: not reached, not answering, or of another build."""
+
+    code = "worker-unusable"
+
+
 class PlacementError(EngineFailedError):
     """The engine placed the model otherwise than planned: a silent fallback to the CPU, for example."""
 

@@ -69,6 +69,8 @@ def build_command(plan: Plan, install: EngineInstall, weights_path: str, address
         ("--alias", alias),
         ("--host", address.host),
         ("--port", str(address.port)),
+        # All of them, also those of which the plan uses none: their order numbers the devices.
+        *([("--rpc", ",".join(install.workers))] if plan.workers else []),
         *_memory_options(plan),
         *_mmap_option(plan, install.flags),
         ("--threads", str(plan.n_threads)),

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli import options as opt
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -15,6 +17,7 @@ def hardware(
         str | None,
         typer.Option(metavar="FILE|NAME", help="Show this file or reference machine instead of this machine."),
     ] = None,
+    rpc: opt.Rpc = None,
     json: Annotated[
         bool, typer.Option("--json", help="Print what `--inventory FILE` accepts, for use on another machine.")
     ] = False,
@@ -24,7 +27,9 @@ def hardware(
 
     from launcher.inventory import load_inventory, probe_inventory
 
+    workers = opt.parse_rpc(rpc, inventory)
     found = load_inventory(inventory) if inventory else probe_inventory(disk_path=Path.home())
+    found = found if workers is None else workers.join(found)
     if json:
         import msgspec
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from launcher.domain import Address, DeviceProcess, Inventory, Profile, Settings
     from launcher.fetch.remote import Reading
+    from launcher.inventory.workers import Workers
     from launcher.planner.search import Alternatives
 
 _MAX_INT = 2**31 - 1
@@ -55,6 +56,10 @@ MinTps = Annotated[float | None, typer.Option("--min-tps", min=0.0, help="Refuse
 Force = Annotated[bool, typer.Option("--force", help="Override refusals that are estimates or floors.")]
 InventoryName = Annotated[
     str | None, typer.Option("--inventory", help="Plan for this reference machine or inventory file.")
+]
+Rpc = Annotated[
+    str | None,
+    typer.Option("--rpc", metavar="HOST:PORT,...", help="Experimental: use the memory of these `launch worker`s, too."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -242,18 +247,42 @@ def apply_limits(profile: "Profile", *, min_quant: str | None, min_tps: float | 
     return replace(profile, limits=limits)
 
 
-def read_inventory(name: str | None) -> "Inventory":
-    """Return the named machine, or measure this one."""
+def parse_rpc(rpc: str | None, inventory: str | None) -> "Workers | None":
+    """Return the workers that ``--rpc`` names.
+
+    Raises:
+        UsageError: it is malformed, or the plan is for another machine.
+    """
+    if rpc is None:
+        return None
+    from launcher.inventory.workers import Workers, parse_workers
+
+    if inventory is not None:
+        from launcher.errors import UsageError
+
+        msg = "--rpc and --inventory cannot both be given"
+        raise UsageError(msg, help="workers are asked from this machine: leave --inventory out")
+    return Workers(parse_workers(rpc))
+
+
+def read_inventory(name: str | None, workers: "Workers | None" = None) -> "Inventory":
+    """Return the named machine, or measure this one, its workers included.
+
+    Raises:
+        InventoryError: no such machine.
+        WorkerError: a worker cannot be used.
+    """
     from launcher.inventory import load_inventory, probe_inventory
 
     if name is not None:
         return load_inventory(name)
     from launcher.fetch.local import models_dir
 
-    return probe_inventory(disk_path=models_dir())
+    machine = probe_inventory(disk_path=models_dir())
+    return machine if workers is None else workers.join(machine)
 
 
-def start_reading_inventory(name: str | None) -> "Callable[[], Inventory]":
+def start_reading_inventory(name: str | None, workers: "Workers | None" = None) -> "Callable[[], Inventory]":
     """Begin to measure this machine, and return what waits for the result; a named machine is read only then.
 
     Most of the time goes into waiting for drivers and engines, while the rest of a command can be imported.
@@ -265,7 +294,7 @@ def start_reading_inventory(name: str | None) -> "Callable[[], Inventory]":
     import launcher.inventory.probe  # noqa: F401 - in turn, so that engines are asked before all else is imported
 
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inventory")
-    answer = pool.submit(read_inventory, None)
+    answer = pool.submit(read_inventory, None, workers)
     pool.shutdown(wait=False)
     return answer.result
 
@@ -306,11 +335,16 @@ def _all_machines() -> "tuple[Inventory, ...]":
 
 
 def echo_argv(
-    command: str, *, inventory: str | None = None, min_quant: str | None = None, min_tps: float | None = None
+    command: str,
+    *,
+    inventory: str | None = None,
+    rpc: str | None = None,
+    min_quant: str | None = None,
+    min_tps: float | None = None,
 ) -> tuple[str, ...]:
     """Return the words of a command that advice must repeat, its settings apart."""
     words = [command]
-    for flag, value in (("--inventory", inventory), ("--min-quant", min_quant), ("--min-tps", min_tps)):
+    for flag, value in (("--inventory", inventory), ("--rpc", rpc), ("--min-quant", min_quant), ("--min-tps", min_tps)):
         if value is not None:
             words += [flag, f"{value:g}" if isinstance(value, float) else value]
     return tuple(words)

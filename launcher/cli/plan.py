@@ -35,6 +35,7 @@ def plan(
     threads: opt.Threads = None,
     engine: opt.EngineName = None,
     inventory: opt.InventoryName = None,
+    rpc: opt.Rpc = None,
     min_quant: opt.MinQuant = None,
     min_tps: opt.MinTps = None,
     force: opt.Force = False,
@@ -45,7 +46,8 @@ def plan(
     import gc
 
     gc.disable()  # what a plan makes lives until it is printed, and looking for garbage in it takes a tenth of the time
-    machine_answer = opt.start_reading_inventory(inventory)
+    workers = opt.parse_rpc(rpc, inventory)
+    machine_answer = opt.start_reading_inventory(inventory, workers)
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
     from launcher.planner.advice import plan as decide
@@ -68,7 +70,7 @@ def plan(
         engine=engine,
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
-    argv = opt.echo_argv("plan", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
+    argv = opt.echo_argv("plan", inventory=inventory, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
     request = Request(profile=profile, settings=settings, force=force)
     machine = machine_answer()
     known = read_known(machine, inventory)

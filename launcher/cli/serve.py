@@ -51,6 +51,7 @@ def serve(
     host: Host = None,
     port: Port = None,
     inventory: opt.InventoryName = None,
+    rpc: opt.Rpc = None,
     min_quant: opt.MinQuant = None,
     min_tps: opt.MinTps = None,
     stall_timeout: StallTimeout = 120.0,
@@ -87,21 +88,22 @@ def serve(
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     profile = replace(profile, address=opt.with_address(profile.address, host=host, port=port))
+    workers = opt.parse_rpc(rpc, inventory)
     keys = read_keys(os.environ, api_key_file)
     check_exposure(profile.address, keys)
     if detach:
         raise typer.Exit(_detach(profile.name))
     with open_instance(profile.name) as instance:
-        argv = opt.echo_argv("serve", inventory=inventory, min_quant=min_quant, min_tps=min_tps)
+        argv = opt.echo_argv("serve", inventory=inventory, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
         request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
-        machine = opt.read_inventory(inventory)
+        machine = opt.read_inventory(inventory, workers)
         known = read_known(machine, inventory)
         others = opt.find_alternatives(inventory=inventory, min_quant=min_quant, min_tps=min_tps)
         outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             raise typer.Exit(EXIT_REFUSED)
-        service = build_service(outcome, request, machine, keys=keys, argv=argv, alternatives=others)
+        service = build_service(outcome, request, machine, keys=keys, argv=argv, alternatives=others, workers=workers)
         _run(outcome, instance, service, stall_timeout)
 
 

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from launcher.gateway.gateway import Gateway
     from launcher.gateway.health import MemoryFigure
     from launcher.gateway.keys import Keys
+    from launcher.inventory.workers import Workers
     from launcher.planner.search import Alternatives
     from launcher.supervisor.setback import Load, Service
     from launcher.supervisor.strain import Sample
@@ -22,6 +23,8 @@ class GatewayFront:
         self._make = make_gateway
         self._gateway: Gateway | None = None
         self._address = address
+        self.has_engine = False
+        """Whether requests are let through to an engine."""
 
     async def start(self) -> "Address":
         """Listen, and return where."""
@@ -32,11 +35,13 @@ class GatewayFront:
 
     def attach(self, base_url: str, api_key: str | None) -> None:
         """Let requests through to an engine."""
+        self.has_engine = True
         if self._gateway is not None:
             self._gateway.attach(base_url, api_key=api_key)
 
     def detach(self, reason: str) -> None:
         """Take everything back from the engine."""
+        self.has_engine = False
         if self._gateway is not None:
             self._gateway.detach(reason)
 
@@ -151,6 +156,7 @@ def build_service(
     keys: "Keys",
     argv: tuple[str, ...],
     alternatives: "Alternatives",
+    workers: "Workers | None" = None,
 ) -> "Service":
     """Put the parts together for one instance; nothing is started yet."""
     from launcher.domain import Engine
@@ -167,9 +173,15 @@ def build_service(
     def make_gateway() -> Gateway:
         return Gateway(plan.model, limits=Limits(n_running=n_running), keys=keys)
 
-    stepper = MachineStepper(request, probe=probe_inventory, argv=argv, alternatives=alternatives)
+    front = GatewayFront(make_gateway, plan.address)
+
+    def probe() -> "Inventory":
+        found = probe_inventory()
+        return found if workers is None else workers.join_present(found, in_use=front.has_engine)
+
+    stepper = MachineStepper(request, probe=probe, argv=argv, alternatives=alternatives)
     return Service(
-        front=GatewayFront(make_gateway, plan.address),
+        front=front,
         stepper=stepper,
         make_command=make_command,
         devices=machine.devices,

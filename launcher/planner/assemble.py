@@ -7,16 +7,16 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from launcher.domain import Engine, Inventory, Plan
+from launcher.domain import DeviceKind, Engine, Inventory, Plan
 from launcher.planner.abilities import describe_lack, missing_options
 from launcher.planner.ask import Ask
 from launcher.planner.basis import bases_of
 from launcher.planner.corrections import describe_lessons, limit_of
 from launcher.planner.footprint.limits import can_flash
-from launcher.planner.footprint.llama_cpp import place_layers
+from launcher.planner.footprint.llama_cpp import Backend, place_layers
 from launcher.planner.footprint.serving import checkpoint_bytes
 from launcher.planner.losses import list_losses
-from launcher.planner.sizing import Candidate, Trial, lessons_of
+from launcher.planner.sizing import Candidate, Trial, lessons_of, try_shape
 from launcher.planner.tuning import describe_tuning
 from launcher.units import GIB, MIB
 
@@ -56,6 +56,8 @@ def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
     notes += [
         f"{describe_lack(found)}: it is passed over" for found in inventory.engines or () if missing_options(found)
     ]
+    if any(device.kind is DeviceKind.RPC for device in target.devices):
+        notes.append("workers over llama.cpp's RPC are experimental: no authentication, and a lost one ends the engine")
     lacking = [word for word in _PLANNED_AROUND if not target.has_option(word)]
     if lacking:
         notes.append(f"this build has no {', '.join(lacking)}: the plan does without")
@@ -97,10 +99,18 @@ def _layers_by_device(trial: Trial) -> tuple[float, ...]:
     return tuple(float(homes.count(idx)) for idx in range(len(config.shares)))
 
 
+def _without_idle_workers(trial: Trial, ask: Ask) -> Trial:
+    """Return the trial without workers that would hold no layer: a GPU still speeds up prompts then, they only add a risk."""
+    if trial.target.backend is not Backend.RPC or trial.config.n_gpu_layers:
+        return trial
+    return try_shape(trial.candidate, ask, trial.target.first(0), replace(trial.shape, shares=()))
+
+
 def build_plan(
     trial: Trial, ask: Ask, inventory: Inventory, lowered: tuple[str, ...] = (), candidates: tuple[Candidate, ...] = ()
 ) -> Plan:
     """Return the plan of a trial, spare host memory shared out; ``candidates`` are what it was chosen from."""
+    trial = _without_idle_workers(trial, ask)
     config, target = trial.config, trial.target
     cache_ram, n_checkpoints, checkpoints_bytes = _serving_extras(trial)
     footprint = replace(

@@ -5,10 +5,16 @@ It must not know how figures are written.
 
 from typing import Final
 
-from launcher.domain import HOST_MEMORY, Basis, Calibration, Device, Host, Inventory, Provenance
+from launcher.domain import HOST_MEMORY, Basis, Calibration, Device, DeviceKind, Host, Inventory, Provenance
 from launcher.planner.footprint.llama_cpp import Backend
 from launcher.planner.sizing import Trial
-from launcher.planner.speed import DEFAULT_LINK_BYTES_PER_S, device_rates, host_rates
+from launcher.planner.speed import (
+    DEFAULT_LINK_BYTES_PER_S,
+    NETWORK_BYTES_PER_S,
+    NETWORK_ROUND_TRIP_S,
+    device_rates,
+    host_rates,
+)
 from launcher.planner.target import DEVICE_MARGIN_BYTES, DEVICE_RESIDUAL_BYTES, HOST_MARGIN_BYTES, HOST_RESIDUAL_BYTES
 from launcher.units import format_bytes, format_rate
 
@@ -104,6 +110,11 @@ def _prompts(trial: Trial) -> tuple[Basis, ...]:
 def _device_speed(device: Device, calibration: Calibration | None) -> tuple[Provenance, str]:
     bandwidth, rates, provenance = device_rates(device, calibration)
     share = f"{rates.efficiency:.0%} of {format_rate(bandwidth)}"
+    if device.kind is DeviceKind.RPC:
+        network = (
+            f"{NETWORK_BYTES_PER_S / 1e6:.0f} MB/s and {NETWORK_ROUND_TRIP_S * 1e3:g} ms a token of network before it"
+        )
+        return Provenance.ASSUMED, f"{share}, as of some GPU, and {network}: a worker tells only its memory"
     if provenance is Provenance.MEASURED:
         return provenance, f"{share}, by `launch calibrate`"
     if provenance is Provenance.PUBLISHED:

@@ -5,20 +5,21 @@ It must not know how anything was measured; a calibration of another machine mus
 
 from collections.abc import Sequence
 
-from launcher.domain import Calibration, EngineInstall, Inventory, Tuning
+from launcher.domain import Calibration, DeviceKind, EngineInstall, Inventory, Tuning
 from launcher.units import GIB
 
 
 def machine_id(inventory: Inventory) -> str:
-    """Return what a calibration is valid for: the processor and how much of it, the memory, the devices.
+    """Return what a calibration is valid for: the processor and how much of it, the memory, its own devices.
 
-    Free memory, driver and engines may change without invalidating what was measured.
+    Workers come and go, and are of other machines. Free memory, driver and engines may change without invalidating what was measured.
     """
     import hashlib  # noqa: PLC0415 - OpenSSL's, which a plan for another machine does not need
 
     host = inventory.host
     parts = [host.cpu_name or "", str(host.n_cpu), str(round(host.total_bytes / GIB))]
-    parts += [f"{device.kind}:{device.description}:{device.total_bytes}" for device in inventory.devices]
+    own = (device for device in inventory.devices if device.kind is not DeviceKind.RPC)
+    parts += [f"{device.kind}:{device.description}:{device.total_bytes}" for device in own]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from launcher.domain import HOST_MEMORY, Calibration, Device, Footprint, Host, Provenance, Speed
+from launcher.domain import HOST_MEMORY, Calibration, Device, DeviceKind, Footprint, Host, Provenance, Speed
 from launcher.planner.architecture import Architecture, FullAttention, SlidingAttention
 from launcher.planner.footprint.llama_cpp import Backend, LlamaCppConfig, ModelWeights, Placement
 
@@ -62,6 +62,11 @@ DEFAULT_HOST_BYTES_PER_S: Final = 25e9
 """Assumed where nothing was measured: one channel of DDR5."""
 DEFAULT_LINK_BYTES_PER_S: Final = 12e9
 """Assumed where the driver tells no link: PCI Express 3.0 x16 in use."""
+NETWORK_BYTES_PER_S: Final = 118e6
+"""Assumed between this machine and a worker: what gigabit Ethernet carries."""
+NETWORK_ROUND_TRIP_S: Final = 0.5e-3
+"""Assumed: one question and its answer over a wired local network, the engine's part included."""
+_F32_BYTES: Final = 4
 _OP_OFFLOAD_MIN_BATCH: Final = 32
 """Batches below this stay on the CPU (``ggml_backend_cuda_device_offload_op``: ``min_batch_size``)."""
 _MOST_EFFICIENT: Final = 1.0
@@ -98,21 +103,25 @@ class Leg(Struct, frozen=True, kw_only=True):
     bandwidth_bytes_per_s: float
     rates: Rates
     basis: Provenance
+    link_s: float = 0.0
+    """What a network between takes."""
 
     @property
     def seconds(self) -> float:
         """Seconds per generated token; the legs run one after another."""
-        return self.n_bytes / (self.bandwidth_bytes_per_s * self.rates.efficiency) + self.n_layer * self.rates.layer_s
+        reading_s = self.n_bytes / (self.bandwidth_bytes_per_s * self.rates.efficiency)
+        return reading_s + self.n_layer * self.rates.layer_s + self.link_s
 
 
 class Work(Struct, frozen=True, kw_only=True):
     """What one token reads and passes through: bytes and layers per device, and on the host.
 
-    ``host_prompt_bytes`` are the weights on the host that a batch of many tokens reads: every expert.
+    ``passed_bytes`` go into a device and come out of it: activations, from the last one the logits. ``host_prompt_bytes`` are the weights on the host that a batch of many tokens reads: every expert.
     """
 
     device_bytes: tuple[float, ...]
     device_layers: tuple[float, ...]
+    passed_bytes: tuple[int, ...]
     host_bytes: float
     host_layers: float
     host_prompt_bytes: float
@@ -175,6 +184,7 @@ def count_work(
         host_bytes += moved * active
         host_prompt += moved
         host_layers += sum(block.expert_bytes > 0 for block in weights.blocks[start:on_host])
+    n_embd = architecture.n_embd
     output_bytes = max(weights.output_bytes, weights.largest_output_bytes)
     if placement.output is None:
         host_bytes += output_bytes
@@ -184,6 +194,10 @@ def count_work(
     return Work(
         device_bytes=tuple(n + use.kv_cache_bytes * cache for n, use in zip(n_bytes, footprint.devices, strict=True)),
         device_layers=tuple(layers),
+        passed_bytes=tuple(
+            _F32_BYTES * (n_embd + (architecture.n_vocab if idx == placement.output else n_embd))
+            for idx in range(len(layers))
+        ),
         host_bytes=host_bytes + footprint.host.kv_cache_bytes * cache,
         host_layers=host_layers,
         host_prompt_bytes=host_prompt,
@@ -217,7 +231,8 @@ def split_legs(
     work: Work, devices: Sequence[Device], host: Host, calibration: Calibration | None = None
 ) -> Iterator[Leg]:
     """Yield one leg per memory that has a part in generating a token."""
-    for device, n_bytes, n_layer in zip(devices, work.device_bytes, work.device_layers, strict=True):
+    each = zip(devices, work.device_bytes, work.device_layers, work.passed_bytes, strict=True)
+    for device, n_bytes, n_layer, passed_bytes in each:
         if n_bytes:
             bandwidth, rates, basis = device_rates(device, calibration)
             yield Leg(
@@ -227,6 +242,7 @@ def split_legs(
                 bandwidth_bytes_per_s=bandwidth,
                 rates=rates,
                 basis=basis,
+                link_s=_network_s(device, passed_bytes),
             )
     if work.host_bytes:
         bandwidth, rates, basis = host_rates(host, calibration)
@@ -238,6 +254,11 @@ def split_legs(
             rates=rates,
             basis=basis,
         )
+
+
+def _network_s(device: Device, passed_bytes: int) -> float:
+    """Return the seconds per token that go into the network before a worker: its leg is one question and one answer."""
+    return NETWORK_ROUND_TRIP_S + passed_bytes / NETWORK_BYTES_PER_S if device.kind is DeviceKind.RPC else 0.0
 
 
 def learn_efficiency(leg: Leg, generation_tps: float) -> float:

@@ -119,13 +119,22 @@ def _driver_bytes(device: Device) -> int:
 def build_target(
     engine: Engine, install: EngineInstall | None, inventory: Inventory, calibration: Calibration | None = None
 ) -> Target:
-    """Gather what an engine reaches, the fastest device first: what is split spills onto the slower ones last."""
+    """Gather what an engine reaches, the fastest device first: what is split spills onto the slower ones last.
+
+    Workers come after the devices of this machine, for a network lies between.
+    """
     if install is None:
         reached = [("", device) for device in inventory.devices]
     else:
         by_name = {device.name: device for device in inventory.devices}
         reached = [(item.name, by_name[item.device]) for item in install.devices if item.device in by_name]
-    reached.sort(key=lambda pair: (-(pair[1].bandwidth_bytes_per_s or 0.0), -pair[1].total_bytes))
+    reached.sort(
+        key=lambda pair: (
+            pair[1].kind is DeviceKind.RPC,
+            -(pair[1].bandwidth_bytes_per_s or 0.0),
+            -pair[1].total_bytes,
+        )
+    )
     if not all(has_option(install, word) for word in ("--split-mode", "--tensor-split")):
         reached = reached[:1]  # the build cannot be told how to share a model out: the fastest device alone
     names = tuple(name for name, _ in reached if name)

@@ -54,9 +54,11 @@ def render_status(view: InstanceView, *, now: float) -> str:
     record = view.record
     if record is not None:
         facts += [("", detail) for detail in record.details]
-        facts.append(("endpoint", f"http://{_address(record)}"))
-        if record.plan is not None:
+        if record.plan is None:  # a worker, which speaks no HTTP
+            facts.append(("address", _address(record)))
+        else:
             plan = record.plan
+            facts.append(("endpoint", f"http://{_address(record)}"))
             facts.append(("model", f"{plan.model} {plan.quantization} on {plan.engine}"))
             facts.append(("context", f"{plan.n_ctx_per_request} tokens per request, {plan.n_parallel} at once"))
             facts.append(("gpu layers", f"{plan.n_gpu_layers} of {plan.n_layer}"))

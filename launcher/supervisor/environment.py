@@ -12,10 +12,14 @@ from launcher.domain import Command
 _NOT_THE_ENGINES: Final = frozenset({"LAUNCHER_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 
 
+def inherited() -> dict[str, str]:
+    """Return what any engine or worker inherits."""
+    return {name: value for name, value in os.environ.items() if name not in _NOT_THE_ENGINES}
+
+
 def environment_of(command: Command) -> dict[str, str]:
     """Return what the command's engine inherits, with what the command lays over it."""
-    inherited = {name: value for name, value in os.environ.items() if name not in _NOT_THE_ENGINES}
-    return {**inherited, **command.env}
+    return {**inherited(), **command.env}
 
 
 def key_of(command: Command, env: Mapping[str, str]) -> str | None:

@@ -24,7 +24,7 @@ _N_PLACEMENT_SHOWN = 12
 class Failure(Noun, frozen=True):
     """Why an engine is being given up.
 
-    ``setback`` is there where memory is the cause, and a smaller plan may help; ``step`` where the plan to go on with is
+    ``setback`` is there where memory is the cause or a worker was lost, and another plan may help; ``step`` where the plan to go on with is
     known before the engine is given up.
     """
 
@@ -51,10 +51,10 @@ def of_error(error: LauncherError) -> Failure:
 
 
 def of_end(found: faults.Fault, how: str, *, plan: Plan | None, name: str, log: Sequence[str]) -> Failure:
-    """Word an engine's end; with a ``plan`` that can be stepped down from, a want of memory is a setback."""
+    """Word an engine's end; with a ``plan`` that can be stepped down from, a want of memory or a lost worker is a setback."""
     when = "while it served" if found.was_ready else "while it loaded"
     words = f"the engine ended {when} ({how}): {faults.describe(found)}"
-    may_step = plan is not None and found.answer is faults.Answer.STEP_DOWN
+    may_step = plan is not None and (found.answer is faults.Answer.STEP_DOWN or _lost_worker(found, plan))
     return Failure(
         kind=PortInUseError if found.cause is Cause.PORT else EngineFailedError,
         message=words,
@@ -64,8 +64,14 @@ def of_end(found: faults.Fault, how: str, *, plan: Plan | None, name: str, log: 
     )
 
 
+def _lost_worker(found: faults.Fault, plan: Plan) -> bool:
+    return found.cause is Cause.DEVICE_LOST and bool(plan.workers)
+
+
 def setback_of(found: faults.Fault, plan: Plan, words: str) -> Setback:
-    """Describe a want of memory to whoever finds the next plan."""
+    """Describe a want of memory, or the loss of some, to whoever finds the next plan."""
+    if _lost_worker(found, plan):
+        return Setback(plan=plan, shortage=Shortage.LOST, words=words)
     return Setback(
         plan=plan,
         shortage=Shortage.SERVING if found.was_ready else Shortage.AT_LOAD,

@@ -22,6 +22,7 @@ _SIGNALS: Final = {
 _SENT_BY_SOMEBODY: Final = frozenset({1, 2, _SIGKILL, 15})
 """Signals that no engine ends itself by: whatever it printed before is not why it ended."""
 _HOST_BUFFER: Final = re.compile(r"CPU(?:_.*)?|AMX|.*_Host|BLAS")
+_WORKER_BUFFER: Final = re.compile(r"RPC(?P<idx>\d*)\[(?P<address>[^\]]+)\]")
 # Case counts: a pattern that begins with plain letters is then found without looking at every place of a long log.
 _SIGN_PATTERNS: Final = tuple((sign, re.compile(sign.pattern)) for sign in SIGNS)
 _WRAPPER: Final = re.compile(
@@ -278,15 +279,22 @@ def _size_in(line: str) -> int | None:
 
 
 def _memory_of(buffer_name: str) -> str:
-    """Return whose memory a buffer type is: a device's, without the address of a remote one, or the host's."""
-    bare = buffer_name.partition("[")[0]
-    return HOST_MEMORY if _HOST_BUFFER.fullmatch(bare) else bare
+    """Return whose memory a buffer type is: a device's or the host's."""
+    return HOST_MEMORY if _HOST_BUFFER.fullmatch(buffer_name) else buffer_name
 
 
 def planned_memory(fault: Fault, plan: Plan) -> str | None:
-    """Return the fault's memory by the plan's name of it (``gpu0``, ``host``); ``None`` where nobody said which."""
-    names = {_memory_of(name): use.name for name, use in zip(plan.engine_devices, plan.footprint.devices, strict=False)}
-    return fault.memory if fault.memory in {HOST_MEMORY, None} else names.get(fault.memory or "")
+    """Return the fault's memory by the plan's name of it (``gpu0``, ``host``); ``None`` where nobody said which.
+
+    A buffer of a worker bears the number that the device has there (``RPC0[HOST:PORT]``), whatever the engine calls it.
+    """
+    if fault.memory in {HOST_MEMORY, None}:
+        return fault.memory
+    planned = [use.name for use in plan.footprint.devices]
+    if match := _WORKER_BUFFER.fullmatch(fault.memory or ""):
+        of_worker = (match["address"], f"{match['address']}/{match['idx']}")
+        return next((name for name in planned if name in of_worker), None)
+    return dict(zip(plan.engine_devices, planned, strict=False)).get(fault.memory or "")
 
 
 def telling_lines(lines: Sequence[str]) -> tuple[str, ...]:

@@ -25,13 +25,13 @@ not suffice): *clearing to fail*. A guard that is itself gone (GUARD_LOST) leave
 RECLAIM it: find and kill the tree by what was recorded. GONE follows there too.
 
 Memory has a way of its own. An engine that ran OUT_OF_MEMORY, or of which it is known before it allocates that it
-would (OVERDRAWN), is *clearing to step*: once it is GONE the runner asks for the next plan. While *stepping* nothing
-runs; STEPPED has a command to SPAWN, and at the FOOT of the ladder the instance has failed. CROWDED means that nothing
-fits beside what other processes hold: they may give it back, so it is *backoff* that follows. Pressure seen in time
-(STRAINED), or room for a better plan (ROOMIER), makes a ready instance *drain*: the front forwards no new request,
-and once the running ones have ended or their time is over (DRAINED) the engine is terminated and the next plan is
-asked for. An engine that is up but no longer answers is HUNG: it is killed, for it would not heed a request, and
-started again.
+would (OVERDRAWN), is *clearing to step*, and so is one that lost the memory of a worker (WORKER_LOST): once it is GONE
+the runner asks for the next plan. While *stepping* nothing runs; STEPPED has a command to SPAWN, and at the FOOT of
+the ladder the instance has failed. CROWDED means that nothing fits beside what other processes hold: they may give it
+back, so it is *backoff* that follows. Pressure seen in time (STRAINED), or room for a better plan (ROOMIER), makes a
+ready instance *drain*: the front forwards no new request, and once the running ones have ended or their time is over
+(DRAINED) the engine is terminated and the next plan is asked for. An engine that is up but no longer answers is HUNG:
+it is killed, for it would not heed a request, and started again.
 
 The tree is always gone before the next step: no phase but *idle*, *backoff*, *stepping* and the two ends is without a guard,
 and SPAWN is an effect of START, RETRY and STEPPED alone. So there never are two engines.
@@ -89,6 +89,7 @@ class Event(StrEnum):
     DIED = "died"
     DIED_FOR_GOOD = "died-for-good"
     OUT_OF_MEMORY = "out-of-memory"
+    WORKER_LOST = "worker-lost"
     OVERDRAWN = "overdrawn"
     STRAINED = "strained"
     ROOMIER = "roomier"
@@ -154,6 +155,7 @@ _DEATHS: Final[Mapping[Event, _Row]] = {
     Event.DIED: (Phase.CLEARING_TO_RETRY, ()),
     Event.DIED_FOR_GOOD: (Phase.CLEARING_TO_FAIL, ()),
     Event.OUT_OF_MEMORY: (Phase.CLEARING_TO_STEP, ()),
+    Event.WORKER_LOST: (Phase.CLEARING_TO_STEP, ()),
     Event.GUARD_LOST: (Phase.CLEARING_TO_RETRY, (Effect.RECLAIM,)),
 }
 _STOP: Final[Mapping[Event, _Row]] = {
@@ -254,7 +256,12 @@ _LATE_WATCH: Final = frozenset(
     }
 )
 """What a watcher may still report although it has just been told to stop."""
-_LATE_END: Final = frozenset({Event.SPAWNED, Event.SPAWN_FAILED, Event.DIED, Event.DIED_FOR_GOOD, Event.OUT_OF_MEMORY})
+_LATE_END: Final = frozenset(
+    {
+        *(Event.SPAWNED, Event.SPAWN_FAILED, Event.DIED, Event.DIED_FOR_GOOD),
+        *(Event.OUT_OF_MEMORY, Event.WORKER_LOST),
+    }
+)
 """What the guard reports of an engine whose end is already under way."""
 _LATE_SENSE: Final = frozenset({Event.STRAINED, Event.ROOMIER, Event.DRAINED, Event.HUNG})
 """What the monitors and the front may still report of a ready engine that is ready no more."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from launcher.domain import HOST_MEMORY, Device, DeviceLoad, EngineInstall, Plan
+from launcher.domain import HOST_MEMORY, Device, DeviceKind, DeviceLoad, EngineInstall, Plan
 from launcher.inventory.cgroup import find_folders, read_memory
 from launcher.inventory.host import probe_host_memory
 from launcher.inventory.llama_text import parse_devices
@@ -53,7 +53,9 @@ class Probe:
         ``devices`` are the inventory's that the plan was made for; without a plan only the host is looked at.
         """
         uses = plan.footprint.devices if plan else ()
-        self._names = {use.name: theirs for use, theirs in zip(uses, plan.engine_devices if plan else (), strict=False)}
+        names = {use.name: theirs for use, theirs in zip(uses, plan.engine_devices if plan else (), strict=False)}
+        remote = {device.name for device in devices if device.kind is DeviceKind.RPC}  # it answers its engine alone
+        self._names = {name: theirs for name, theirs in names.items() if name not in remote}
         self._install = plan.install if plan else None
         self._amd = {device.bus_id: device.name for device in devices if device.bus_id and device.name in self._names}
         self._nvidia = nvidia

@@ -13,6 +13,7 @@ from launcher.supervisor.account import Account
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.machine import Event
 from launcher.supervisor.processes import OomKills
+from launcher.supervisor.setback import Shortage
 from launcher.supervisor.signs import Cause
 from launcher.supervisor.tether import Tether
 from launcher.supervisor.watching import Post, Watched
@@ -93,7 +94,8 @@ class Reports:
         failure = failures.of_end(found, how, plan=plan, name=engine.name, log=engine.heard.lines)
         is_own_port = found.cause is Cause.PORT and engine.is_replaceable  # the next start has another
         if failure.setback is not None:
-            self._post(Event.OUT_OF_MEMORY, failure)
+            is_lost = failure.setback.shortage is Shortage.LOST
+            self._post(Event.WORKER_LOST if is_lost else Event.OUT_OF_MEMORY, failure)
         else:
             may_mend = found.answer is faults.Answer.RESTART or is_own_port
             self._post(Event.DIED if may_mend else Event.DIED_FOR_GOOD, failure)

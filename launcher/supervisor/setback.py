@@ -24,6 +24,8 @@ class Shortage(StrEnum):
     """Its own figure, told before it allocated, exceeds what is free."""
     PRESSURE = "pressure"
     """What is free ran low while it served; nothing has failed yet."""
+    LOST = "lost"
+    """A worker is gone, and the memory that it gave with it."""
 
 
 class Setback(Noun, frozen=True):

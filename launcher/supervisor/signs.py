@@ -253,6 +253,13 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_SERVER,
     ),
     Sign(
+        pattern=r"invalid device: RPC\d+",  # older builds go on without a worker, and miss its device then
+        cause=Cause.DEVICE_LOST,
+        meaning="a worker does not answer",
+        evidence=("llama-server/b10434-rpc-worker-missing-by-name.log",),
+        engines=_SERVER,
+    ),
+    Sign(
         pattern=r"error while loading shared libraries|ModuleNotFoundError|ImportError:",
         cause=Cause.INSTALL,
         meaning="the engine's installation is incomplete",

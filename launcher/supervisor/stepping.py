@@ -38,6 +38,9 @@ from launcher.units import MIB, format_bytes
 _SETTLE_S: Final = 3.0
 """Until a driver has given back what a dead process held. Assumed; on the devices seen it takes below a second."""
 _SETTLE_PAUSE_S: Final = 0.1
+_RETURN_S: Final = 10.0
+"""For a lost worker to return, where nothing fits without it. Assumed; `launch worker` starts a dead one again after 1 to 2 s."""
+_RETURN_PAUSE_S: Final = 1.0
 _QUIET_BYTES: Final = 32 * MIB
 """Between two looks: less change than this is none."""
 _OTHERS_SHARE: Final = 64
@@ -55,6 +58,7 @@ class MachineStepper:
         argv: tuple[str, ...],
         alternatives: Alternatives,
         settle_s: float = _SETTLE_S,
+        return_s: float = _RETURN_S,
     ) -> None:
         """Hold the request as it was planned first; ``probe`` measures this machine, ``argv`` words its advice."""
         self._request = request
@@ -62,6 +66,7 @@ class MachineStepper:
         self._argv = argv
         self._alternatives = alternatives
         self._settle_s = settle_s
+        self._return_s = return_s
         self._prepared: tuple[Candidate, ...] | None = None
         self._retried: Plan | None = None
 
@@ -74,6 +79,8 @@ class MachineStepper:
         runs is to go on with the same plan as often as others are found to have left.
         """
         plan = setback.plan
+        if setback.shortage is Shortage.LOST:
+            return self._plan_without_lost(setback)
         memory = setback.memory or tightest(plan)
         machine = give_back(self._settled(memory), setback.own_bytes, within_group=True)
         others = _taken_by_others(plan, machine, memory)
@@ -113,6 +120,34 @@ class MachineStepper:
         if setback.shortage is Shortage.PRESSURE:
             return bool(had) and not others and (bool(setback.own_bytes) or self._retried != setback.plan)
         return bool(had or others) and self._retried != setback.plan
+
+    def _plan_without_lost(self, setback: Setback) -> Step | Refusal:
+        """Plan anew for what is left without the workers that are gone; where nothing fits, wait a while for them.
+
+        Where all are there again, or were never gone, it is the same plan once more, when the restart policy says so.
+        """
+        plan = setback.plan
+        end_s = time.monotonic() + self._return_s
+        while True:
+            machine = self._probe()
+            lost = _lost_workers(plan, machine)
+            if not lost:
+                again = "all of its workers are there: the same plan is tried once more"
+                return Step(plan=plan, story=(setback.words, again), is_retry=True, after_backoff=True)
+            outcome = decide(self._request, machine, self._candidates(), self._known(machine))
+            left = f"{', '.join(lost)} no longer answer{'s' if len(lost) == 1 else ''}; planned for what is left"
+            if isinstance(outcome, Plan):
+                return Step(plan=outcome, story=(setback.words, left, *describe_step(plan, outcome)))
+            if time.monotonic() >= end_s:
+                return advise(
+                    replace(outcome, derivation=(setback.words, left, *outcome.derivation)),
+                    self._request,
+                    machine,
+                    argv=self._argv,
+                    alternatives=self._alternatives,
+                    calibration=self._known(machine),
+                )
+            time.sleep(_RETURN_PAUSE_S)
 
     def _settled(self, memory: str) -> Inventory:
         """Return the machine once the free bytes of a memory have stopped rising, or the patience is over."""
@@ -220,6 +255,13 @@ def free_bytes(machine: Inventory, memory: str) -> int | None:
     return next((device.free_bytes for device in machine.devices if device.name == memory), None)
 
 
+def _lost_workers(plan: Plan, machine: Inventory) -> tuple[str, ...]:
+    """Return the workers that the plan's engine is started with and that no engine can use now."""
+    wanted = plan.install.workers if plan.install is not None else ()
+    there = {address for install in machine.engines or () for address in install.workers}
+    return tuple(address for address in wanted if address not in there)
+
+
 def _taken_by_others(plan: Plan, machine: Inventory, memory: str) -> int:
     """Return how many bytes other processes hold now that were free when the plan was made; 0 for the usual ebb."""
     budget = next((budget for budget in plan.budgets if budget.name == memory), None)
@@ -289,6 +331,7 @@ def _describe_free(machine: Inventory, memory: str, others: int, had: int) -> st
 def describe_step(before: Plan, after: Plan) -> tuple[str, ...]:
     """Say what a step changes, old value and new, and what it costs in speed and quality."""
     changes = [
+        ("workers", ", ".join(before.workers) or "none", ", ".join(after.workers) or "none"),
         ("quantization", before.quantization, after.quantization),
         ("context per request", before.n_ctx_per_request, after.n_ctx_per_request),
         ("parallel requests", before.n_parallel, after.n_parallel),

@@ -6,11 +6,13 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.backends import build_command, tell_before_load, with_key
+from launcher.backends.rpc_server import build_worker_argv
 from launcher.domain import (
     Address,
     Artifact,
     CacheType,
     Engine,
+    EngineDevice,
     EngineInstall,
     Footprint,
     HostUse,
@@ -159,6 +161,36 @@ def test_an_engine_that_tells_its_memory_first() -> None:
     assert tell_before_load(command, Engine.LLAMA_CPP_PYTHON) is None
     old = replace(command, argv=tuple(word for word in command.argv if word not in {"--fit", "off"}))
     assert tell_before_load(old, Engine.LLAMA_SERVER) is None
+
+
+def test_workers_are_named_where_the_plan_uses_any() -> None:
+    """All of them: their order numbers the devices. A plan that uses none needs none."""
+    listed = tuple(
+        EngineDevice(name=f"RPC{idx}", description=f"10.0.0.{idx}:50052", device=f"10.0.0.{idx}:50052")
+        for idx in range(3)
+    )
+    install = EngineInstall(
+        engine=Engine.LLAMA_SERVER,
+        argv=("/opt/llama-server",),
+        devices=listed,
+        workers=tuple(entry.description for entry in listed),
+    )
+    plan = replace(_PLAN, install=install, engine_devices=("RPC1", "RPC2"))
+    assert plan.workers == ("10.0.0.1:50052", "10.0.0.2:50052")
+    argv = _build(plan)
+    assert argv[argv.index("--rpc") + 1] == "10.0.0.0:50052,10.0.0.1:50052,10.0.0.2:50052"
+    assert argv[argv.index("--device") + 1] == "RPC1,RPC2"
+    assert argv.index("--rpc") < argv.index("--device"), "a device has to be known when it is named"
+    assert "--rpc" not in _build(replace(plan, engine_devices=()))
+
+
+def test_a_workers_command_line() -> None:
+    """Address, threads, and devices where some are named."""
+    address = Address(host="10.0.0.7", port=50052)
+    argv = ("/opt/ggml-rpc-server", "--host", "10.0.0.7", "--port", "50052", "--threads", "4")
+    assert build_worker_argv("/opt/ggml-rpc-server", address, n_threads=4) == argv
+    named = build_worker_argv("/opt/ggml-rpc-server", address, n_threads=4, devices=("CUDA0", "CUDA1"))
+    assert named == (*argv, "--device", "CUDA0,CUDA1")
 
 
 @pytest.mark.parametrize("engine", Engine)

@@ -109,9 +109,9 @@ OUT_OF_MEMORY = [
     ("llama-server/b10434-vulkan-oom-weights.log", "Vulkan0", 34365952, Part.WEIGHTS),
     ("llama-server/b10434-vulkan-oom-host-buffer.log", "host", 1763803200, Part.COMPUTE),
     ("llama-server/b10434-vulkan-cache-beyond-largest-buffer.log", "Vulkan0", None, Part.KV_CACHE),
-    ("llama-server/b10434-rpc-oom-weights.log", "RPC0", 246587904, Part.WEIGHTS),
-    ("llama-server/b10434-rpc-oom-kv-cache.log", "RPC0", 3686793216, Part.KV_CACHE),
-    ("llama-server/b11434-rpc-oom-kv-cache.log", "RPC0", 3686793216, Part.KV_CACHE),
+    ("llama-server/b10434-rpc-oom-weights.log", "RPC0[127.0.0.1:43081]", 246587904, Part.WEIGHTS),
+    ("llama-server/b10434-rpc-oom-kv-cache.log", "RPC0[127.0.0.1:48683]", 3686793216, Part.KV_CACHE),
+    ("llama-server/b11434-rpc-oom-kv-cache.log", "RPC0[127.0.0.1:51025]", 3686793216, Part.KV_CACHE),
     ("llama-cpp-python/0.3.36-oom-kv-cache.log", "host", 6144393216, Part.KV_CACHE),
     ("llama-cpp-python/0.3.36-oom-compute.log", "host", 4315955200, Part.COMPUTE),
     ("vllm/0.32.0-cpu-oom-weights.log", "host", 196608000000, None),
@@ -189,6 +189,22 @@ def test_a_gpu_that_does_not_suffice_at_load() -> None:
     assert classify(End(lines=(cuda, named), code=1)).n_bytes == 7974767616
 
 
+def test_a_workers_memory_by_the_plans_name() -> None:
+    """A buffer bears the number that its device has at the worker: 0 at each, whatever the engine calls it."""
+    names = ("10.0.0.1:50052", "10.0.0.2:50052/0", "10.0.0.2:50052/1")
+    footprint = Footprint(devices=tuple(MemoryUse(name=name) for name in names), host=HostUse())
+    plan = replace(plan_for(), footprint=footprint, engine_devices=("RPC0", "RPC1", "RPC2"))
+
+    def named(memory: str) -> str | None:
+        return planned_memory(Fault(cause=Cause.MEMORY, meaning="", memory=memory), plan)
+
+    assert named("RPC0[10.0.0.1:50052]") == names[0]
+    assert named("RPC0[10.0.0.2:50052]") == names[1]
+    assert named("RPC1[10.0.0.2:50052]") == names[2]
+    assert named("RPC0[10.0.0.3:50052]") is None
+    assert (named("RPC1"), named("host")) == (names[1], "host")
+
+
 def test_a_gpu_that_failed_is_started_again() -> None:
     """Any other CUDA error is the driver's or the device's."""
     found = classify(End(lines=("CUDA error: an illegal memory access was encountered",), signal_number=6))
@@ -199,7 +215,12 @@ def test_a_gpu_that_failed_is_started_again() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["b10434-rpc-worker-lost.log", "b11434-rpc-worker-lost-at-load.log", "b11434-rpc-worker-missing.log"],
+    [
+        "b10434-rpc-worker-lost.log",
+        "b10434-rpc-worker-missing-by-name.log",
+        "b11434-rpc-worker-lost-at-load.log",
+        "b11434-rpc-worker-missing.log",
+    ],
 )
 def test_a_lost_worker_may_come_back(name: str) -> None:
     """The restart policy decides: no smaller plan would help."""
@@ -330,7 +351,7 @@ def test_an_illegal_instruction_is_the_builds_fault() -> None:
 def test_an_end_in_words() -> None:
     """Signals by name; the last lines where none tells; what was refused, and by which memory, as far as it is known."""
     told = describe(classify(end_of("llama-server/b10434-rpc-oom-kv-cache.log")))
-    assert told == "the KV cache does not fit (3.4 GiB of RPC0)"
+    assert told == "the KV cache does not fit (3.4 GiB of RPC0[127.0.0.1:48683])"
     assert describe(Fault(cause=Cause.UNKNOWN, meaning="it gave no known reason")) == "it gave no known reason"
     assert describe(classify(End(signal_number=9, n_oom_kills=1))).endswith("(host)")
     assert classify(End(lines=("one", "", "two"), signal_number=9)).lines == ("one", "two")
@@ -342,14 +363,14 @@ def test_the_plans_name_of_a_memory() -> None:
     """The ladder speaks of `gpu1` where the engine says `CUDA0`, in the order of the plan."""
     plan = replace(
         plan_for(),
-        engine_devices=("CUDA1", "RPC0[127.0.0.1:50052]"),
+        engine_devices=("CUDA1", "CUDA0"),
         footprint=Footprint(devices=(MemoryUse(name="gpu1"), MemoryUse(name="gpu2")), host=HostUse()),
     )
     fault = Fault(cause=Cause.MEMORY, meaning="")
     names = {
-        name: planned_memory(replace(fault, memory=name), plan) for name in ("CUDA1", "RPC0", "host", "CUDA7", None)
+        name: planned_memory(replace(fault, memory=name), plan) for name in ("CUDA1", "CUDA0", "host", "CUDA7", None)
     }
-    assert names == {"CUDA1": "gpu1", "RPC0": "gpu2", "host": "host", "CUDA7": None, None: None}
+    assert names == {"CUDA1": "gpu1", "CUDA0": "gpu2", "host": "host", "CUDA7": None, None: None}
 
 
 @pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: sign.pattern[:40])

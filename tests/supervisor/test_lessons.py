@@ -5,13 +5,26 @@ from collections.abc import Iterator
 import pytest
 from msgspec.structs import replace
 
-from launcher.domain import Device, DeviceKind, Host, Inventory, Lesson, Plan, Refusal, Request
+from launcher.domain import (
+    Device,
+    DeviceKind,
+    Engine,
+    EngineDevice,
+    EngineInstall,
+    Host,
+    Inventory,
+    Lesson,
+    Plan,
+    Refusal,
+    Request,
+)
 from launcher.planner.calibration import machine_id
 from launcher.planner.corrections import planned_bytes
 from launcher.planner.fit import decide
 from launcher.planner.search import Alternatives
 from launcher.profiles import load_profile
 from launcher.store import read_calibration
+from launcher.supervisor import stepping
 from launcher.supervisor.setback import Setback, Shortage, Step
 from launcher.supervisor.stepping import MachineStepper, describe_step, is_better
 from launcher.units import GIB, MIB
@@ -41,7 +54,7 @@ def _plan(machine: Inventory = _WHOLE) -> Plan:
     return outcome
 
 
-def _stepper(*looks: Inventory) -> MachineStepper:
+def _stepper(*looks: Inventory, return_s: float = 10.0) -> MachineStepper:
     def see() -> Iterator[Inventory]:
         yield from looks
         while True:
@@ -49,7 +62,12 @@ def _stepper(*looks: Inventory) -> MachineStepper:
 
     seen = see()
     return MachineStepper(
-        _REQUEST, probe=lambda: next(seen), argv=("serve",), alternatives=Alternatives(), settle_s=0.0
+        _REQUEST,
+        probe=lambda: next(seen),
+        argv=("serve",),
+        alternatives=Alternatives(),
+        settle_s=0.0,
+        return_s=return_s,
     )
 
 
@@ -286,3 +304,57 @@ def test_a_limit_that_was_lowered_is_told_as_one() -> None:
     assert isinstance(step, Step)
     assert "3.0 GiB of host are free without it, 29.0 GiB less than when it was planned" in step.story[1]
     assert "under a limit of 4.0 GiB" in step.story[1]
+
+
+_WORKERS = ("10.0.0.1:50052", "10.0.0.2:50052")
+
+
+def _with_workers(*present: str) -> Inventory:
+    """Return a machine whose engine is started with these workers of 8 GiB each, and has little memory of its own."""
+    devices = tuple(
+        Device(name=name, kind=DeviceKind.RPC, description=name, total_bytes=8 * GIB, free_bytes=8 * GIB)
+        for name in present
+    )
+    listed = tuple(EngineDevice(name=f"RPC{idx}", description=name, device=name) for idx, name in enumerate(present))
+    install = EngineInstall(engine=Engine.LLAMA_SERVER, argv=("/opt/e",), devices=listed, workers=present)
+    host = Host(total_bytes=8 * GIB, available_bytes=5 * GIB, n_cpu=2)
+    return Inventory(name="told", host=host, devices=devices, engines=(install,))
+
+
+def _lost(*looks: Inventory, return_s: float = 10.0) -> Step | Refusal:
+    stepper = _stepper(*looks, return_s=return_s)
+    return stepper.next_plan(Setback(plan=_plan(_with_workers(*_WORKERS)), shortage=Shortage.LOST, words="it is gone"))
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_lost_worker_leads_to_a_plan_for_what_is_left() -> None:
+    """The story names who is gone and what changes; nothing is learnt, for no plan was wrong."""
+    step = _lost(_with_workers(_WORKERS[1]))
+    assert isinstance(step, Step)
+    assert step.plan.workers == (_WORKERS[1],)
+    assert not step.is_retry
+    assert step.story[:2] == ("it is gone", f"{_WORKERS[0]} no longer answers; planned for what is left")
+    assert f"workers: {', '.join(_WORKERS)} -> {_WORKERS[1]}" in step.story
+    assert not _lessons()
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_workers_that_are_all_there_get_the_same_plan_when_the_restart_policy_says_so() -> None:
+    """One was started again meanwhile, or only the connection broke; a worker that dies of this model ends that way too."""
+    step = _lost(_with_workers(*_WORKERS))
+    assert isinstance(step, Step)
+    assert (step.is_retry, step.after_backoff) == (True, True)
+    assert step.plan.workers == _WORKERS
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_where_nothing_fits_without_a_worker_it_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It returns: the same plan. It does not: a refusal that says who is missing."""
+    monkeypatch.setattr(stepping, "_RETURN_PAUSE_S", 0.0)
+    alone = _with_workers()
+    step = _lost(alone, alone, _with_workers(*_WORKERS))
+    assert isinstance(step, Step)
+    assert step.plan.workers == _WORKERS
+    refusal = _lost(alone, return_s=0.0)
+    assert isinstance(refusal, Refusal)
+    assert f"{', '.join(_WORKERS)} no longer answer; planned for what is left" in refusal.derivation

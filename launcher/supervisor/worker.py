@@ -1,0 +1,243 @@
+"""Keep one worker of llama.cpp's RPC running until it is told to stop.
+
+It must not know who uses the worker, nor what its lines mean. A worker that ends is started again by the restart policy:
+engines lose it whenever one of them sends what it cannot stand, and find it again.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets as random_source
+import signal
+import time
+from collections import deque
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from launcher.domain import Address, ProcessId, State
+from launcher.errors import EngineFailedError
+from launcher.store import Instance, identify
+from launcher.supervisor import faults
+from launcher.supervisor.account import Account
+from launcher.supervisor.checks import check_port
+from launcher.supervisor.environment import inherited
+from launcher.supervisor.guard import descendants
+from launcher.supervisor.logs import redact, secrets_of
+from launcher.supervisor.notices import Report
+from launcher.supervisor.options import RunOptions
+from launcher.supervisor.processes import probe_listeners, socket_owners
+from launcher.supervisor.reclaim import reclaim
+from launcher.supervisor.restarts import Death, next_delay_s, remember
+from launcher.supervisor.tether import Tether
+
+_LOOK_S: Final = 0.05
+"""Between two looks at whether it listens; each reads /proc/net/tcp."""
+_N_LINES: Final = 200
+_OPTIONS: Final = RunOptions()
+
+
+def serve_worker(
+    argv: tuple[str, ...],
+    env: dict[str, str],
+    *,
+    address: Address,
+    instance: Instance,
+    report: Report,
+    options: RunOptions = _OPTIONS,
+) -> None:
+    """Run a worker in the foreground until SIGINT, SIGTERM or SIGHUP; the caller holds the instance's lock.
+
+    ``env`` is laid over what is inherited. Whatever happens, nothing of the worker is left running on return.
+
+    Raises:
+        EngineFailedError: it ended too often, or never listened.
+        PortInUseError, StateError: found before anything was started.
+    """
+    n_reclaimed = reclaim(instance)
+    check_port(address)
+    account = Account(instance, address, None, options, report)
+    if n_reclaimed:
+        account.notify("instance.reclaimed", "ended what an earlier, killed supervisor had left running")
+    try:
+        keeper = _Keeper(
+            argv,
+            {**inherited(), **env},
+            address=address,
+            instance=instance,
+            account=account,
+            options=options,
+        )
+        asyncio.run(keeper.run())
+    except EngineFailedError as error:
+        account.update(state=State.FAILED, reason=error.message, details=error.details, engine=None, guard=None)
+        raise
+    finally:
+        account.close()
+
+
+class _Life:
+    """One process of the worker under its guard."""
+
+    def __init__(self) -> None:
+        self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.gone = asyncio.Event()
+        self.engine: ProcessId | None = None
+
+    def end(self, how: str) -> None:
+        if not self.exited.done():
+            self.exited.set_result(how)
+
+    def on_report(self, report: dict[str, int | str]) -> None:
+        match report["event"]:
+            case "spawned":
+                self.engine = identify(int(report["pid"]))
+            case "exited":
+                code, number = report.get("code"), report.get("signal")
+                self.end(
+                    faults.describe_exit(None if code is None else int(code), None if number is None else int(number))
+                )
+            case "gone":
+                self.gone.set()
+            case _:  # "spawn-failed", "record-failed"
+                self.end(os.strerror(int(report.get("errno", 0))).lower())
+
+    def on_lost(self) -> None:
+        self.end("its guard was killed")
+        self.gone.set()
+
+
+class _Keeper:
+    """Starts a worker, and starts it again; lives in one event loop."""
+
+    def __init__(
+        self,
+        argv: tuple[str, ...],
+        env: dict[str, str],
+        *,
+        address: Address,
+        instance: Instance,
+        account: Account,
+        options: RunOptions,
+    ) -> None:
+        self._argv = argv
+        self._env = env
+        self._secrets = secrets_of(env)
+        self._address = address
+        self._instance = instance
+        self._account = account
+        self._options = options
+        self._stop = asyncio.Event()
+        self._lines: deque[str] = deque(maxlen=_N_LINES)
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        # What is ignored on purpose stays so: `nohup` ignores SIGHUP, a shell's background job SIGINT.
+        handled = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in handled:
+            loop.add_signal_handler(number, self._stop.set)
+        try:
+            await self._keep()
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+        self._account.update(state=State.STOPPED, reason=None, details=(), engine=None, guard=None)
+        self._account.notify("instance.stopped", "stopped; nothing of the worker is left")
+
+    async def _keep(self) -> None:
+        deaths: tuple[Death, ...] = ()
+        while not self._stop.is_set():
+            how, ready_s = await self._live()
+            if self._stop.is_set():
+                return
+            deaths = remember(deaths, Death(at_s=time.monotonic(), ready_s=ready_s), self._options.restarts)
+            reason = f"the worker ended ({how})"
+            self._account.notify("engine.exited", reason)
+            delay_s = next_delay_s(deaths, self._options.restarts)
+            if delay_s is None:
+                raise EngineFailedError(
+                    f"{reason}, {len(deaths)} times" if len(deaths) > 1 else reason,
+                    help=f"read its whole log with `launch logs {self._instance.name}`",
+                    details=faults.telling_lines(tuple(self._lines)),
+                )
+            self._account.update(state=State.BACKOFF, reason=reason, engine=None, guard=None)
+            self._account.notify("instance.backoff", f"starting again in {delay_s:.1f} s", delay_s=round(delay_s, 3))
+            await _first(self._stop.wait(), delay_s)
+            self._account.update(n_restarts=self._account.record.n_restarts + 1)
+
+    async def _live(self) -> tuple[str, float | None]:
+        """Run one process until it ends or has to; return how it ended and for how long it listened."""
+        life = _Life()
+        token = random_source.token_hex(16)
+        try:
+            tether = Tether(
+                self._argv,
+                self._env,
+                record_path=self._instance.guard_path(token),
+                token=token,
+                orphan_grace_s=self._options.orphan_grace_s,
+                on_report=life.on_report,
+                on_line=self._on_line,
+                on_lost=life.on_lost,
+            )
+        except OSError as error:
+            return (error.strerror or str(error)).lower(), None
+        try:
+            ready_s = await self._watch(life, tether)
+            return life.exited.result() if life.exited.done() else "it never listened", ready_s
+        finally:
+            await self._end(life, tether)
+
+    async def _watch(self, life: _Life, tether: Tether) -> float | None:
+        """Wait for the end of the worker or of the wish for it; return for how long it listened."""
+        self._account.update(state=State.STARTING, guard=tether.guard)
+        stopped = asyncio.ensure_future(self._stop.wait())
+        listens = asyncio.ensure_future(self._await_listening(tether))
+        ends: set[asyncio.Future[Any]] = {life.exited, stopped}
+        try:
+            done, _ = await asyncio.wait(
+                {*ends, listens}, timeout=self._options.stall_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if listens not in done:
+                return None
+            since_s = time.monotonic()
+            self._announce(life)
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            return time.monotonic() - since_s
+        finally:
+            stopped.cancel()
+            listens.cancel()
+
+    def _announce(self, life: _Life) -> None:
+        self._account.update(state=State.READY, engine=life.engine, ready_at=time.time(), reason=None, details=())
+        host, port = self._address.host, self._address.port
+        self._account.notify("engine.ready", f"a worker listens at {host}:{port}", host=host, port=port)
+
+    async def _await_listening(self, tether: Tether) -> None:
+        """Return once the worker's own socket listens: another process's is none of ours."""
+        while True:
+            inodes = probe_listeners(self._address.port or 0)
+            if inodes and socket_owners(inodes, descendants(tether.pid))[0]:
+                return
+            await asyncio.sleep(_LOOK_S)
+
+    async def _end(self, life: _Life, tether: Tether) -> None:
+        """End the worker's whole tree; a guard that was killed leaves its record, by which the rest is ended."""
+        tether.terminate(self._options.grace_s)
+        if not await _first(life.gone.wait(), self._options.grace_s + self._options.guard_patience_s):
+            tether.kill_guard()
+        await tether.close()
+        await asyncio.to_thread(reclaim, self._instance)
+
+    def _on_line(self, line: str) -> None:
+        line = redact(line, self._secrets)
+        self._lines.append(line)
+        self._account.write_line(line)
+
+
+async def _first(event: Coroutine[Any, Any, object], timeout_s: float) -> bool:
+    """Wait for something at most so long; say whether it came."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event, timeout_s)
+        return True
+    return False
