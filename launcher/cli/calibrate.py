@@ -45,13 +45,15 @@ def calibrate(
     from launcher.render.calibration import render_calibration
     from launcher.render.plan import outcome_json, render_outcome
     from launcher.store import forget_calibration, write_calibration
+    from launcher.supervisor.recall import forget as forget_accounts
 
     if not math.isfinite(max_time):
         msg = f"--max-time is no number of seconds: {max_time}"
         raise UsageError(msg, help="leave it out for 240 s")
     inventory = probe_inventory()
     if forget:
-        found = forget_calibration(machine_id(inventory))
+        machine = machine_id(inventory)
+        found = forget_calibration(machine) | forget_accounts(machine)
         typer.echo("forgotten" if found else "nothing was measured on this machine yet", err=True)
         return
     settings = _parse(quant, context, engine)

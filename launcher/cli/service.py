@@ -163,6 +163,8 @@ def build_service(
     from launcher.gateway.gateway import Gateway
     from launcher.gateway.policy import Limits
     from launcher.inventory import probe_inventory
+    from launcher.planner.calibration import machine_id
+    from launcher.supervisor.recall import Recall
     from launcher.supervisor.setback import Service
     from launcher.supervisor.stepping import MachineStepper
 
@@ -186,4 +188,5 @@ def build_service(
         make_command=make_command,
         devices=machine.devices,
         step_up=request.profile.fallback.step_up,
+        recall=Recall(machine_id(machine)),
     )

@@ -12,13 +12,13 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from launcher.domain import Plan, Refusal
+from launcher.domain import Command, Plan, Refusal
 from launcher.supervisor import failures, throttling
 from launcher.supervisor.account import Account
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.machine import Event
 from launcher.supervisor.placement import Placement
-from launcher.supervisor.preflight import judge, told_after_load
+from launcher.supervisor.preflight import Preflight, judge, told_after_load
 from launcher.supervisor.setback import Service, Step
 from launcher.supervisor.stepping import describe_step
 from launcher.supervisor.strain import Sample
@@ -41,16 +41,30 @@ class MemoryWatch:
 
     # --- Before an engine loads, and once it has ---
 
-    def hear(self, plan: Plan, line: str) -> None:
+    def recall(self, plan: Plan, command: Command) -> bool:
+        """Whether a start can be judged by what this build told of the same command before, so that it need not tell."""
+        told = self._service.recall.find(command, plan.install) if self._service.recall is not None else None
+        if told is not None:
+            self._vigil.remember(plan, told)
+        return self._vigil.is_known(plan)
+
+    def hear(self, plan: Plan, command: Command, line: str) -> None:
         """End an engine by its own account, before it allocates what is not there."""
         verdict = self._vigil.hear(plan, line)
         if verdict is None:
             return
+        told = self._vigil.told_by(plan)
+        if verdict.confirmed and told is not None and self._service.recall is not None:
+            self._service.recall.keep(command, plan.install, told)
         if not verdict.fits:
             self._post(Event.OVERDRAWN, failures.of_preflight(verdict, plan, self._vigil.free_bytes(plan)))
         elif verdict.confirmed:
-            n_bytes = {need.name: need.unaccounted_bytes for need in verdict.needs}
-            self._notify("engine.preflight", "it fits, by its own account", unaccounted_bytes=str(n_bytes))
+            self.confirm(verdict, "it fits, by its own account")
+
+    def confirm(self, verdict: Preflight, words: str) -> None:
+        """Say that a start fits by the engine's own figure, and how far the plan's was off."""
+        n_bytes = {need.name: need.unaccounted_bytes for need in verdict.needs}
+        self._notify("engine.preflight", words, unaccounted_bytes=str(n_bytes))
 
     def compare(self, plan: Plan, realised: Placement) -> None:
         """Say how far the plan's figure was off, for an engine that tells none before it has loaded."""

@@ -359,10 +359,17 @@ class _Supervision:
         self._vigil.expect()
 
     def _renew_command(self) -> None:
-        """Give every engine but the first a command of its own, for the plan of now and on a port that is free now."""
+        """Give every engine but the first a command of its own, for the plan of now and on a port that is free now.
+
+        One that told already what it takes is not asked again: telling costs it time.
+        """
         self._n_spawns += 1
-        if self._service is not None and self._plan is not None and self._n_spawns > 1:
+        if self._service is None or self._plan is None or self._memories is None:
+            return
+        if self._n_spawns > 1:
             self._use(self._service.make_command(self._plan, tell=not self._vigil.is_known(self._plan)))
+        if self._command.tells_memory and self._memories.recall(self._plan, self._command):
+            self._use(self._service.make_command(self._plan, tell=False))
 
     def _use(self, command: Command) -> None:
         self._command = command
@@ -375,9 +382,11 @@ class _Supervision:
         Of an engine that will tell its own figure a misfit by the plan's alone is not known yet. What is free was
         measured for the plan just before the first start; later it must have been seen since the last engine went.
         """
-        if self._service is None or self._plan is None or (self._n_spawns > 1 and not self._vigil.is_fresh):
+        if self._memories is None or self._plan is None or (self._n_spawns > 1 and not self._vigil.is_fresh):
             return False
         verdict = self._vigil.foresee(self._plan)
+        if verdict.fits and verdict.confirmed and not self._command.tells_memory:
+            self._memories.confirm(verdict, "it fits, by what it told of itself before")
         if verdict.fits or (self._command.tells_memory and not verdict.confirmed):
             return False
         self._post(Event.OVERDRAWN, failures.of_preflight(verdict, self._plan, self._vigil.free_bytes(self._plan)))
@@ -399,7 +408,7 @@ class _Supervision:
 
     def _judge_line(self, line: str) -> None:
         if self._memories is not None and self._plan is not None:
-            self._memories.hear(self._plan, line)
+            self._memories.hear(self._plan, self._command, line)
 
     def _announce(self) -> None:
         assert self._watch is not None  # noqa: S101 - it has proved the engine

@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from launcher.domain import Address, Command, Device, InstanceRecord, Noun, Plan, Refusal
+from launcher.supervisor.recall import Recall
 from launcher.supervisor.strain import Sample
 
 
@@ -132,3 +133,5 @@ class Service(Struct, frozen=True, kw_only=True):
     make_command: MakeCommand
     devices: tuple[Device, ...] = ()
     step_up: bool = False
+    recall: Recall | None = None
+    """What engines told before they loaded, in earlier lives of this or other instances."""

@@ -36,15 +36,23 @@ class Vigil:
 
     def foresee(self, plan: Plan) -> Preflight:
         """Judge a start before anything runs: by what this engine told of the same plan, else by the plan's figure."""
-        return judge(plan, self.free_bytes(plan), self._known(plan))
+        return judge(plan, self.free_bytes(plan), self.told_by(plan))
 
     def is_known(self, plan: Plan) -> bool:
         """Whether a start can be judged now: the engine has told what this plan takes, and what is free was seen since."""
         return self.has_told(plan) and not self._is_stale
 
+    def remember(self, plan: Plan, told: Breakdown) -> None:
+        """Take over what the engine told of this plan in an earlier life."""
+        self._told, self._told_for = told, plan
+
+    def told_by(self, plan: Plan) -> Breakdown | None:
+        """Return what the engine told of this plan, complete and without what was free then."""
+        return self._told if plan == self._told_for else None
+
     def has_told(self, plan: Plan) -> bool:
         """Whether the engine told, at this start or an earlier one, what this plan takes."""
-        return self._known(plan) is not None
+        return self.told_by(plan) is not None
 
     @property
     def is_fresh(self) -> bool:
@@ -54,9 +62,6 @@ class Vigil:
     def bury(self) -> None:
         """The engine is gone: what was seen to be free is so no longer, until the next sample."""
         self._is_stale = True
-
-    def _known(self, plan: Plan) -> Breakdown | None:
-        return self._told if plan == self._told_for else None
 
     def expect(self) -> None:
         """Listen anew: the next lines are of an engine that starts now."""
