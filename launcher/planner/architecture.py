@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from launcher.domain import MetadataValue, ModelSpec
+from launcher.planner.covered import COVERED
 
 _SWA_PERIOD: Final[Mapping[str, int]] = {
     "afmoe": 4,
@@ -20,6 +21,7 @@ _SWA_PERIOD: Final[Mapping[str, int]] = {
     "cohere2moe": 4,
     "exaone-moe": 4,
     "exaone4": 4,
+    "gemma-embedding": 6,
     "gemma2": 2,
     "gemma3": 6,
     "gemma3n": 5,
@@ -27,6 +29,7 @@ _SWA_PERIOD: Final[Mapping[str, int]] = {
     "laguna": 4,
     "llama4": 4,
     "mellum": 4,
+    "modern-bert": 3,
     "muse-glimmer": 4,
     "olmo2": 4,
     "plamo3": 8,
@@ -34,7 +37,7 @@ _SWA_PERIOD: Final[Mapping[str, int]] = {
 }
 """Layer ``i`` slides if ``i % period < period - 1``: what the engine assumes where a file names no pattern."""
 
-_FULL_FIRST: Final = frozenset({"cohere2moe", "laguna", "smallthinker"})
+_FULL_FIRST: Final = frozenset({"cohere2moe", "laguna", "modern-bert", "smallthinker"})
 """Here layer ``i`` slides if ``i % period > 0``."""
 
 _PATTERN_IN_FILE: Final = frozenset({"gemma4", "granite_swa", "lfm2", "maple", "mimo2", "spark2_5", "step35"})
@@ -61,130 +64,34 @@ _CACHES_NOTHING: Final = frozenset({"deci"})
 """Layers without K have a cache of no width, which grows to the widest V without flash attention."""
 
 _BOTH: Final = frozenset({"falcon-h1"})
+_CACHELESS: Final = frozenset(
+    (
+        "bert",
+        "dream",
+        "eurobert",
+        "gemma-embedding",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "llada",
+        "llada-moe",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+        "rnd1",
+    )
+)
+"""Encoders and diffusion models: tokens attend to all others of their batch (``create_memory`` returns nothing)."""
+_LOOPING: Final = frozenset({"nanbeige"})
+"""Their files may ask for several rounds through all blocks."""
+_LINEAR: Final = frozenset({"minimax-01"})
+"""Linear attention keeps a matrix per head, in the layers that the file's keys say."""
+_FULL_INTERVAL: Final = 8
+"""Where they say nothing, each such layer attends in full."""
 
 _SECTIONED: Final = frozenset({"qwen2vl", "paddleocr", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen4exp"})
 """Always rotate by four positions per token (``llama_model_rope_type``); others where the file has sections."""
 _N_SECTIONS: Final = 4
-
-COVERED: Final = frozenset(
-    (
-        "afmoe",
-        "apertus",
-        "arcee",
-        "arctic",
-        "arwkv7",
-        "baichuan",
-        "bailingmoe",
-        "bailingmoe2",
-        "bitnet",
-        "bloom",
-        "chameleon",
-        "chatglm",
-        "codeshell",
-        "cohere2",
-        "cohere2moe",
-        "command-r",
-        "dbrx",
-        "deci",
-        "deepseek",
-        "deepseek2",
-        "deepseek2-ocr",
-        "deepseek32",
-        "dots1",
-        "ernie4_5",
-        "ernie4_5-moe",
-        "exaone",
-        "exaone-moe",
-        "exaone4",
-        "falcon",
-        "falcon-h1",
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "gemma3n",
-        "gemma4",
-        "glm-dsa",
-        "glm4",
-        "glm4moe",
-        "gpt-oss",
-        "gpt2",
-        "gptneox",
-        "granite",
-        "granite_swa",
-        "granitehybrid",
-        "granitemoe",
-        "grok",
-        "grovemoe",
-        "hunyuan-dense",
-        "hunyuan-moe",
-        "hunyuan_vl",
-        "hy_v3",
-        "internlm2",
-        "jais",
-        "jais2",
-        "jamba",
-        "kimi-linear",
-        "laguna",
-        "lfm2",
-        "lfm2moe",
-        "llama",
-        "llama4",
-        "maincoder",
-        "mamba",
-        "mamba2",
-        "mellum",
-        "mimo2",
-        "minicpm",
-        "minicpm3",
-        "minimax-m2",
-        "mistral3",
-        "mistral4",
-        "mpt",
-        "muse-glimmer",
-        "nanbeige",
-        "nemotron",
-        "nemotron_h",
-        "nemotron_h_moe",
-        "olmo",
-        "olmo2",
-        "olmoe",
-        "openelm",
-        "orion",
-        "paddleocr",
-        "pangu-embedded",
-        "phi2",
-        "phi3",
-        "phimoe",
-        "plamo",
-        "plamo2",
-        "plamo3",
-        "qwen",
-        "qwen2",
-        "qwen2moe",
-        "qwen2vl",
-        "qwen3",
-        "qwen35",
-        "qwen35moe",
-        "qwen3moe",
-        "qwen3next",
-        "qwen3vl",
-        "qwen3vlmoe",
-        "refact",
-        "rwkv6",
-        "rwkv6qwen2",
-        "rwkv7",
-        "seed_oss",
-        "smallthinker",
-        "smollm3",
-        "spark2_5",
-        "stablelm",
-        "starcoder",
-        "starcoder2",
-        "step35",
-        "xverse",
-    )
-)
-"""Architectures whose figures were compared with the engine's. Others are built from their tensors, and err high."""
 
 MAX_LAYERS: Final = 512
 """The engine refuses more (``LLAMA_MAX_LAYERS``); it also bounds what a hostile file can make the planner do."""
@@ -259,6 +166,8 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     ``sliding`` tells which blocks slide, the last ``n_layer_shared`` read the cache of a block before them. The last
     ``n_layer_nextn`` blocks predict tokens ahead: they count as layers where layers are dealt out, and the engine
     neither loads nor computes them.
+    All blocks are computed ``n_loop`` times, each time with caches of their own: then ``layers``, ``heads`` and ``sliding``
+    have an entry for each time. A ``cacheless`` model keeps nothing from one batch to the next.
     ``numbers`` are the architecture's own scalar keys, without their prefix; ``n_position`` counts the positions that
     a token has (4 with multi-section rotation); ``n_ctx_short`` is the context that the rotation was trained for.
 
@@ -273,6 +182,8 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     sliding: tuple[bool, ...]
     n_layer_shared: int
     n_layer_nextn: int
+    n_loop: int
+    cacheless: bool
     numbers: tuple[tuple[str, float], ...]
     n_ctx_train: int
     n_ctx_short: int
@@ -288,8 +199,13 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
 
     @property
     def n_layer(self) -> int:
-        """Number of blocks; the output layer is not one of them."""
+        """Number of layers: all blocks, counted once for each loop; the output layer is not one of them."""
         return len(self.layers)
+
+    @property
+    def n_block(self) -> int:
+        """Number of blocks that have weights of their own."""
+        return self.n_layer // self.n_loop
 
     @property
     def is_latent(self) -> bool:
@@ -390,8 +306,17 @@ def _window(spec: ModelSpec, keys: _Keys) -> int:
     return max(0, in_file)
 
 
-def _recurrent_layers(spec: ModelSpec, n_layer: int) -> tuple[bool, ...]:
-    """Return which layers keep a state: those whose block has a state-space, convolution or time-mix tensor."""
+def _recurrent_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...]:
+    """Return which layers keep a state: those whose block has a state-space, convolution or time-mix tensor.
+
+    Linear attention has no such tensor; its layers are told by keys.
+    """
+    if spec.architecture in _LINEAR:
+        named = keys.get("attention.recurrent_layers")
+        if isinstance(named, tuple) and named:
+            return tuple(flag != 0 for flag in keys.per_layer("attention.recurrent_layers", n_layer))
+        interval = max(1, keys.number("full_attention_interval", _FULL_INTERVAL))
+        return tuple((idx + 1) % interval != 0 for idx in range(n_layer))
     recurrent = [False] * n_layer
     for tensor in spec.tensors:
         idx = layer_of(tensor.name)
@@ -400,8 +325,11 @@ def _recurrent_layers(spec: ModelSpec, n_layer: int) -> tuple[bool, ...]:
     return tuple(recurrent)
 
 
-def _recurrent_state(keys: _Keys, n_embd: int, n_head: int) -> RecurrentState:
+def _recurrent_state(spec: ModelSpec, keys: _Keys, n_embd: int, heads: tuple[Heads, ...]) -> RecurrentState:
     """State per sequence of every kind (``llama_hparams::n_embd_r`` and ``n_embd_s``)."""
+    if spec.architecture in _LINEAR and heads:
+        return RecurrentState(n_conv=0, n_state=heads[0].head_k ** 2 * heads[0].n_head)
+    n_head = max((head.n_head for head in heads), default=0)
     d_conv, d_inner = keys.number("ssm.conv_kernel"), keys.number("ssm.inner_size")
     if head := keys.number("wkv.head_size"):
         return RecurrentState(n_conv=keys.number("token_shift_count", 2) * n_embd, n_state=n_embd * head)
@@ -460,11 +388,13 @@ def _caches(
     spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], *, n_swa: int, n_embd: int
 ) -> tuple[LayerCache, ...]:
     n_layer = len(heads)
+    if spec.architecture in _CACHELESS:
+        return (NoCache(),) * n_layer
     n_trunk = n_layer - count_nextn(spec, n_layer)
     # here the engine's filter lets a block that predicts ahead have a cache, unless its length says that it has experts
     in_hybrid, n_ff = spec.architecture.startswith("nemotron_h"), keys.per_layer("feed_forward_length", n_layer)
-    recurrent = _recurrent_layers(spec, n_layer)
-    state = _recurrent_state(keys, n_embd, max((head.n_head for head in heads), default=0))
+    recurrent = _recurrent_layers(spec, keys, n_layer)
+    state = _recurrent_state(spec, keys, n_embd, heads)
     n_shared = _count_shared(spec, keys, n_layer)
     # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
     latent = keys.number("attention.key_length_mla") > 0
@@ -474,15 +404,14 @@ def _caches(
     for idx, head in enumerate(heads):
         n_embd_k, n_embd_v = head.head_k * head.n_head_kv, head.head_v * head.n_head_kv
         full = FullAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v)
+        caches_nothing = spec.architecture in _CACHES_NOTHING or (in_hybrid and n_ff[idx] == 0)
         if idx >= n_trunk and not (in_hybrid and n_ff[idx] == 0):
             layers.append(NoCache())
         elif recurrent[idx] and spec.architecture in _BOTH:
             layers.append(AttentionAndState(attention=full, state=state))
         elif recurrent[idx]:
             layers.append(state)
-        elif (head.n_head_kv == 0 and spec.architecture not in _CACHES_NOTHING) or (
-            n_shared and idx >= n_layer - n_shared
-        ):
+        elif (head.n_head_kv == 0 and not caches_nothing) or (n_shared and idx >= n_layer - n_shared):
             layers.append(NoCache())
         elif indexed[idx]:
             layers.append(IndexedAttention(n_embd_k=n_embd_k, n_index=n_index))
@@ -504,7 +433,13 @@ def _is_sectioned(spec: ModelSpec, keys: _Keys) -> bool:
 
 def _is_known(spec: ModelSpec, keys: _Keys) -> bool:
     """Whether the architecture was compared with the engine's figures, and the file has nothing that was not."""
-    return spec.architecture in COVERED and keys.number("num_loops", 1) <= 1
+    return spec.architecture in COVERED and (spec.architecture in _LOOPING or keys.number("num_loops", 1) <= 1)
+
+
+def _count_loops(spec: ModelSpec, keys: _Keys, n_block: int) -> int:
+    """Return how often all blocks are computed for a token; the engine refuses more layers in all than ``MAX_LAYERS``."""
+    n_loop = keys.number("num_loops", 1) if spec.architecture in _LOOPING else 1
+    return max(1, min(n_loop, MAX_LAYERS // max(1, n_block)))
 
 
 def read_architecture(spec: ModelSpec) -> Architecture:
@@ -524,16 +459,19 @@ def read_architecture(spec: ModelSpec) -> Architecture:
     n_nextn = count_nextn(spec, n_layer)
     sliding = _sliding_layers(spec, keys, n_layer, n_nextn) if n_swa else (False,) * n_layer
     heads = _heads(keys, n_layer, n_embd, sliding)
+    n_loop = _count_loops(spec, keys, n_layer)
     n_ff = keys.number("feed_forward_length")
     n_ff_expert = keys.number("expert_feed_forward_length", n_ff if n_expert else 0)
     n_ff_shared = keys.number("expert_shared_feed_forward_length", n_ff_expert * keys.number("expert_shared_count"))
     return Architecture(
         name=spec.architecture,
-        layers=_caches(spec, keys, heads, sliding, n_swa=n_swa, n_embd=n_embd),
-        heads=heads,
-        sliding=sliding,
+        layers=_caches(spec, keys, heads, sliding, n_swa=n_swa, n_embd=n_embd) * n_loop,
+        heads=heads * n_loop,
+        sliding=sliding * n_loop,
         n_layer_shared=_count_shared(spec, keys, n_layer),
         n_layer_nextn=n_nextn,
+        n_loop=n_loop,
+        cacheless=spec.architecture in _CACHELESS,
         numbers=keys.numbers(),
         n_ctx_train=keys.number("context_length"),
         n_ctx_short=keys.number("rope.scaling.original_context_length", keys.number("context_length")),

@@ -76,6 +76,8 @@ class Layer(NamedTuple):
     """Among the blocks of the graph."""
     number: int
     """Of the block in the model; of the first one like it, where blocks that are alike have the same graph."""
+    origin: int
+    """The place of the block whose weights these are: one before it where a model loops."""
     borrows: bool
     """Whether it reads the cache of a block before it."""
     owner_home: int
@@ -92,6 +94,8 @@ class Batch(NamedTuple):
     flash_attn: bool
     element_k: Element
     element_v: Element
+    cacheless: bool = False
+    """Nothing is cached: tokens attend to those of their batch."""
     n_embd_v_padded: int = 0
     """Without flash attention all V caches have rows of the longest."""
     n_position: int = 1
@@ -155,6 +159,7 @@ class Blocks:
         self._table = table
         self._weights: dict[tuple[int, str], Tensor] = {}
         self._inputs: dict[tuple[bool, int], _AttentionInput] = {}
+        self._batch_masks: dict[bool, Tensor] = {}
         self._caches: dict[tuple[int, str], Tensor] = {}
         self.positions = new_input(I32, batch.n_tokens * batch.n_position)
         self.query_scale = new_input(F32, 1, 1, batch.n_tokens)
@@ -168,7 +173,7 @@ class Blocks:
 
     def weight(self, layer: Layer, name: str) -> Tensor | None:
         """Return a block's tensor by its suffix, or ``None`` where the file has none."""
-        key = (layer.place, name)
+        key = (layer.origin, name)
         found = self._weights.get(key)
         if found is not None:
             return found
@@ -183,7 +188,7 @@ class Blocks:
         """Return a block's tensor; one that the file lacks stands in as a square matrix."""
         found = self.weight(layer, name)
         if found is None:
-            found = self._weights[layer.place, name] = new_weight(shape(self.n_embd, self.n_embd), layer.home)
+            found = self._weights[layer.origin, name] = new_weight(shape(self.n_embd, self.n_embd), layer.home)
         return found
 
     def global_weight(self, name: str, home: int) -> Tensor | None:
@@ -445,6 +450,9 @@ class Blocks:
     ) -> Tensor:
         """``build_attn`` with a K and a V cache; without ``k`` its owner's cache is read as it is."""
         heads, batch = layer.heads, self.batch
+        if batch.cacheless and k is not None and v is not None:
+            x = self._attend_batch(heads, q, k, v)
+            return x if output is None else self.project(layer, output, x)
         inp = self._attention_input(heads)
         if inp.k_rot is not None:
             q = _rotate(q, inp.k_rot)
@@ -467,6 +475,16 @@ class Blocks:
         if inp.v_rot is not None:
             x = _rotate(x, inp.v_rot)
         return x if output is None else self.project(layer, output, x)
+
+    def _attend_batch(self, heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``build_attn`` without a cache."""
+        for tensor in (q, k, v):
+            self.graph.expand(tensor)
+        n_tokens, flash_attn = self.batch.n_tokens, self.batch.flash_attn
+        mask = self._batch_masks.get(heads.slides)
+        if mask is None:
+            mask = self._batch_masks[heads.slides] = new_input(F16 if flash_attn else F32, n_tokens, n_tokens)
+        return self._mha(q, k, v, mask, None)
 
     def choose_tokens(self, layer: Layer, q: Tensor, k: Tensor, weights: Tensor, n_top: int) -> Tensor:
         """The lightning indexer: store this batch's keys, then return the tokens that each query may see.

@@ -43,7 +43,6 @@ _EXOTIC: Final = frozenset(
         "glm5-next",
         "hy_v4",
         "kimi-k3",
-        "minimax-01",
         "minimax-m3",
         "qwen4exp",
         "t5",
@@ -111,7 +110,9 @@ def _has_slices(shapes: Shapes) -> bool:
 
 def _needs_every_layer(architecture: Architecture, shapes: Shapes, places: Places) -> bool:
     """Whether no block can be left out."""
-    if places.n_devices > 1 and _has_slices(shapes):
+    if _has_slices(shapes) and (places.n_devices > 1 or len(set(places.blocks)) > 1):
+        return True
+    if architecture.n_loop > 1:  # copies of weights outlast the loop that they were made for
         return True
     # each block has a mask of its own, all of which are allocated first
     return any(isinstance(cache, IndexedAttention) for cache in architecture.layers)
@@ -132,11 +133,11 @@ def _kept(architecture: Architecture, sizes: Shapes, places: Places) -> list[int
 
 
 def _spot(architecture: Architecture, alike: tuple[int, ...], places: Places, idx: int) -> Spot:
-    owner = _owner(architecture, idx)
+    owner, block = _owner(architecture, idx), idx % architecture.n_block
     return Spot(
         alike=alike[idx],
-        home=places.blocks[idx],
-        experts_home=places.experts[idx],
+        home=places.blocks[block],
+        experts_home=places.experts[block],
         last=idx == architecture.n_layer - architecture.n_layer_nextn - 1,
         borrows=owner != idx,
         owner_home=places.blocks[owner],
@@ -149,7 +150,7 @@ def _layer(architecture: Architecture, shapes: Shapes, caches: Caches, spot: Spo
     heads, cache, slides = architecture.heads[idx], architecture.layers[idx], architecture.sliding[idx]
     n_cells = caches.n_cells_sliding if slides else caches.n_cells
     return Layer(
-        weights=dict(shapes.blocks[idx]),
+        weights=dict(shapes.blocks[idx % architecture.n_block]),
         home=spot.home,
         experts_home=spot.experts_home,
         heads=Heads(heads.n_head, heads.n_head_kv, heads.head_k, heads.head_v, n_cells, slides),
@@ -159,6 +160,7 @@ def _layer(architecture: Architecture, shapes: Shapes, caches: Caches, spot: Spo
         last=spot.last,
         place=place,
         number=idx,
+        origin=place % architecture.n_block,
         borrows=spot.borrows,
         owner_home=spot.owner_home,
     )
@@ -183,10 +185,11 @@ def _weight_kinds(shapes: Shapes) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def _alike(architecture: Architecture, shapes: Shapes) -> tuple[int, ...]:
     """Return for each block the first that has the same graph.
 
-    Itself where the engine counts its blocks, or where one depends on another far behind it: slices are all copied to a
-    device when its first block begins.
+    Itself where the engine counts its blocks or loops, or where one depends on another far behind it: slices are all
+    copied to a device when its first block begins.
     """
-    if counts_blocks(architecture.name, architecture.numbers) or _has_slices(shapes):
+    counted = architecture.n_loop > 1 or counts_blocks(architecture.name, architecture.numbers)
+    if counted or _has_slices(shapes):
         return tuple(range(architecture.n_layer))
     plain = zip(_weight_kinds(shapes)[0], _layer_kinds(architecture), architecture.sliding, strict=True)
     first: dict[tuple[int, int, bool], int] = {}

@@ -5,6 +5,7 @@ devices, bytes of weights or how memory is allocated.
 """
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Final
 
 from launcher.planner.footprint.blocks import Blocks, Layer
@@ -19,6 +20,7 @@ from launcher.planner.footprint.family import (
     has_window,
     norm_heads,
     scale_residual,
+    temper,
 )
 from launcher.planner.footprint.graph import (
     Graph,
@@ -36,6 +38,8 @@ _BAICHUAN_ROTATES: Final = 32
 """Only Baichuan of this depth (7B) rotates: the other has biases by distance."""
 _FACTORS_IN_FULL: Final = frozenset({"step35"})
 """Only layers that see everything use the file's frequency factors."""
+_NORMS_BEFORE: Final = ("eurobert", "gemma-embedding", "modern-bert", "neo-bert")
+"""Encoders that norm what a part reads, as transformers do; the others norm what it puts out."""
 _NORMS_LATE: Final = frozenset({"hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"})
 """Queries and keys are normed after they were rotated."""
 _RMS_WITH_BIAS: Final = frozenset({"phi3", "phimoe"})
@@ -54,6 +58,7 @@ def _project_heads(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Styl
         q, k = b.rope(q, layer), b.rope(k, layer)
         return in_place(q), in_place(k), v
     ropes = style.ropes and (style.ropes_full or layer.heads.slides or not has_window(model))
+    ropes = ropes or (style.ropes_dense and layer.number < model.numbers.get("leading_dense_block_count", 0))
     ropes = ropes and (style.ropes_not_every == 0 or (layer.number + 1) % style.ropes_not_every != 0)
     plain = model.name in _FACTORS_IN_FULL and layer.heads.slides
     late = model.name in _NORMS_LATE
@@ -65,7 +70,7 @@ def _project_heads(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Styl
         return norm_heads(b, x, layer, kind, layer_norm=style.layer_norm) if late else x
 
     q, k = prepare(q, "q"), prepare(k, "k")
-    return (in_place(q) if style.scales_q else q), k, v
+    return (in_place(q) if style.scales_q else temper(b, q, model)), k, v
 
 
 def _attend(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> Tensor:
@@ -152,6 +157,13 @@ def _transformer_block(b: Blocks, x: Tensor, layer: Layer, model: Model, style: 
     return in_place(ffn_input, cur) if style.residual_first else in_place(cur, ffn_input)
 
 
+def _loop_ends(model: Model) -> frozenset[int]:
+    """The layers after which all blocks are computed once more, with the output's norm between (Nanbeige)."""
+    if model.numbers.get("skip_loop_final_norm", 0.0):
+        return frozenset()
+    return frozenset(layer.number for layer, after in pairwise(model.layers) if after.origin <= layer.origin)
+
+
 def transformer(model: Model) -> Graph:
     """Attention, then feed-forward or experts, in every block."""
     style = STYLES.get(model.name, PLAIN)._replace(clamps=model.numbers.get("attention.clamp_kqv", 0.0) > 0)
@@ -166,9 +178,11 @@ def transformer(model: Model) -> Graph:
     b, x = begin(model, style)
     x = _embed_positions(b, x, model)
     n_extra = int(model.numbers.get("n_deepstack_layers", 0))
-    embedded = x
+    embedded, loop_ends = x, _loop_ends(model)
     for layer in model.layers:
         x = _transformer_block(b, x, layer, model, style)
+        if layer.number in loop_ends:
+            x = b.norm_by(x, b.global_weight("output_norm.weight", model.output_home), None)
         if layer.number < n_extra:
             x = in_place(x, view(embedded, shape(model.n_embd, model.batch.n_tokens), embedded.nb))
     return end(b, x, style)
@@ -216,6 +230,18 @@ def _recurrent(model: Model) -> Graph:
     return (delta_hybrid if model.name in {"qwen35", "qwen35moe", "qwen3next"} else hybrid)(model)
 
 
+def _encoder(model: Model) -> Graph:
+    from launcher.planner.footprint.encoder import norms_after, norms_before  # noqa: PLC0415 - FAMILIES says why
+
+    return (norms_before if model.name in _NORMS_BEFORE else norms_after)(model)
+
+
+def _lightning(model: Model) -> Graph:
+    from launcher.planner.footprint.lightning import lightning  # noqa: PLC0415 - FAMILIES says why
+
+    return lightning(model)
+
+
 def _rwkv(model: Model) -> Graph:
     from launcher.planner.footprint.rwkv import rwkv  # noqa: PLC0415 - FAMILIES says why
 
@@ -228,6 +254,9 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     **dict.fromkeys(("deepseek2", "deepseek32", "glm-dsa", "kimi-linear", "minicpm3", "mistral4"), _latent),
     **dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h"), _recurrent),
     **dict.fromkeys(("nemotron_h_moe", "plamo2", "mamba", "mamba2", "qwen35", "qwen35moe", "qwen3next"), _recurrent),
+    "minimax-01": _lightning,
+    **dict.fromkeys(_NORMS_BEFORE, _encoder),
+    **dict.fromkeys(("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe"), _encoder),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"), _rwkv),
 }
 """Graphs that are not a transformer's. Their files are loaded by the model that needs one: a plan seldom does, and each

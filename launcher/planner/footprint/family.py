@@ -52,6 +52,8 @@ class Style(NamedTuple):
     ropes: bool = True
     ropes_full: bool = True
     """Layers that see everything rotate too, not only sliding ones (where some slide)."""
+    ropes_dense: bool = False
+    """The leading blocks without experts rotate too."""
     reuses_norm: bool = False
     """Without a norm of its own the feed-forward part reads what attention reads."""
     routes_early: bool = False
@@ -80,6 +82,7 @@ STYLES: Final[Mapping[str, Style]] = {
     "cohere2": Style(layer_norm=True, parallel=_RESIDUAL_SECOND, ropes_full=False),
     "cohere2moe": Style(
         ropes_full=False,
+        ropes_dense=True,
         parallel=_RESIDUAL_SECOND,
         picks_at_end=True,
         picks_after_norm=True,
@@ -120,6 +123,7 @@ STYLES: Final[Mapping[str, Style]] = {
     "gemma": Style(scales_embedding=True, scales_q=True),
     "gemma2": Style(scales_embedding=True, scales_q=True, caps_scores=True),
     "gemma3": Style(scales_rows=True, scales_q=True),
+    "llada-moe": Style(routing=Routing(normalizes=False)),
     "llama4": Style(rests_every=4, routing=Routing(SIGMOID, normalizes=False, weighs_first=True)),
     "gpt-oss": Style(picks_at_end=True, drafts=True, routing=Routing(SOFTMAX_WEIGHT, normalizes=False)),
 }
@@ -161,6 +165,16 @@ def scale_residual(x: Tensor, model: Model) -> Tensor:
     """Scale what a part adds to the stream, where the file says so (granite, minicpm)."""
     scaled = model.name in _SCALING_RESIDUAL or model.numbers.get("residual_scale", 0.0)
     return in_place(x) if scaled else x
+
+
+_TEMPERING: Final = frozenset({"deepseek2", "mistral3", "mistral4"})
+"""Where the file says so, their queries are scaled by position (Ministral 3, Mistral Large 3)."""
+
+
+def temper(b: Blocks, q: Tensor, model: Model) -> Tensor:
+    """Scale queries by how far into the context they are (``build_inp_attn_scale``)."""
+    tempered = model.name in _TEMPERING and model.numbers.get("attention.temperature_scale", 0.0)
+    return in_place(q, b.query_scale) if tempered else q
 
 
 def norm_heads(b: Blocks, x: Tensor, layer: Layer, kind: str, *, layer_norm: bool = False) -> Tensor:

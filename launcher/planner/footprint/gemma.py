@@ -116,11 +116,16 @@ def _magnitude(x: Tensor) -> Tensor:
 
 def _plane(x: Tensor) -> Tensor:
     """One of the parallel residual streams."""
-    return view(x, shape(x.ne[0], x.ne[1]), x.nb)
+    return _planes(x, 1)
 
 
 def _other_planes(x: Tensor) -> Tensor:
-    return view(x, shape(x.ne[0], x.ne[1], x.ne[2] - 1), x.nb)
+    return _planes(x, x.ne[2] - 1)
+
+
+def _planes(x: Tensor, n: int) -> Tensor:
+    # a copy on another backend can only be computed in place if all its strides are those of contiguous memory
+    return view(x, shape(x.ne[0], x.ne[1], n), (*x.nb[:3], n * x.nb[2]))
 
 
 def _project_planes(b: Blocks, name: str, x: Tensor, target: Tensor, model: Model) -> Tensor:

@@ -15,6 +15,7 @@ from launcher.planner.footprint.family import (
     read_routing,
     scale_residual,
     size_of,
+    temper,
 )
 from launcher.planner.footprint.graph import (
     Graph,
@@ -84,7 +85,7 @@ def _latent_attention(
         q_pe = view(q, shape(n_rope, n_head, n_tokens), q.nb)
         q_pe = b.rope(q_pe, layer) if ropes else q_pe
         absorbed = mul_mat(b.need(layer, "attn_k_b.weight"), permute(q_nope, 0, 2, 1, 3))
-        query = concat(permute(absorbed, 0, 2, 1, 3), q_pe, 0)
+        query = temper(b, concat(permute(absorbed, 0, 2, 1, 3), q_pe, 0), model)
         key = concat(reshape(compressed, n_lora, 1, n_tokens), k_pe, 0)
         return b.attend_latent(layer, query, key, n_lora, chosen)
     kv = b.project(layer, "attn_kv_b", compressed)
@@ -94,7 +95,7 @@ def _latent_attention(
     v = cont(view(kv, shape(head_v, n_head, n_tokens), nb))
     q = b.rope(q, layer)
     key = concat(k_nope, fresh(shape(n_rope, n_head, n_tokens), k_pe), 0)
-    return b.attend(layer, q, key, v)
+    return b.attend(layer, temper(b, q, model), key, v)
 
 
 def latent_transformer(model: Model) -> Graph:

@@ -47,7 +47,20 @@ _F32_BYTES: Final = 4
 
 WITHOUT_FLASH_ATTENTION: Final = frozenset({"grok"})
 """The engine switches it off for these (``llama_init_from_model``)."""
-_OUTPUT_NAMES: Final = ("output", "altup_")
+_OUTPUT_NAMES: Final = ("output", "altup_", "cls", "dense_", "enc.output_norm")
+_WITHOUT_LOGITS: Final = frozenset(
+    (
+        "bert",
+        "eurobert",
+        "jina-bert-v2",
+        "jina-bert-v3",
+        "modern-bert",
+        "neo-bert",
+        "nomic-bert",
+        "nomic-bert-moe",
+    )
+)
+"""They have no output table; EmbeddingGemma is given one that it never uses."""
 _ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
 """Their output layer is created before the input layer, which then cannot be shared."""
 _BESIDE_FIRST_BLOCK: Final = frozenset(
@@ -212,10 +225,8 @@ def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> 
     n_items = min(n_gpu_layers, n_layer + 1)
     if n_items <= 0 or not shares:
         return Placement(blocks=(None,) * n_layer, output=None, runs=(Run(None, 0, n_layer),))
-    total, running, bounds = sum(shares), 0.0, []
-    for share in shares:
-        running += share
-        bounds.append(_f32(running / total))
+    sums = list(accumulate(shares, lambda total, share: _f32(total + _f32(share)), initial=0.0))[1:]
+    bounds = [_f32(total / sums[-1]) for total in sums]
     start = n_layer + 1 - n_items
 
     def device(idx: int) -> int | None:
@@ -357,7 +368,10 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         output_bytes=output_bytes,
         largest_output_bytes=embedding.n_bytes if embedding and not has_output else largest_output,
         tied_output_type=None
-        if embedding is None or has_output or STYLES.get(spec.architecture, PLAIN).output_on_host
+        if embedding is None
+        or has_output
+        or spec.architecture in _WITHOUT_LOGITS
+        or STYLES.get(spec.architecture, PLAIN).output_on_host
         else embedding.type,
         n_tied_rows=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
         always_twice=spec.architecture in _ALWAYS_TWICE,
@@ -390,7 +404,10 @@ def _cells(architecture: Architecture, config: LlamaCppConfig) -> Cells:
 
 def _as_engine(architecture: Architecture, config: LlamaCppConfig) -> LlamaCppConfig:
     if config.flash_attn and architecture.name in WITHOUT_FLASH_ATTENTION:
-        return replace(config, flash_attn=False)
+        config = replace(config, flash_attn=False)
+    if architecture.cacheless:  # batches are bounded by the context as it is allocated, not as it was asked for
+        cells = count_cells(config)
+        config = replace(config, n_ctx=cells.n_cells * cells.n_stream)
     return config
 
 
@@ -475,6 +492,7 @@ def _compute(
             n_stream=cells.n_stream,
             n_outputs=min(cells.n_ubatch, n_outputs),
             flash_attn=config.flash_attn,
+            cacheless=architecture.cacheless,
             element_k=_element(config.cache_type_k),
             element_v=_element(config.cache_type_v),
             n_embd_v_padded=cells.n_embd_v_padded,

@@ -186,8 +186,8 @@ def rwkv(model: Model) -> Graph:
     if not over_qwen:
         x = b.norm_by(
             x,
-            b.global_weight("token_embd_norm.weight", model.cpu),
-            b.global_weight("token_embd_norm.bias", model.cpu),
+            b.global_weight("token_embd_norm.weight", model.layers[0].home),
+            b.global_weight("token_embd_norm.bias", model.layers[0].home),
             layer_norm=True,
         )
     first: Tensor | None = None
