@@ -13,8 +13,14 @@ from msgspec import Struct
 
 from launcher.tensor_types import TensorType, tensor_bytes
 
-SCHEMA_VERSION: Final = 1
-"""Of every snapshot that is written to disk or printed as JSON; raised when a field changes its meaning."""
+SCHEMA_VERSION: Final = 2
+"""Of every snapshot that is written to disk or printed as JSON; raised when a field changes its meaning.
+
+2: a plan may name memories of several machines (``node0/gpu0``), and its last budgets are then of several hosts.
+"""
+
+READABLE_VERSIONS: Final = frozenset({1, 2})
+"""Of snapshots that are read back: what version 1 says is a part of what version 2 can say."""
 
 
 class Noun(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -405,6 +411,39 @@ class Inventory(Noun, frozen=True):
     schema_version: int = SCHEMA_VERSION
 
 
+class Network(Noun, frozen=True):
+    """What carries data from one machine to another: bytes per second one way, and seconds until a message arrives."""
+
+    bandwidth_bytes_per_s: float = 1_250_000_000.0
+    """Assumed where nobody measured: 10 Gbit/s, which most networks between servers give."""
+    latency_s: float = 50e-6
+    """Assumed where nobody measured: of TCP between two machines on one switch."""
+    provenance: Provenance = Provenance.ASSUMED
+
+
+class Cluster(Noun, frozen=True):
+    """Several machines, each with its own memory, and the network between them.
+
+    It is no ``Inventory``, so that whatever knows one host only has to say which it takes. ``nodes`` have different names.
+    """
+
+    name: str
+    nodes: tuple[Inventory, ...]
+    network: Network = Network()
+    provenance: Provenance = Provenance.MEASURED
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def is_cloud(self) -> bool:
+        """Whether all of its machines are offered by the hour."""
+        return all(node.is_cloud for node in self.nodes)
+
+
+Machines: TypeAlias = Inventory | Cluster
+"""Where a plan is made for: one machine or several."""
+
+
 # --- Measurements -----------------------------------------------------------------------------------------------
 
 
@@ -516,6 +555,8 @@ class MemoryUse(Noun, frozen=True):
     weights_bytes: int = 0
     kv_cache_bytes: int = 0
     compute_bytes: int = 0
+    host: str | None = None
+    """The machine that has the device, in a plan for several."""
 
     @property
     def total_bytes(self) -> int:
@@ -536,6 +577,8 @@ class HostUse(Noun, frozen=True):
     prompt_cache_bytes: int = 0
     checkpoints_bytes: int = 0
     resident_mmap_bytes: int = 0
+    host: str | None = None
+    """The machine whose memory it is, in a plan for several."""
 
     @property
     def engine_bytes(self) -> int:
@@ -549,10 +592,16 @@ class HostUse(Noun, frozen=True):
 
 
 class Footprint(Noun, frozen=True):
-    """Predicted memory per device and host."""
+    """Predicted memory per device and host; ``further_hosts`` are of a plan over several machines."""
 
     devices: tuple[MemoryUse, ...]
     host: HostUse
+    further_hosts: tuple[HostUse, ...] = ()
+
+    @property
+    def hosts(self) -> tuple[HostUse, ...]:
+        """What is held in each host's memory."""
+        return self.host, *self.further_hosts
 
 
 class Budget(Noun, frozen=True):
@@ -565,6 +614,8 @@ class Budget(Noun, frozen=True):
     residual_bytes: int = 0
     residual_learnt: bool = False
     """Whether the residual was learnt from runs on this machine; else it is assumed."""
+    host: str | None = None
+    """The machine that has the memory, in a plan for several."""
 
     @property
     def budget_bytes(self) -> int:
@@ -645,6 +696,7 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     address: Address
     footprint: Footprint
     budgets: tuple[Budget, ...]
+    """Of the memories in ``footprint``: its devices, then its hosts."""
     artifact: Artifact
     install: EngineInstall | None = None
     engine_devices: tuple[str, ...] = ()
@@ -660,6 +712,8 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
     """Devices that share each layer; with more than one, and with those below, only vLLM's plans."""
     pipeline_parallel: int = 1
     """Stages that follow each other, each with layers of its own; ``footprint.devices`` has them in order."""
+    replicas: int = 1
+    """Whole copies that the cluster has room for; ``footprint`` is of the first."""
     memory_utilization: float | None = None
     """Share of each device's memory that vLLM takes; ``None`` for other engines."""
     cuda_graphs: bool = True

@@ -21,7 +21,16 @@ from typing import Final, NoReturn, TypeVar
 import msgspec
 import platformdirs
 
-from launcher.domain import SCHEMA_VERSION, Calibration, InstanceRecord, InstanceView, Noun, ProcessId, State
+from launcher.domain import (
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    Calibration,
+    InstanceRecord,
+    InstanceView,
+    Noun,
+    ProcessId,
+    State,
+)
 from launcher.errors import AlreadyServedError, NotServedError, StateError, UsageError
 
 T = TypeVar("T")
@@ -406,7 +415,7 @@ def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibra
         found = msgspec.json.decode(data, type=Calibration)
     except (msgspec.DecodeError, UnicodeDecodeError):
         found = None
-    if found is not None and (found.machine, found.schema_version) == (machine, SCHEMA_VERSION):
+    if found is not None and found.machine == machine and found.schema_version in READABLE_VERSIONS:
         return found, None
     os.replace(name, f"{name}.corrupt", src_dir_fd=directory, dst_dir_fd=directory)
     return None, f"the calibration in {path} could not be understood and was set aside as {name}.corrupt"

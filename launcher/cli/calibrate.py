@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from aiohttp import ClientSession
 
-    from launcher.domain import Calibration, Inventory, Plan, Refusal, Request, Settings
+    from launcher.domain import Calibration, Inventory, Machines, Plan, Refusal, Request, Settings
     from launcher.store import Instance
     from launcher.tune.calibrate import OpenEngine, Outcome
 
@@ -106,9 +106,11 @@ def engine_opener(instance: "Instance") -> "OpenEngine":
     return open_plan
 
 
-def read_known(machine: "Inventory", name: str | None) -> "Calibration | None":
+def read_known(machine: "Machines", name: str | None) -> "Calibration | None":
     """Return what was measured on this machine; nothing where the plan is for another one, given by ``name``."""
-    if name is not None:
+    from launcher.domain import Cluster
+
+    if name is not None or isinstance(machine, Cluster):
         return None
     from launcher.planner.calibration import machine_id
     from launcher.store import read_calibration

@@ -25,11 +25,14 @@ def hardware(
     """Show what this machine offers: memory, processors, GPUs, and the engines found with the devices each sees."""
     from pathlib import Path
 
-    from launcher.inventory import load_inventory, probe_inventory
+    from launcher.inventory import load_machines, probe_inventory
 
     workers = opt.parse_rpc(rpc, inventory)
-    found = load_inventory(inventory) if inventory else probe_inventory(disk_path=Path.home())
-    found = found if workers is None else workers.join(found)
+    if inventory is not None:
+        found = load_machines(inventory)
+    else:
+        here = probe_inventory(disk_path=Path.home())
+        found = here if workers is None else workers.join(here)
     if json:
         import msgspec
 

@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from launcher.domain import Address, DeviceProcess, Inventory, Profile, Settings
+    from launcher.domain import Address, DeviceProcess, Inventory, Machines, Profile, Settings
     from launcher.fetch.remote import Reading
     from launcher.inventory.workers import Workers
     from launcher.planner.search import Alternatives
@@ -55,7 +55,8 @@ MinQuant = Annotated[str | None, typer.Option("--min-quant", help="Refuse a quan
 MinTps = Annotated[float | None, typer.Option("--min-tps", min=0.0, help="Refuse to generate slower than this.")]
 Force = Annotated[bool, typer.Option("--force", help="Override refusals that are estimates or floors.")]
 InventoryName = Annotated[
-    str | None, typer.Option("--inventory", help="Plan for this reference machine or inventory file.")
+    str | None,
+    typer.Option("--inventory", help="Plan for this reference machine, inventory file, or a multiple: 2x8xh100."),
 ]
 Rpc = Annotated[
     str | None,
@@ -282,13 +283,15 @@ def read_inventory(name: str | None, workers: "Workers | None" = None) -> "Inven
     return machine if workers is None else workers.join(machine)
 
 
-def start_reading_inventory(name: str | None, workers: "Workers | None" = None) -> "Callable[[], Inventory]":
-    """Begin to measure this machine, and return what waits for the result; a named machine is read only then.
+def start_reading_inventory(name: str | None, workers: "Workers | None" = None) -> "Callable[[], Machines]":
+    """Begin to measure this machine, and return what waits for the result; machines that are named are read only then.
 
     Most of the time goes into waiting for drivers and engines, while the rest of a command can be imported.
     """
     if name is not None:
-        return lambda: read_inventory(name)
+        from launcher.inventory import load_machines
+
+        return lambda: load_machines(name)
     from concurrent.futures import ThreadPoolExecutor
 
     import launcher.inventory.probe  # noqa: F401 - in turn, so that engines are asked before all else is imported
@@ -324,14 +327,17 @@ def _all_programs() -> "tuple[DeviceProcess, ...]":
     return probe_programs()
 
 
-def _all_machines() -> "tuple[Inventory, ...]":
-    """Return the reference machines, smallest first."""
-    from launcher.inventory import list_machines, load_inventory
+def _all_machines() -> "tuple[Machines, ...]":
+    """Return the reference machines, smallest first, then two and four of those that are rented with several GPUs."""
+    from launcher.inventory import list_machines, load_inventory, load_machines
 
     def size(machine: "Inventory") -> tuple[int, int]:
         return sum(device.total_bytes for device in machine.devices), machine.host.total_bytes
 
-    return tuple(sorted((load_inventory(name) for name in list_machines()), key=size))
+    single = sorted((load_inventory(name) for name in list_machines()), key=size)
+    servers = [machine for machine in single if machine.is_cloud and len(machine.devices) > 1]
+    multiples = sorted((n * size(server)[0], f"{n}x{server.name}") for n in (2, 4) for server in servers)
+    return (*single, *(load_machines(name) for _, name in multiples))
 
 
 def echo_argv(

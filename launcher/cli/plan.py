@@ -9,7 +9,7 @@ from launcher.cli import options as opt
 from launcher.cli.calibrate import read_known
 
 if TYPE_CHECKING:
-    from launcher.domain import Calibration, Inventory, Request
+    from launcher.domain import Calibration, Machines, Request
 
 All = Annotated[bool, typer.Option("--all", help="Show every plan that no other beats in both quality and speed.")]
 
@@ -87,7 +87,7 @@ def plan(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _show_all(request: "Request", machine: "Inventory", known: "Calibration | None", *, json: bool) -> bool:
+def _show_all(request: "Request", machine: "Machines", known: "Calibration | None", *, json: bool) -> bool:
     """Print the alternatives; False where there are none, which the refusal then explains."""
     from launcher.planner.fit import list_alternatives
     from launcher.render.plan import plans_json, render_plans

@@ -1,4 +1,4 @@
-"""What a machine offers: this one, measured, or another, read from a file.
+"""What a machine offers: this one, measured, or others, named or read from a file.
 
 It must not know of models, profiles or plans. Importing it is cheap: the modules that ask the machine (NVML, child
 processes) are loaded by the call that needs them, so that planning for a reference machine stays quick.
@@ -7,9 +7,9 @@ processes) are loaded by the call that needs them, so that planning for a refere
 from pathlib import Path
 
 from launcher.domain import Inventory
-from launcher.inventory.machines import list_machines, load_inventory
+from launcher.inventory.machines import list_machines, load_inventory, load_machines
 
-__all__ = ["list_machines", "load_inventory", "probe_inventory"]
+__all__ = ["list_machines", "load_inventory", "load_machines", "probe_inventory"]
 
 
 def probe_inventory(*, with_engines: bool = True, disk_path: Path | None = None) -> Inventory:

@@ -1,7 +1,8 @@
-"""Inventories read from files, among them the reference machines that ship with the program.
+"""Machines by name or from files, among them the reference machines that ship with the program.
 
-A file has exactly the fields of ``domain.Inventory``, as TOML or as the JSON that ``launch hardware --json`` prints.
-It must not know of this machine: nothing here imports psutil, NVML or ``subprocess``.
+A file has exactly the fields of ``domain.Inventory``, as TOML or as the JSON that ``launch hardware --json`` prints, or those
+of ``domain.Cluster``, whose ``nodes`` are such inventories. It must not know of this machine: nothing here imports psutil,
+NVML or ``subprocess``.
 """
 
 import re
@@ -9,11 +10,11 @@ from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 import msgspec
 
-from launcher.domain import SCHEMA_VERSION, Inventory
+from launcher.domain import READABLE_VERSIONS, SCHEMA_VERSION, Cluster, Inventory, Machines, Provenance
 from launcher.errors import InventoryError
 from launcher.inventory.text import printable
 from launcher.resources import data_dir
@@ -23,6 +24,13 @@ _MAX_FILE_BYTES: Final = 4 << 20
 
 _SUFFIXES: Final = (".toml", ".json")
 
+_MULTIPLE: Final = re.compile(r"(?P<n>[1-9]\d{0,3})x(?P<rest>.+)", re.DOTALL)
+MAX_NODES: Final = 64
+MAX_GPUS: Final = 16
+"""Of one machine that is made of a reference machine with one; assumed: servers have 8, few have 16."""
+
+_Noun = TypeVar("_Noun", Inventory, Cluster)
+
 
 def list_machines() -> tuple[str, ...]:
     """Return the names of the reference machines in alphabetical order."""
@@ -30,19 +38,39 @@ def list_machines() -> tuple[str, ...]:
 
 
 def load_inventory(name_or_path: str) -> Inventory:
-    """Return the reference machine of that name, or the inventory in that ``.toml`` or ``.json`` file.
-
-    A value with a slash, or with one of the two endings, is a path; anything else is a name.
+    """Return the one machine of that name or in that file; see ``load_machines``.
 
     Raises:
-        InventoryError: there is no such machine, or the file cannot be read or is no inventory.
+        InventoryError: as ``load_machines``, or several machines are meant.
     """
-    path = Path(name_or_path)
-    if path.suffix.lower() in _SUFFIXES or "/" in name_or_path:
-        return _read(path.expanduser())
-    machine = _machines_dir() / f"{name_or_path}.toml"
-    if name_or_path in list_machines():
-        return _read(machine)
+    found = load_machines(name_or_path)
+    if isinstance(found, Inventory):
+        return found
+    message = f"`{name_or_path}` is {len(found.nodes)} machines, and this command is about one"
+    raise InventoryError(message, help="`launch plan` plans for several")
+
+
+def load_machines(name_or_path: str) -> Machines:
+    """Return the reference machine of that name, a multiple of one, or what is in that ``.toml`` or ``.json`` file.
+
+    A value with a slash, or with one of the two endings, is a path; anything else is a name. ``NxNAME`` is a multiple: of a
+    reference machine with one GPU it is one machine with N of them, as the names ``2xrtx3090`` and ``8xh100`` say; of any
+    other, or of a file, N such machines. ``2x8xh100`` is two machines with eight each, ``2x1xrtx4090`` two with one each.
+
+    Raises:
+        InventoryError: there is no such machine, the multiple is out of range, or the file cannot be read or is no inventory.
+    """
+    return _load(name_or_path, n_multiples=2)
+
+
+def _load(name_or_path: str, n_multiples: int) -> Machines:
+    """Find what is meant, with at most so many multiples before it."""
+    found = _find(name_or_path)
+    if found is not None:
+        return found
+    if n_multiples and (multiple := _MULTIPLE.fullmatch(name_or_path)) is not None:
+        inner = _load(multiple["rest"], n_multiples - 1)
+        return _multiply(int(multiple["n"]), inner, multiple["rest"], name_or_path)
     message = f"no reference machine is called `{name_or_path}`"
     names = list_machines()
     raise InventoryError(
@@ -51,11 +79,48 @@ def load_inventory(name_or_path: str) -> Inventory:
     )
 
 
+def _find(name_or_path: str) -> Machines | None:
+    """Return what a name or path means as it stands; ``None`` where it may be a multiple."""
+    if name_or_path in list_machines():
+        return _read(_machines_dir() / f"{name_or_path}.toml")
+    path = Path(name_or_path)
+    is_path = path.suffix.lower() in _SUFFIXES or "/" in name_or_path
+    if not is_path or (_MULTIPLE.fullmatch(name_or_path) is not None and not path.exists()):
+        return None
+    return _read(path.expanduser())
+
+
+def _multiply(n: int, inner: Machines, rest: str, whole: str) -> Machines:
+    """Return ``n`` times what ``rest`` means, which is ``inner``: GPUs of one machine, or machines."""
+    if isinstance(inner, Cluster):
+        message = f"`{whole}`: `{rest}` is several machines already"
+        raise InventoryError(message, help="a multiple is of one machine: 2x8xh100 is two machines of eight H100")
+    if rest in list_machines() and len(inner.devices) == 1:
+        return _with_gpus(inner, n, whole)
+    if n > MAX_NODES:
+        message = f"`{whole}`: at most {MAX_NODES} machines are planned for, not {n}"
+        raise InventoryError(message)
+    nodes = tuple(msgspec.structs.replace(inner, name=f"node{idx}") for idx in range(n))
+    return Cluster(name=whole, nodes=nodes, provenance=inner.provenance, notes=(f"{n} machines like `{inner.name}`",))
+
+
+def _with_gpus(machine: Inventory, n: int, name: str) -> Inventory:
+    """Return the machine with ``n`` of its GPU; all else of it is taken over, and said to be."""
+    if n > MAX_GPUS:
+        message = f"`{name}`: at most {MAX_GPUS} GPUs of one machine are planned for, not {n}"
+        raise InventoryError(message, help=f"several machines are written {n}x1x{machine.name}")
+    devices = tuple(msgspec.structs.replace(machine.devices[0], name=f"gpu{idx}") for idx in range(n))
+    note = f"{n} GPUs in the host of `{machine.name}`: assumed"
+    return msgspec.structs.replace(
+        machine, name=name, devices=devices, provenance=Provenance.ASSUMED, notes=(*machine.notes, note)
+    )
+
+
 def _machines_dir() -> Path:
     return data_dir("profiles") / "machines"
 
 
-def _read(path: Path) -> Inventory:
+def _read(path: Path) -> Machines:
     try:
         with path.open("rb") as stream:
             content = stream.read(_MAX_FILE_BYTES + 1)
@@ -69,25 +134,39 @@ def _read(path: Path) -> Inventory:
         raise InventoryError(message)
     # No TOML starts with a brace: so JSON is known in a pipe too, `--inventory <(ssh HOST launch hardware --json)`.
     is_json = path.suffix.lower() == ".json" or content.lstrip().startswith(b"{")
-    return parse_inventory(content, source=str(path), is_json=is_json)
+    return parse_machines(content, source=str(path), is_json=is_json)
 
 
-def parse_inventory(content: bytes, *, source: str, is_json: bool) -> Inventory:
-    """Return the inventory that a file's bytes hold; ``source`` names the file in errors.
+def parse_machines(content: bytes, *, source: str, is_json: bool) -> Machines:
+    """Return the inventory or, where there are ``nodes``, the cluster that a file's bytes hold.
+
+    ``source`` names the file in errors.
 
     Raises:
         InventoryError: the syntax is wrong, or a key is unknown, missing, of another type or out of range. Its
             message names the file and the key path, its ``help`` what is allowed.
     """
     raw = _decode(content, source=source, is_json=is_json)
+    if isinstance(raw, dict) and "nodes" in raw:
+        cluster = _convert(raw, Cluster, source)
+        _check(_cluster_faults(cluster), source)
+        return cluster
+    inventory = _convert(raw, Inventory, source)
+    _check(_faults(inventory), source)
+    return inventory
+
+
+def _convert(raw: Any, noun: type[_Noun], source: str) -> _Noun:
     try:
-        inventory = msgspec.convert(raw, Inventory)
+        return msgspec.convert(raw, noun)
     except msgspec.ValidationError as error:
-        raise _explained(printable(str(error)), source) from error
-    for key_path, fact in _faults(inventory):
+        raise _explained(printable(str(error)), source, noun) from error
+
+
+def _check(faults: Iterator[tuple[str, str]], source: str) -> None:
+    for key_path, fact in faults:
         message = f"`{source}` is no valid inventory: {key_path}: {fact}"
         raise InventoryError(message)
-    return inventory
 
 
 def _decode(content: bytes, *, source: str, is_json: bool) -> Any:
@@ -103,10 +182,33 @@ def _decode(content: bytes, *, source: str, is_json: bool) -> Any:
         raise InventoryError(message) from error
 
 
+def _unreadable(version: int) -> Iterator[tuple[str, str]]:
+    if version not in READABLE_VERSIONS:
+        yield "schema_version", f"this program reads versions up to {SCHEMA_VERSION}, the file has {version}"
+
+
+def _cluster_faults(cluster: Cluster) -> Iterator[tuple[str, str]]:
+    """Yield key path and fact of what no cluster can have, then of each of its machines."""
+    yield from _unreadable(cluster.schema_version)
+    if not 0 < len(cluster.nodes) <= MAX_NODES:
+        yield "nodes", f"must be 1 to {MAX_NODES} machines, not {len(cluster.nodes)}"
+    yield from _negative(cluster.network, "network")
+    if cluster.network.bandwidth_bytes_per_s == 0:
+        yield "network.bandwidth_bytes_per_s", "must be above 0"
+    for key_path in _unprintable({"name": cluster.name, "notes": cluster.notes}, ""):
+        yield key_path, "holds characters that cannot be shown"
+    names: set[str] = set()
+    for i, node in enumerate(cluster.nodes):
+        if node.name in names:
+            yield f"nodes[{i}].name", f"`{node.name}` names two machines"
+        names.add(node.name)
+        for key_path, fact in _faults(node):
+            yield f"nodes[{i}].{key_path}", fact
+
+
 def _faults(inventory: Inventory) -> Iterator[tuple[str, str]]:
     """Yield key path and fact of each figure that no machine can have."""
-    if inventory.schema_version != SCHEMA_VERSION:
-        yield "schema_version", f"this program reads version {SCHEMA_VERSION}, the file has {inventory.schema_version}"
+    yield from _unreadable(inventory.schema_version)
     yield from _negative(inventory.host, "host")
     host = inventory.host
     if host.total_bytes == 0:
@@ -149,21 +251,21 @@ def _negative(struct: msgspec.Struct, key_path: str) -> Iterator[tuple[str, str]
             yield f"{key_path}.{field}", f"{value} is out of range"
 
 
-def _explained(fault: str, source: str) -> InventoryError:
+def _explained(fault: str, source: str, noun: type[msgspec.Struct]) -> InventoryError:
     """Turn msgspec's sentence, ``FAULT - at `$.a[0].b```, into file, key path and what is allowed there."""
     what, _, where = fault.partition(" - at `$")
     key_path = where.rstrip("`").lstrip(".")
     place = f" {key_path}:" if key_path else ""
     message = f"`{source}` is no valid inventory:{place} {what[:1].lower()}{what[1:]}"
-    allowed = _allowed(key_path)
+    allowed = _allowed(key_path, noun)
     wrong = re.search(r"(?:unknown field|enum value) [`'](.*)[`']", what)
     suggestion = _nearest(wrong[1], allowed) if wrong else None
     return InventoryError(message, help=suggestion or (f"allowed: {', '.join(allowed)}" if allowed else None))
 
 
-def _allowed(key_path: str) -> tuple[str, ...]:
+def _allowed(key_path: str, noun: type[msgspec.Struct]) -> tuple[str, ...]:
     """Return the keys of the table, or the values of the enumeration, at a key path such as ``devices[0].kind``."""
-    node: Any = Inventory
+    node: Any = noun
     for step in re.findall(r"\[|[^.\[\]]+(?!\])", key_path):
         node = get_args(node)[0] if step == "[" else _field_types(node)[step]
         if NoneType in get_args(node):

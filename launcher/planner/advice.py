@@ -14,8 +14,9 @@ from launcher.domain import (
     Advice,
     CacheType,
     Calibration,
+    Cluster,
     Engine,
-    Inventory,
+    Machines,
     Outcome,
     Plan,
     Refusal,
@@ -49,7 +50,7 @@ _MIN_USEFUL_CTX: Final = 1024
 
 def plan(
     request: Request,
-    inventory: Inventory,
+    inventory: Machines,
     *,
     argv: tuple[str, ...] = (),
     alternatives: Alternatives = Alternatives(),  # noqa: B008 - an immutable value
@@ -71,7 +72,7 @@ def plan(
 def advise(
     refusal: Refusal,
     request: Request,
-    inventory: Inventory,
+    inventory: Machines,
     *,
     argv: tuple[str, ...],
     alternatives: Alternatives,
@@ -82,7 +83,7 @@ def advise(
 
 
 def _prepare_search(
-    request: Request, inventory: Inventory, argv: tuple[str, ...], calibration: Calibration | None
+    request: Request, inventory: Machines, argv: tuple[str, ...], calibration: Calibration | None
 ) -> Search:
     return Search(
         request=request,
@@ -263,7 +264,7 @@ def _smaller_model(search: Search, alternatives: Alternatives) -> Iterator[Advic
             return
 
 
-def _other_machine(search: Search, machines: tuple[Inventory, ...]) -> Iterator[Advice]:
+def _other_machine(search: Search, machines: tuple[Machines, ...]) -> Iterator[Advice]:
     """Name the smallest reference machine that holds the request without offload."""
     found = smallest_that_holds(search, machines)
     if found is None:
@@ -271,7 +272,7 @@ def _other_machine(search: Search, machines: tuple[Inventory, ...]) -> Iterator[
     yield _on_machine(search, *found)
 
 
-def _cloud_node(search: Search, machines: tuple[Inventory, ...]) -> Iterator[Advice]:
+def _cloud_node(search: Search, machines: tuple[Machines, ...]) -> Iterator[Advice]:
     """Name the smallest reference machine that can be rented, where the smallest of all cannot."""
     found = smallest_that_holds(search, machines)
     rented = smallest_that_holds(search, tuple(machine for machine in machines if machine.is_cloud))
@@ -279,9 +280,13 @@ def _cloud_node(search: Search, machines: tuple[Inventory, ...]) -> Iterator[Adv
         yield _on_machine(search, *rented)
 
 
-def _on_machine(search: Search, machine: Inventory, plan: Plan) -> Advice:
-    node = ", a cloud node" if machine.is_cloud else ""
-    text = f"a machine like `{machine.name}` ({describe_machine(machine)}{node}) holds it at {describe_form(plan)}"
+def _on_machine(search: Search, machine: Machines, plan: Plan) -> Advice:
+    if isinstance(machine, Cluster):
+        nodes = ", cloud nodes" if machine.is_cloud else ""
+        text = f"`{machine.name}` ({describe_machine(machine)}{nodes}) hold it together at {describe_form(plan)}"
+    else:
+        node = ", a cloud node" if machine.is_cloud else ""
+        text = f"a machine like `{machine.name}` ({describe_machine(machine)}{node}) holds it at {describe_form(plan)}"
     return Advice(text=text, argv=search.command(search.request, search.argv_on(machine.name)))
 
 

@@ -5,7 +5,7 @@ It must not know how figures are written.
 
 from typing import Final
 
-from launcher.domain import HOST_MEMORY, Basis, Calibration, Device, DeviceKind, Host, Inventory, Provenance
+from launcher.domain import HOST_MEMORY, Basis, Calibration, Device, DeviceKind, Host, Inventory, Machines, Provenance
 from launcher.planner.footprint.llama_cpp import Backend
 from launcher.planner.sizing import Trial
 from launcher.planner.speed import (
@@ -50,7 +50,7 @@ def _cache_and_compute(trial: Trial) -> Basis:
     return Basis(figure="kv cache, compute", provenance=Provenance.ASSUMED, text=text)
 
 
-def basis_of_free(inventory: Inventory) -> Basis:
+def basis_of_free(inventory: Machines) -> Basis:
     """Return what the free bytes of a machine's memories rest on."""
     if inventory.provenance is Provenance.MEASURED:
         return Basis(figure="free", provenance=Provenance.MEASURED, text=f"on `{inventory.name}`")

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 from msgspec.structs import replace
 
-from launcher.domain import Calibration, Engine, Inventory, Objective, Outcome, Plan, Refusal, RefusalCode, Request
+from launcher.domain import (
+    Calibration,
+    Cluster,
+    Engine,
+    Inventory,
+    Machines,
+    Objective,
+    Outcome,
+    Plan,
+    Refusal,
+    RefusalCode,
+    Request,
+)
 from launcher.planner.ask import Ask, hold_context, note_lowered, resolve_ask, with_less_context, with_more_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.choice import pareto_front, pick
@@ -24,7 +36,7 @@ from launcher.planner.refusal import (
     refuse_no_artifact,
     refuse_no_fit,
 )
-from launcher.planner.rivals import disk_room_bytes, find_vllm, is_rival, worth_sizing
+from launcher.planner.rivals import disk_room_bytes, is_rival, may_have_vllm, worth_sizing
 from launcher.planner.sizing import (
     Candidate,
     Experience,
@@ -41,12 +53,12 @@ from launcher.planner.tuning import apply_tuning
 from launcher.units import format_bytes
 
 if TYPE_CHECKING:
-    from launcher.planner.vllm_fit import VllmTrial
+    from launcher.planner.vllm_plan import VllmTrial
 
 
 def decide(
     request: Request,
-    inventory: Inventory,
+    inventory: Machines,
     prepared: tuple[Candidate, ...] | None = None,
     calibration: Calibration | None = None,
     forms: tuple[Form, ...] | None = None,
@@ -55,6 +67,7 @@ def decide(
 
     ``prepared`` is what ``sizing.prepare`` returned for the request's profile and ``forms`` what ``forms.prepare_forms``
     did, where the caller asks more than once; ``calibration`` is what was measured on this very machine.
+    Over several machines it is the best plan of one of them, or vLLM's over many.
     """
     outcome = _decide(request, inventory, prepared, calibration, forms, whole_only=False)
     assert outcome is not None  # noqa: S101 - all placements were looked at
@@ -63,7 +76,7 @@ def decide(
 
 def decide_whole(
     request: Request,
-    inventory: Inventory,
+    inventory: Machines,
     prepared: tuple[Candidate, ...] | None = None,
     calibration: Calibration | None = None,
     forms: tuple[Form, ...] | None = None,
@@ -76,7 +89,7 @@ def decide_whole(
 
 def _decide(
     request: Request,
-    inventory: Inventory,
+    inventory: Machines,
     prepared: tuple[Candidate, ...] | None,
     calibration: Calibration | None,
     forms: tuple[Form, ...] | None,
@@ -87,6 +100,30 @@ def _decide(
         from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - a tenth of the start-up, seldom needed
 
         return decide_vllm(request, inventory, forms)
+    if isinstance(inventory, Cluster):
+        from launcher.planner.cluster_fit import decide_on_cluster  # noqa: PLC0415 - only several machines need it
+
+        candidates = prepare(request.profile) if prepared is None else prepared
+        forms = prepare_forms(request.profile) if forms is None else forms
+        return decide_on_cluster(
+            request,
+            inventory,
+            lambda node: _decide_alone(request, node, candidates, None, forms, whole_only=whole_only),
+            forms,
+        )
+    return _decide_alone(request, inventory, prepared, calibration, forms, whole_only=whole_only)
+
+
+def _decide_alone(
+    request: Request,
+    inventory: Inventory,
+    prepared: tuple[Candidate, ...] | None,
+    calibration: Calibration | None,
+    forms: tuple[Form, ...] | None,
+    *,
+    whole_only: bool,
+) -> Outcome | None:
+    """Plan or refuse for one machine, whichever engine it is for."""
     rivals: tuple[Form, ...] = ()
     if is_rival(request, inventory):
         rivals = prepare_forms(request.profile) if forms is None else forms
@@ -118,7 +155,7 @@ def _decide(
 
 def list_alternatives(
     request: Request,
-    inventory: Inventory,
+    inventory: Machines,
     calibration: Calibration | None = None,
     *,
     prepared: tuple[Candidate, ...] | None = None,
@@ -128,6 +165,16 @@ def list_alternatives(
     Floors do not apply: what lies below them is shown, for the user to judge. Nor does it matter whether this release can
     start the engine: vLLM's plans are among them wherever it is, or may be. ``prepared`` is as in ``decide``.
     """
+    if isinstance(inventory, Cluster):
+        from launcher.planner.cluster_fit import list_on_cluster  # noqa: PLC0415 - only several machines need it
+
+        candidates = prepare(request.profile) if prepared is None else prepared
+        return list_on_cluster(
+            request,
+            inventory,
+            lambda node: list_alternatives(request, node, prepared=candidates),
+            _list_vllm(request, inventory),
+        )
     found: list[tuple[Trial | VllmTrial, Ask, tuple[str, ...]]] = []
     if not _only_vllm(request):
         candidates = prepare(request.profile) if prepared is None else prepared
@@ -147,6 +194,16 @@ def list_alternatives(
     )
 
 
+def _list_vllm(request: Request, machines: Machines) -> list[Plan]:
+    """Return vLLM's plans over several machines, where it is or may be."""
+    if Engine.VLLM not in {*request.profile.engines, _fixed_engine(request)} or not _may_have_vllm(request, machines):
+        return []
+    from launcher.planner.vllm_fit import build_vllm_plan, list_vllm  # noqa: PLC0415 - as above
+
+    held, shown, lowered = list_vllm(request, machines, prepare_forms(request.profile))
+    return [build_vllm_plan(trial, held, machines, lowered) for trial in shown]
+
+
 # --- Either engine ----------------------------------------------------------------------------------------------
 
 
@@ -160,10 +217,8 @@ def _only_vllm(request: Request) -> bool:
     return fixed is Engine.VLLM or (fixed is None and set(request.profile.engines) == {Engine.VLLM})
 
 
-def _may_have_vllm(request: Request, inventory: Inventory) -> bool:
-    return _fixed_engine(request) in {None, Engine.VLLM} and (
-        inventory.engines is None or find_vllm(inventory) is not None
-    )
+def _may_have_vllm(request: Request, machines: Machines) -> bool:
+    return _fixed_engine(request) in {None, Engine.VLLM} and may_have_vllm(machines)
 
 
 def _instead_of(refusal: Refusal, request: Request, inventory: Inventory, rivals: tuple[Form, ...]) -> Outcome:

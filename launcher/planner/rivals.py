@@ -7,11 +7,12 @@ must not know how vLLM uses memory.
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from launcher.domain import Engine, EngineInstall, Inventory, Objective, Request, Settings
+from launcher.domain import Cluster, Engine, EngineInstall, Inventory, Machines, Objective, Request, Settings
 from launcher.planner.abilities import is_cpu_build, is_usable
 from launcher.planner.ask import Ask, merge_settings
 from launcher.planner.choice import Option, pick
 from launcher.planner.forms import Form
+from launcher.planner.hosts import devices_of
 from launcher.planner.speed import device_rates
 from launcher.units import GIB
 
@@ -35,9 +36,19 @@ def foreign_settings(settings: Settings) -> list[str]:
     return [name for name in _LLAMA_CPP_ONLY if getattr(settings, name) is not None]
 
 
-def find_vllm(inventory: Inventory) -> EngineInstall | None:
-    """Return vLLM as it is installed; ``None`` where it is not, or the machine's engines are unknown."""
-    return next((install for install in inventory.engines or () if install.engine is Engine.VLLM), None)
+def find_vllm(machines: Machines) -> EngineInstall | None:
+    """Return vLLM as it is installed; ``None`` where it is not, the engines are unknown, or the machines are several."""
+    if isinstance(machines, Cluster):
+        return None
+    return next((install for install in machines.engines or () if install.engine is Engine.VLLM), None)
+
+
+def may_have_vllm(machines: Machines) -> bool:
+    """Tell whether vLLM is there and may be started, or that may be for all that is known; of a cluster, on any machine."""
+    if isinstance(machines, Cluster):
+        return any(may_have_vllm(node) for node in machines.nodes)
+    install = find_vllm(machines)
+    return machines.engines is None or (install is not None and is_usable(install))
 
 
 def disk_room_bytes(inventory: Inventory) -> int | None:
@@ -46,12 +57,12 @@ def disk_room_bytes(inventory: Inventory) -> int | None:
     return None if free is None else free - DISK_MARGIN_BYTES
 
 
-def free_bytes(inventory: Inventory) -> int:
+def free_bytes(machines: Machines) -> int:
     """Return what all devices together have free: no form with more weights can be served."""
-    return sum(device.known_free_bytes for device in inventory.devices)
+    return sum(device.known_free_bytes for device in devices_of(machines))
 
 
-def is_rival(request: Request, inventory: Inventory) -> bool:
+def is_rival(request: Request, machines: Machines) -> bool:
     """Tell whether vLLM may be chosen unasked: the profile lists it, and it may be there.
 
     On a machine whose engines are unknown (a reference machine) it is assumed to be there, as the profile's list says. On
@@ -64,15 +75,13 @@ def is_rival(request: Request, inventory: Inventory) -> bool:
     settings = merge_settings(request.profile.pins, request.settings)
     if settings.engine not in {None, Engine.VLLM} or foreign_settings(settings):
         return False
-    install = find_vllm(inventory)
-    if inventory.engines is not None and (install is None or not is_usable(install)):
+    if not may_have_vllm(machines):
         return False
-    if is_cpu_build(install):
-        found = {other.engine for other in inventory.engines or ()} - {Engine.VLLM}
+    if isinstance(machines, Inventory) and is_cpu_build(find_vllm(machines)):
+        found = {other.engine for other in machines.engines or ()} - {Engine.VLLM}
         return not found.intersection(request.profile.engines)
-    if not inventory.devices:
-        return False
-    return all(device.compute_capability is not None for device in inventory.devices)
+    devices = tuple(devices_of(machines))
+    return bool(devices) and all(device.compute_capability is not None for device in devices)
 
 
 def worth_sizing(forms: Sequence[Form], options: Sequence[Option], ask: Ask, inventory: Inventory) -> list[Form]:

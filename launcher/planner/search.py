@@ -9,7 +9,18 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from launcher.domain import Calibration, DeviceProcess, Engine, Inventory, Outcome, Plan, Profile, Request, Settings
+from launcher.domain import (
+    Calibration,
+    Cluster,
+    DeviceProcess,
+    Engine,
+    Machines,
+    Outcome,
+    Plan,
+    Profile,
+    Request,
+    Settings,
+)
 from launcher.planner.fit import decide, decide_whole
 from launcher.planner.forms import Form
 from launcher.planner.sizing import Candidate
@@ -24,7 +35,7 @@ class Alternatives(Struct, frozen=True, kw_only=True):
     """
 
     smaller: Callable[[int], Iterable[Profile]] = lambda _: ()
-    machines: Callable[[], tuple[Inventory, ...]] = tuple
+    machines: Callable[[], tuple[Machines, ...]] = tuple
     programs: Callable[[], tuple[DeviceProcess, ...]] = tuple
 
 
@@ -77,7 +88,7 @@ class Search(Struct, frozen=True, kw_only=True):
     """A refused request, with what asking again needs."""
 
     request: Request
-    inventory: Inventory
+    inventory: Machines
     argv: tuple[str, ...]
     prepared: tuple[Candidate, ...]
     forms: tuple[Form, ...]
@@ -92,11 +103,11 @@ class Search(Struct, frozen=True, kw_only=True):
         outcome = self.decide(relaxed, self.inventory, self.calibration)
         return relaxed, outcome if isinstance(outcome, Plan) else None
 
-    def decide(self, request: Request, inventory: Inventory, calibration: Calibration | None = None) -> Outcome:
+    def decide(self, request: Request, inventory: Machines, calibration: Calibration | None = None) -> Outcome:
         """Plan a request for the same profile, with what was prepared of it."""
         return decide(request, inventory, self.prepared, calibration, self.forms)
 
-    def on(self, machine: Inventory) -> Plan | None:
+    def on(self, machine: Machines) -> Plan | None:
         """Plan the same request for another machine, without offload; each is asked once."""
         if machine.name not in self.seen:
             self.seen[machine.name] = decide_whole(self.request, machine, self.prepared, None, self.forms)
@@ -147,8 +158,10 @@ def describe_speed(plan: Plan) -> str:
     return f", about {written} tokens/s"
 
 
-def describe_machine(machine: Inventory) -> str:
+def describe_machine(machine: Machines) -> str:
     """Return what a machine has: its devices, or its memory where it has none."""
+    if isinstance(machine, Cluster):
+        return f"{len(machine.nodes)} machines, each {describe_machine(machine.nodes[0])}"
     if not machine.devices:
         return format_bytes(machine.host.total_bytes)
     total = format_bytes(sum(device.total_bytes for device in machine.devices))
@@ -156,7 +169,7 @@ def describe_machine(machine: Inventory) -> str:
     return f"{n} x {machine.devices[0].description}, {total} in all" if n > 1 else total
 
 
-def smallest_that_holds(search: Search, machines: tuple[Inventory, ...]) -> tuple[Inventory, Plan] | None:
+def smallest_that_holds(search: Search, machines: tuple[Machines, ...]) -> tuple[Machines, Plan] | None:
     """Return the first of the machines that holds the request without offload, with its plan."""
     for machine in machines:
         plan = search.on(machine)

@@ -8,6 +8,7 @@ from typing import Final
 
 from launcher.domain import (
     HOST_MEMORY,
+    Cluster,
     Condition,
     DeviceProcess,
     Engine,
@@ -20,6 +21,7 @@ from launcher.domain import (
 )
 from launcher.planner.ask import merge_settings
 from launcher.planner.freed import give_back
+from launcher.planner.hosts import devices_of
 from launcher.planner.quality import kl_divergence
 from launcher.planner.search import (
     Alternatives,
@@ -69,6 +71,8 @@ def _fits(plan: Plan) -> str:
 
 def _after_others_leave(outcome: Outcome, search: Search, alternatives: Alternatives) -> Iterator[Verdict]:
     """Say what would fit if the programs that hold device memory were gone, else those that hold the host's, too."""
+    if isinstance(search.inventory, Cluster):
+        return  # nobody tells who holds the memory of other machines
     machine, names = _freed_devices(search.inventory)
     found = _better(outcome, search, machine) if names else None
     if found is None and _wants_host_memory(outcome):
@@ -129,7 +133,9 @@ def _with_another_device(outcome: Outcome, search: Search, alternatives: Alterna
     """Say on which reference machine with a device it would fit as a whole."""
     if outcome.code not in _MENDED_BY_MEMORY if isinstance(outcome, Refusal) else outcome.is_whole:
         return
-    found = smallest_that_holds(search, tuple(machine for machine in alternatives.machines() if machine.devices))
+    found = smallest_that_holds(
+        search, tuple(machine for machine in alternatives.machines() if any(devices_of(machine)))
+    )
     if found is not None:
         machine, plan = found
         text = f"{_fits(plan)} with another device, such as `{machine.name}` ({describe_machine(machine)})"

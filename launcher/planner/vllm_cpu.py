@@ -19,6 +19,7 @@ from launcher.planner.footprint.vllm import (
     lay_out_kv,
 )
 from launcher.planner.footprint.vllm_model import VllmModel, read_model
+from launcher.planner.footprint.vllm_place import Ranks
 from launcher.planner.footprint.vllm_support import refuse_division, weights_kind
 from launcher.planner.speed import DEFAULT_HOST_BYTES_PER_S, HOST
 from launcher.planner.vllm_speed import cache_bytes
@@ -77,7 +78,7 @@ def plan_vllm_cpu(
     return VllmChoice(
         model=model,
         config=config,
-        devices=(),
+        ranks=Ranks(()),
         estimate=VllmEstimate(
             ranks=(rank,),
             n_blocks=n_blocks,

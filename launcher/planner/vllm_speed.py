@@ -1,13 +1,15 @@
 """How fast vLLM would be: bytes that one token moves on each GPU over what that GPU delivers.
 
 The rates are ``speed.py``'s, which are fitted to llama.cpp on one GPU: for vLLM they are assumed, as is what several
-GPUs cost in talking to each other. It must not know how a configuration was chosen.
+GPUs cost in talking to each other; what a network between hosts costs follows from its bandwidth and latency. It must not
+know how a configuration was chosen.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
-from launcher.domain import Device, Provenance, Speed
+from launcher.domain import Device, Network, Provenance, Speed
 from launcher.planner.footprint.vllm import VllmConfig, stage_layers
 from launcher.planner.footprint.vllm_model import FullKv, SlidingKv, StateKv, VllmModel
 from launcher.planner.speed import MOE_LAYER_FACTOR, device_rates, prompt_flops
@@ -26,11 +28,25 @@ _DEPTH: Final = 0.5
 """Share of the context that is full, as in ``speed.py``."""
 
 
-def estimate_vllm_speed(model: VllmModel, config: VllmConfig, devices: Sequence[Device]) -> Speed:
+_STREAMS: Final = 2
+"""Tensors of the hidden size that a stage hands on for each token: the hidden states and the residual (``models/llama.py``:
+``make_empty_intermediate_tensors``). The tensor ranks of a stage send a share each (``parallel_state.py``:
+``send_tensor_dict``), so they cross the network once."""
+
+
+def estimate_vllm_speed(
+    model: VllmModel,
+    config: VllmConfig,
+    devices: Sequence[Device],
+    *,
+    hosts: Sequence[int] = (),
+    network: Network | None = None,
+) -> Speed:
     """Predict the tokens per second of one request whose context is half full.
 
     The ranks of a stage work at once, so its slowest counts; the stages follow each other. ``devices`` has one entry per
-    rank, a stage's together. The prompt's rate is ``None`` where a GPU's arithmetic is unknown.
+    rank, a stage's together; ``hosts`` names the host of each stage, where there are several with a ``network`` between
+    them. The prompt's rate is ``None`` where a GPU's arithmetic is unknown.
     """
     tp = config.tensor_parallel_size
     stages = stage_layers(model.n_layer, config.pipeline_parallel_size)
@@ -45,11 +61,27 @@ def estimate_vllm_speed(model: VllmModel, config: VllmConfig, devices: Sequence[
         slowest = min((rate for rate in flops if rate), default=0.0)
         prompt_known = prompt_known and all(flops)
         prompt_s += operations * len(layers) / max(1, model.n_layer) / (slowest * tp) if slowest else 0.0
+    if network is not None:
+        on_the_way_s = _network_s(model, config, hosts, network)
+        generation_s += on_the_way_s[0]
+        prompt_s += on_the_way_s[1] if prompt_s else 0.0
     return Speed(
         generation_tps=1.0 / generation_s if generation_s else 0.0,
         prompt_tps=1.0 / prompt_s if prompt_known and prompt_s else None,
         basis=Provenance.ASSUMED,
     )
+
+
+def _network_s(model: VllmModel, config: VllmConfig, hosts: Sequence[int], network: Network) -> tuple[float, float]:
+    """Return the seconds that a generated token and a token of a prompt are on the way between hosts.
+
+    A generated token goes on alone, and back to the first stage once it is known; those of a prompt in whole batches.
+    """
+    n_hop = sum(here != there for here, there in pairwise(hosts))
+    is_back = bool(hosts) and hosts[0] != hosts[-1]
+    token_s = _STREAMS * model.n_embd * model.dtype_bytes / network.bandwidth_bytes_per_s
+    generated_s = n_hop * (network.latency_s + token_s) + is_back * network.latency_s
+    return generated_s, n_hop * (network.latency_s / config.max_num_batched_tokens + token_s)
 
 
 def _rank_s(model: VllmModel, config: VllmConfig, device: Device, n_layer: int, n_bytes: float) -> float:

@@ -12,8 +12,12 @@ _COLUMNS = ("weights", "kv cache", "compute", "total")
 
 
 def render_footprint_json(footprint: Footprint) -> str:
-    """Return one JSON object, exact bytes: ``devices`` in order, then ``host``."""
-    return msgspec.json.format(msgspec.json.encode(footprint), indent=2).decode() + "\n"
+    """Return one JSON object, exact bytes: ``devices`` in order, then ``host``. It is of one machine, which has no name."""
+    held = msgspec.to_builtins(footprint)
+    del held["further_hosts"]
+    for use in (*held["devices"], held["host"]):
+        del use["host"]
+    return msgspec.json.format(msgspec.json.encode(held), indent=2).decode() + "\n"
 
 
 def render_footprint(footprint: Footprint) -> str:

@@ -4,12 +4,30 @@ from collections.abc import Iterator
 
 from msgspec.structs import replace
 
-from launcher.domain import Device, Engine, EngineInstall, Host, Inventory
+from launcher.domain import Cluster, Device, Engine, EngineInstall, Host, Inventory, Machines
 from launcher.units import format_bytes, format_rate
 
 
-def render_hardware(inventory: Inventory) -> str:
-    """Return host, devices, engines and notes; a figure that is unknown is left out."""
+def render_hardware(machines: Machines) -> str:
+    """Return host, devices, engines and notes of each machine; a figure that is unknown is left out."""
+    lines = _inventory(machines) if isinstance(machines, Inventory) else _cluster(machines)
+    # Paths and arguments of engines may hold anything that a file name can.
+    return "".join("".join(c if c.isprintable() else "\ufffd" for c in line) + "\n" for line in lines)
+
+
+def _cluster(cluster: Cluster) -> list[str]:
+    network = cluster.network
+    gbit_per_s, wait_us = network.bandwidth_bytes_per_s * 8 / 1e9, network.latency_s * 1e6
+    lines = [f"{cluster.name} ({cluster.provenance.value}): {len(cluster.nodes)} machines", ""]
+    lines.append(f"network   {gbit_per_s:.3g} Gbit/s, {wait_us:.3g} us between two ({network.provenance.value})")
+    for node in cluster.nodes:
+        lines += ["", *_inventory(node)]
+    if cluster.notes:
+        lines += ["", "notes", *(f"  - {note}" for note in cluster.notes)]
+    return lines
+
+
+def _inventory(inventory: Inventory) -> list[str]:
     lines = [f"{inventory.name} ({inventory.provenance.value})", "", "host", *_host(inventory.host), "", "devices"]
     lines += [line for device in inventory.devices for line in _device(device)] or ["  none"]
     lines += ["", "engines"]
@@ -22,8 +40,7 @@ def render_hardware(inventory: Inventory) -> str:
         ]
     if inventory.notes:
         lines += ["", "notes", *(f"  - {note}" for note in inventory.notes)]
-    # Paths and arguments of engines may hold anything that a file name can.
-    return "".join("".join(c if c.isprintable() else "\ufffd" for c in line) + "\n" for line in lines)
+    return lines
 
 
 def _host(host: Host) -> Iterator[str]:

@@ -77,6 +77,11 @@ def describe_placement(plan: Plan) -> str:
 
 
 def _device_names(plan: Plan) -> str:
+    machines = list(dict.fromkeys(use.host for use in plan.footprint.devices))
+    if machines[0] is not None:
+        where = ", ".join(str(name) for name in machines) if len(machines) < 4 else f"{len(machines)} machines"  # noqa: PLR2004
+        n = len(plan.footprint.devices)
+        return f"{n} {'GPU' if n == 1 else 'GPUs'} of {where}"
     names = [use.name for use in plan.footprint.devices]
     return ", ".join(names) if len(names) < 4 else f"{names[0]} to {names[-1]}"  # noqa: PLR2004 - a short list
 
@@ -132,6 +137,8 @@ def _vllm_settings(plan: Plan) -> Iterator[tuple[str, str]]:
     if len(plan.footprint.devices) > 1:
         sizes = f"--tensor-parallel-size {plan.tensor_parallel}, --pipeline-parallel-size {plan.pipeline_parallel}"
         yield "split", sizes
+    if plan.footprint.host.host is not None:
+        yield "replicas", "1: no room for a second copy" if plan.replicas == 1 else _replicas(plan)
 
 
 def _prompts(plan: Plan, speed: Speed) -> str:
@@ -154,6 +161,10 @@ def _bases(plan: Plan) -> list[str]:
         for basis in plan.basis
         for line in wrapped(f"{basis.provenance}: {basis.text}", first=f"  {basis.figure:<18} ", rest=" " * 21)
     ]
+
+
+def _replicas(plan: Plan) -> str:
+    return f"{plan.replicas} whole copies find room, each as fast; the first is shown"
 
 
 _COLUMNS: Final = (
@@ -187,22 +198,26 @@ def _memory(plan: Plan) -> list[str]:
 
 
 def _rows(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    """Yield each memory's name, its figures and its bar."""
-    host = plan.footprint.host
-    uses = [(use.weights_bytes, use.kv_cache_bytes, use.compute_bytes, 0) for use in plan.footprint.devices]
-    extras = host.prompt_cache_bytes + host.checkpoints_bytes
-    uses.append((host.weights_bytes, host.kv_cache_bytes, host.compute_bytes, extras))
-    for budget, use in zip(plan.budgets, uses, strict=True):
+    """Yield each memory's name, its figures and its bar: of each machine its devices, then its host."""
+    uses: list[tuple[int, int, int, int]] = [
+        (use.weights_bytes, use.kv_cache_bytes, use.compute_bytes, 0) for use in plan.footprint.devices
+    ]
+    for host in plan.footprint.hosts:
+        extras = host.prompt_cache_bytes + host.checkpoints_bytes
+        uses.append((host.weights_bytes, host.kv_cache_bytes, host.compute_bytes, extras))
+    order = {host.host: idx for idx, host in enumerate(plan.footprint.hosts)}
+    pairs = sorted(zip(plan.budgets, uses, strict=True), key=lambda pair: order[pair[0].host])
+    for budget, use in pairs:
         parts = _parts(use, budget)
         cells = "".join(f"{n_bytes / GIB:>9.1f}" for n_bytes in parts)
         yield budget.name, f"{cells}{budget.total_bytes / GIB:>8.1f}", _bar(parts)
 
 
 def _merged(rows: Iterator[tuple[str, str, str]]) -> list[tuple[list[str], str, str]]:
-    """Join neighbours that differ in nothing but their names."""
+    """Join neighbours of one machine that differ in nothing but their names."""
     merged: list[tuple[list[str], str, str]] = []
     for name, figures, bar in rows:
-        if merged and merged[-1][1:] == (figures, bar):
+        if merged and merged[-1][1:] == (figures, bar) and _machine(merged[-1][0][0]) == _machine(name):
             merged[-1][0].append(name)
         else:
             merged.append(([name], figures, bar))
@@ -211,7 +226,12 @@ def _merged(rows: Iterator[tuple[str, str, str]]) -> list[tuple[list[str], str, 
 
 def _span(names: Sequence[str]) -> str:
     """Write the names of equal memories: the only one, or the first and the last and that each is as shown."""
-    return names[0] if len(names) == 1 else f"{names[0]}-{names[-1]}, each"
+    return names[0] if len(names) == 1 else f"{names[0]}-{names[-1].removeprefix(_machine(names[0]))}, each"
+
+
+def _machine(memory: str) -> str:
+    """Return what a memory's name begins with in a plan for several machines: ``node0/``."""
+    return memory[: memory.rfind("/") + 1]
 
 
 def _parts(use: tuple[int, int, int, int], budget: Budget) -> tuple[int, ...]:

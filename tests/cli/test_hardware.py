@@ -48,7 +48,7 @@ def test_json_goes_back_in(tmp_path: Path) -> None:
     """What `--json` prints is what `--inventory FILE` accepts, and printed again it is the same text."""
     first = launch("--json", cache=tmp_path)
     assert (first.returncode, first.stderr) == (0, "")
-    assert json.loads(first.stdout)["schema_version"] == 1
+    assert json.loads(first.stdout)["schema_version"] == 2
     file = tmp_path / "me.json"
     file.write_text(first.stdout)
     again = launch("--json", "--inventory", str(file), cache=tmp_path)

@@ -84,7 +84,7 @@ def test_the_json_has_a_version_and_everything(model: Path, launch: Launch) -> N
     code, out, err = launch("inspect", str(model), "--json")
     assert (code, err) == (0, "")
     assert json.loads(out) == {
-        "schema_version": 1,
+        "schema_version": 2,
         "architecture": "llama",
         "format": "gguf",
         "provenance": "read",

@@ -64,7 +64,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_nothing_is_served() -> None:
     """Both forms say so; an unknown name is a fault with help and exit code 1."""
     assert launch("ps").stdout == "nothing is served\n"
-    assert json.loads(launch("ps", "--json").stdout) == {"schema_version": 1, "instances": []}
+    assert json.loads(launch("ps", "--json").stdout) == {"schema_version": 2, "instances": []}
     for verb in ("status", "logs", "stop"):
         done = launch(verb, "nix")
         assert (done.returncode, done.stdout) == (1, "")

@@ -58,7 +58,7 @@ def test_the_json_is_versioned_and_whole(folder: Path) -> None:
     run = launch("list", "--json")
     assert run.returncode == 0
     document = json.loads(run.stdout)
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     profiles = {profile["name"]: profile for profile in document["profiles"]}
     assert profiles["mine"] == {
         "name": "mine",

@@ -16,7 +16,7 @@ def test_json_names_the_choice(launch: tuple[str, ...]) -> None:
     result = _run(launch, "plan", "gemma2-27b", "--inventory", "rtx4090", "--json")
     assert result.returncode == 0
     body = json.loads(result.stdout)
-    assert body["schema_version"] == 1
+    assert body["schema_version"] == 2
     plan = body["plan"]
     assert (plan["quantization"], plan["engine"], plan["n_ctx"], plan["n_gpu_layers"]) == (
         "q5_k_m",

@@ -70,7 +70,7 @@ def test_other_schema_is_ignored(binary: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     write_capabilities(folder, binary, facts(binary))
     (file,) = folder.iterdir()
-    file.write_bytes(file.read_bytes().replace(b'"schema_version":1', b'"schema_version":999'))
+    file.write_bytes(file.read_bytes().replace(b'"schema_version":2', b'"schema_version":999'))
     assert read_capabilities(folder, binary, fingerprint(binary)) is None
 
 

@@ -544,7 +544,7 @@ def test_no_configuration_makes_the_arithmetic_fail(metadata: dict[str, Any], ar
         for idx in range(3)
     )
     spec = ModelSpec(architecture=architecture, format=WeightsFormat.SAFETENSORS, metadata=metadata, tensors=tensors)
-    found = plan_vllm(spec, _gpus(1), n_ctx_per_request=1024)
+    found = plan_vllm(spec, (_gpus(1),), n_ctx_per_request=1024)
     assert isinstance(found, str | VllmChoice)
     config = VllmConfig(max_model_len=1024, max_num_seqs=2)
     assert estimate(read_model(spec), config, _gpus(1)).ranks[0].weights_bytes >= 0
@@ -662,7 +662,7 @@ _RTX4090: dict[str, Any] = {"total_mib": 24564, "free_bytes": 24082 * MIB, "capa
 
 
 def _plan(spec: ModelSpec, gpus: tuple[Device, ...], **values: Any) -> VllmChoice:
-    found = plan_vllm(spec, gpus, **{"n_ctx_per_request": 8192, **values})
+    found = plan_vllm(spec, (gpus,), **{"n_ctx_per_request": 8192, **values})
     assert isinstance(found, VllmChoice), found
     return found
 
@@ -703,7 +703,7 @@ def test_what_the_user_fixed_is_honoured() -> None:
     assert found.config.n_rank == 4
     assert found.config.gpu_memory_utilization == 0.5
     assert found.config.kv_cache_dtype == "fp8"
-    assert plan_vllm(spec, _gpus(1), n_ctx_per_request=8192, tensor_parallel_size=2) == (
+    assert plan_vllm(spec, (_gpus(1),), n_ctx_per_request=8192, tensor_parallel_size=2) == (
         "the fixed parallelism needs more GPUs than there are"
     )
 
@@ -721,7 +721,7 @@ def test_gemma2_27b_in_four_bits_on_a_4090() -> None:
     """AWQ leaves room for 8192 tokens on 24 GB; 8 bits do not fit, and the reason names the bytes."""
     awq = _plan(_shipped("gemma2-27b", "awq-int4"), (_gpu(**_RTX4090),))
     assert awq.estimate.max_concurrency >= 1
-    assert plan_vllm(_shipped("gemma2-27b", "fp8"), (_gpu(**_RTX4090),), n_ctx_per_request=8192) == (
+    assert plan_vllm(_shipped("gemma2-27b", "fp8"), ((_gpu(**_RTX4090),),), n_ctx_per_request=8192) == (
         "gpu0: weights 26.5 GiB with 458 MiB for running leave nothing for the cache, 5.3 GiB are missing"
     )
 
@@ -742,6 +742,6 @@ def test_nothing_to_plan_on_is_a_reason() -> None:
     """No GPU, or a model far too large: words, not an exception."""
     spec = _shipped("llama3.1-405b", "fp8")
     assert plan_vllm(spec, (), n_ctx_per_request=8192) == "no GPU"
-    reason = plan_vllm(spec, (_gpu(**_RTX4090),), n_ctx_per_request=8192)
+    reason = plan_vllm(spec, ((_gpu(**_RTX4090),),), n_ctx_per_request=8192)
     assert isinstance(reason, str)
     assert "leave nothing for the cache" in reason

@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from launcher.domain import Device, Footprint, HostUse, MemoryUse, ModelSpec, Provenance
 from launcher.planner.footprint.vllm_model import FullKv, SlidingKv, StateKv, VllmModel, read_model
+from launcher.planner.footprint.vllm_place import Hosts, Ranks, list_parallelisms, place_ranks
 from launcher.planner.footprint.vllm_support import activation_bytes, activation_note, refuse_division, refuse_gpu
 from launcher.units import GIB, KIB, MIB, ceil_div, format_bytes
 
@@ -193,9 +194,14 @@ class VllmChoice(Struct, frozen=True, kw_only=True):
 
     model: VllmModel
     config: VllmConfig
-    devices: tuple[str, ...]
+    ranks: Ranks
     estimate: VllmEstimate
     given_up: tuple[str, ...] = ()
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The names of the GPUs, one per rank."""
+        return tuple(device.name for device in self.ranks.devices)
 
 
 # --- Parts ------------------------------------------------------------------------------------------------------
@@ -541,7 +547,7 @@ _ATTEMPTS: Final = ((2048, False), (1024, False), (512, False), (2048, True), (5
 
 def plan_vllm(
     spec: ModelSpec,
-    devices: Sequence[Device],
+    hosts: Hosts,
     *,
     n_ctx_per_request: int,
     n_parallel: int = 1,
@@ -553,29 +559,18 @@ def plan_vllm(
 ) -> VllmChoice | str:
     """Choose the configuration that serves ``n_parallel`` requests of ``n_ctx_per_request`` tokens at once, or say why none does.
 
-    The fewest GPUs that hold it by tensor parallelism alone, those with the most free memory first; pipelines where the model
-    cannot be divided so. What is not ``None`` is honoured. Without a fixed utilization the engine takes all that is free less a margin of 512 MiB per GPU, at
-    most its own default of 0.92; smaller batches, then eager mode, are tried before more GPUs. Deterministic. ``models`` keeps
-    what was read of ``spec``, by the size of an element, for whoever asks again.
+    The fewest GPUs of one of the ``hosts`` that hold it by tensor parallelism alone, those with the most free memory first;
+    pipelines where the model cannot be divided so; pipelines over several hosts where none holds it. Only equal GPUs of one
+    host share a layer. What is not ``None`` is honoured. Without a fixed utilization the engine takes all that is free less a
+    margin of 512 MiB per GPU, at most its own default of 0.92; smaller batches, then eager mode, are tried before more GPUs.
+    Deterministic. ``models`` keeps what was read of ``spec``, by the size of an element, for whoever asks again.
     """
-    ordered = sorted(devices, key=lambda device: -device.known_free_bytes)
-    reason = "no GPU" if not devices else "the fixed parallelism needs more GPUs than there are"
+    reason = "no GPU" if not any(hosts) else "the fixed parallelism needs more GPUs than there are"
     models = {} if models is None else models
     gates: dict[tuple[int, int] | None, str | None] = {}
-    for tp, pp in _parallelisms(len(ordered)):
+    for tp, pp, across in list_parallelisms(hosts):
         if tensor_parallel_size not in {None, tp} or pipeline_parallel_size not in {None, pp}:
             continue
-        used = tuple(ordered[: tp * pp])
-        capabilities = [device.compute_capability for device in used if device.compute_capability is not None]
-        weakest = min(capabilities, default=None)
-        if weakest not in gates:
-            gates[weakest] = refuse_gpu(spec, weakest, kv_cache_dtype)
-        if (refused := gates[weakest]) is not None:
-            reason = refused
-            continue
-        dtype_bytes = activation_bytes(spec, weakest)
-        if dtype_bytes not in models:
-            models[dtype_bytes] = read_model(spec, dtype_bytes=dtype_bytes)
         config = VllmConfig(
             max_model_len=n_ctx_per_request,
             max_num_seqs=n_parallel,
@@ -583,31 +578,38 @@ def plan_vllm(
             pipeline_parallel_size=pp,
             kv_cache_dtype=kv_cache_dtype,
         )
-        found = _try_devices(models[dtype_bytes], config, used, gpu_memory_utilization)
-        if isinstance(found, VllmChoice):
-            note = activation_note(spec, weakest)
-            return replace(found, given_up=(*found.given_up, note)) if note else found
-        reason = found
+        for ranks in place_ranks(hosts, tp, pp, across=across):
+            weakest = weakest_capability(ranks.devices)
+            if weakest not in gates:
+                gates[weakest] = refuse_gpu(spec, weakest, kv_cache_dtype)
+            if (refused := gates[weakest]) is not None:
+                reason = refused
+                continue
+            dtype_bytes = activation_bytes(spec, weakest)
+            if dtype_bytes not in models:
+                models[dtype_bytes] = read_model(spec, dtype_bytes=dtype_bytes)
+            found = try_ranks(models[dtype_bytes], config, ranks, gpu_memory_utilization)
+            if isinstance(found, VllmChoice):
+                note = activation_note(spec, weakest)
+                return replace(found, given_up=(*found.given_up, note)) if note else found
+            reason = found
     return reason
 
 
-def _parallelisms(n_device: int) -> Iterator[tuple[int, int]]:
-    """Yield sizes of tensor and pipeline parallelism: tensors alone over ever more GPUs, then pipelines too."""
-    for tp in range(1, n_device + 1):
-        yield tp, 1
-    for n_rank in range(2, n_device + 1):
-        for pp in range(2, n_rank + 1):
-            if n_rank % pp == 0:
-                yield n_rank // pp, pp
+def weakest_capability(devices: Sequence[Device]) -> tuple[int, int] | None:
+    """Return the lowest compute capability that is known; ``None`` where none is."""
+    return min((d.compute_capability for d in devices if d.compute_capability is not None), default=None)
 
 
-def _try_devices(
-    model: VllmModel, config: VllmConfig, devices: tuple[Device, ...], utilization: float | None
-) -> VllmChoice | str:
+def try_ranks(model: VllmModel, config: VllmConfig, ranks: Ranks, utilization: float | None) -> VllmChoice | str:
+    """Return the configuration with as much of it left to choose as ``plan_vllm`` says, on these ranks, or why it fails."""
     if reason := refuse_division(model, config.tensor_parallel_size):
         return reason
     if config.pipeline_parallel_size > model.n_layer:
         return f"{model.n_layer} layers cannot be divided over {config.pipeline_parallel_size} stages"
+    devices = ranks.devices
+    if len(set(ranks.hosts)) > 1 and (reason := _too_heavy(model, devices)):
+        return reason  # over several hosts there are so many ways that each is worth a look before it is sized
     config = replace(
         config, gpu_memory_utilization=_free_utilization(config, devices) if utilization is None else utilization
     )
@@ -617,22 +619,31 @@ def _try_devices(
     ]
     # The last needs the least: where it fails, so do the others.
     smallest = estimate(model, trials[-1], devices)
-    if reason := _shortage(trials[-1], smallest):
+    if reason := find_shortage(trials[-1], smallest):
         return reason
     sized = ((trial, estimate(model, trial, devices)) for trial in trials[:-1])
     chosen, found = next(
-        ((trial, found) for trial, found in sized if _shortage(trial, found) is None), (trials[-1], smallest)
+        ((trial, found) for trial, found in sized if find_shortage(trial, found) is None), (trials[-1], smallest)
     )
     return VllmChoice(
         model=model,
         config=chosen,
-        devices=tuple(device.name for device in devices),
+        ranks=ranks,
         estimate=found,
         given_up=tuple(_given_up(chosen)),
     )
 
 
-def _shortage(config: VllmConfig, found: VllmEstimate) -> str | None:
+def _too_heavy(model: VllmModel, devices: Sequence[Device]) -> str | None:
+    """Return that the weights alone are more than all the devices have free, where they are."""
+    weights = sum(parameter.n_bytes for parameter in model.parameters)
+    free = sum(device.known_free_bytes for device in devices)
+    if weights <= free:
+        return None
+    return f"weights {format_bytes(weights)} are more than the {format_bytes(free)} that {len(devices)} GPUs have free"
+
+
+def find_shortage(config: VllmConfig, found: VllmEstimate) -> str | None:
     """Return why a start would not serve what was asked for."""
     if found.refusal is None and found.max_concurrency < config.max_num_seqs:
         return (
