@@ -293,6 +293,8 @@ def _try(mutant: Mutant, baseline: Baseline) -> tuple[str, float]:
     code, seconds = _fork(work)
     if code in {-signal.SIGXCPU, -signal.SIGKILL}:
         return "endless", seconds
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:  # it changed the names of the tests, and nothing was asked of it
+        return "not run", seconds
     return ("survived" if code == 0 else "killed"), seconds
 
 
