@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from launcher.domain import Address, Command, InstanceRecord, Inventory, Plan, Request
     from launcher.gateway.gateway import Gateway
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from launcher.gateway.keys import Keys
     from launcher.inventory.workers import Workers
     from launcher.planner.search import Alternatives
-    from launcher.supervisor.setback import Load, Service
+    from launcher.supervisor.setback import Answer, Load, Service
     from launcher.supervisor.strain import Sample
 
 
@@ -91,9 +91,18 @@ class GatewayFront:
         from launcher.supervisor.setback import Load
 
         if self._gateway is None:
-            return Load(n_in_flight=0, n_delivered=0)
+            return Load()
         load = self._gateway.load()
-        return Load(n_in_flight=load.n_running, n_delivered=load.n_received_bytes)
+        return Load(
+            n_in_flight=load.n_running,
+            n_delivered=load.n_received_bytes,
+            n_succeeded=load.n_succeeded,
+            n_failed=load.n_failed,
+        )
+
+    async def in_turn(self, ask: "Callable[[], Awaitable[Answer]]") -> "Answer | None":
+        """Ask the engine something in a turn of its own."""
+        return None if self._gateway is None else await self._gateway.in_turn(ask)
 
     async def stop(self, timeout_s: float, reason: str) -> None:
         """Stop listening, once."""

@@ -166,6 +166,12 @@ class EventStream:
         said = any(word in recent for word in (*_LAST_WORDS[self.dialect], *_ERROR_SIGNS))
         return said or (at_end and self.dialect is Dialect.NATIVE)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the engine has said an error of its own."""
+        recent = b"\n" + b"".join(self._recent)
+        return any(sign in recent for sign in _ERROR_SIGNS)
+
     def rest(self) -> bytes:
         """Return what never became a whole event, once the engine has ended the stream."""
         return self._carry

@@ -18,7 +18,7 @@ from launcher.gateway.client import Client, HttpError
 from launcher.gateway.headers import request_headers
 from launcher.gateway.line import Line, RefusedError, Ticket, Upstream
 from launcher.gateway.meters import Meters
-from launcher.gateway.policy import Limits, Loss, Remedy
+from launcher.gateway.policy import Limits, Loss, Outcome, Remedy
 from launcher.gateway.relay import IO_FAULTS, Attempt, LostError, Relay
 from launcher.units import MIB
 
@@ -127,6 +127,8 @@ class Exchange:
 
         def end(attempt: Attempt) -> None:
             self.running.discard(attempt)
+            if ticket.is_work and attempt.outcome is not None:
+                self.meters.outcomes[attempt.outcome] += 1
             self.line.leave(ticket)
             if not self.running:
                 self.idle.set()
@@ -141,6 +143,7 @@ class Exchange:
         try:
             async with await self._send(client.request, body, upstream) as answer:
                 if answer.status == _UNAVAILABLE and is_work:  # a lookup may well be answered so
+                    attempt.outcome = Outcome.FAILURE
                     raise LostError(Loss.REJECTED, "the engine says that it is not available")
                 return await Relay(client, answer, attempt, self.limits, self.meters).run(path)
         except asyncio.CancelledError:

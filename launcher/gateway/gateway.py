@@ -6,7 +6,8 @@ It must not know how an engine is started, probed or judged: it is told.
 import asyncio
 import os
 import time
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
 from msgspec.structs import replace
@@ -18,12 +19,13 @@ from launcher.gateway.exchange import Exchange, open_session
 from launcher.gateway.front import Front, check_reads, reply
 from launcher.gateway.health import Observed, Status, describe_health, describe_model, describe_models, health_of
 from launcher.gateway.keys import Keys, check_exposure
-from launcher.gateway.line import Line
+from launcher.gateway.line import Line, RefusedError
 from launcher.gateway.meters import Meters
-from launcher.gateway.policy import Limits, Loss
+from launcher.gateway.policy import Limits, Loss, Outcome
 
 _LAST_WORDS_S: Final = 2.0  # for streams to be ended in words, and for these to be taken
 _MODELS: Final = ("/v1/models", "/models")
+Answer = TypeVar("Answer")
 
 
 class Load(Noun, frozen=True):
@@ -38,6 +40,10 @@ class Load(Noun, frozen=True):
     n_events: int
     n_received_bytes: int
     n_generated_tokens: int
+    n_succeeded: int
+    """Whole answers of engines to requests that made them compute."""
+    n_failed: int
+    """The same, of those that were a failure: 5xx, or a stream that ended in an error event."""
     silent_s: float | None
 
 
@@ -118,8 +124,25 @@ class Gateway:
             n_events=meters.n_events,
             n_received_bytes=meters.n_received_bytes,
             n_generated_tokens=meters.n_generated_tokens,
+            n_succeeded=meters.outcomes[Outcome.SUCCESS],
+            n_failed=meters.outcomes[Outcome.FAILURE],
             silent_s=now_s - max(since_s, meters.last_byte_s) if running else None,
         )
+
+    async def in_turn(self, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
+        """Ask the engine past the gateway, but in a turn as requests have it; ``None`` where there is none to be had.
+
+        An engine that serves one request at a time would break it off for one that comes out of turn.
+        """
+        ticket = self._line.issue(is_work=True)
+        try:
+            await self._line.enter(ticket)
+        except RefusedError:
+            return None
+        try:
+            return await ask()
+        finally:
+            self._line.leave(ticket)
 
     async def stop(self, timeout_s: float, reason: str = "the server is stopping") -> None:
         """Refuse what waits and what comes, let run what runs for ``timeout_s``, then end it and stop listening."""

@@ -8,6 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from launcher.gateway.policy import Outcome
+
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds of the buckets of every histogram here."""
 
@@ -64,6 +66,8 @@ class Meters:
     """By route and status."""
     refusals: Counter[str] = field(default_factory=Counter)
     """By the code in the answer."""
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    """Of whole answers that made the engine compute."""
     n_replays: int = 0
     n_streams_ended: int = 0
     """Streams that the gateway ended with an error event."""

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from launcher.domain import State
 from launcher.gateway.health import Health, Observed, Status
 from launcher.gateway.meters import SECONDS, Histogram, Meters
+from launcher.gateway.policy import Outcome
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -51,6 +52,12 @@ def _requests(meters: Meters) -> Iterator[Metric]:
     for reason, n in sorted(meters.refusals.items()):
         refusals.add_metric((reason,), n)
     yield refusals
+    outcomes = CounterMetricFamily(
+        "launcher_engine_answers", "Engines' answers to requests that made them compute.", labels=("outcome",)
+    )
+    for outcome in Outcome:
+        outcomes.add_metric((outcome,), meters.outcomes[outcome])
+    yield outcomes
     yield _counter("replays", "Requests sent again after an engine was lost.", meters.n_replays)
     yield _counter(
         "streams_ended", "Streams ended with an error event, their engine being lost.", meters.n_streams_ended

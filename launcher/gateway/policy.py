@@ -152,6 +152,28 @@ def remedy(loss: Loss, *, begun: bool, is_events: bool, n_replays: int, limits: 
     return Remedy.REPLAY
 
 
+class Outcome(StrEnum):
+    """What a whole answer says of the engine that gave it."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    """Of the engine or of the request: llama-server answers 500 to a picture or a tool that it cannot read, too."""
+
+
+_NOT_IMPLEMENTED: Final = 501
+
+
+def outcome_of(status: int, *, ended_in_error: bool) -> Outcome | None:
+    """Return what an answer with this status says, ``None`` where it says nothing; a stream may end in an error event.
+
+    An answer of 5xx is passed on and never sent again, 503 excepted: it may be the request's own doing, it would have to
+    be held back until that is known, and clients of OpenAI's repeat such a request by themselves.
+    """
+    if ended_in_error or (status >= 500 and status != _NOT_IMPLEMENTED):  # noqa: PLR2004 - HTTP's classes
+        return Outcome.FAILURE
+    return Outcome.SUCCESS if status < 300 else None  # noqa: PLR2004
+
+
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 1.0
 

@@ -16,7 +16,7 @@ from launcher.gateway.client import Client
 from launcher.gateway.events import EventStream, Took, dialect_of, error_event, read_took
 from launcher.gateway.headers import answer_headers
 from launcher.gateway.meters import Meters
-from launcher.gateway.policy import Limits, Loss, Remedy
+from launcher.gateway.policy import Limits, Loss, Outcome, Remedy
 
 IO_FAULTS: Final = (aiohttp.ClientError, OSError, TimeoutError)
 _EMPTY: Final = frozenset({204, 304})
@@ -43,6 +43,8 @@ class Attempt:
     began_s: float
     on_end: Callable[["Attempt"], None]
     has_ended: bool = False
+    outcome: Outcome | None = None
+    """Of a whole answer, as far as one came."""
     loss: Loss | None = None
     why: str = ""
 
@@ -118,6 +120,11 @@ class Relay:
     def _note_first_byte(self) -> None:
         self._meters.first_byte.observe(self._loop.time() - self._client.began_s)
 
+    def _end(self, *, ended_in_error: bool = False) -> None:
+        """The answer has come as a whole."""
+        self._attempt.outcome = policy.outcome_of(self._answer.status, ended_in_error=ended_in_error)
+        self._attempt.end()
+
     def _note_took(self, took: Took) -> None:
         self._meters.n_prompt_tokens += took.n_prompt
         self._meters.n_generated_tokens += took.n_generated
@@ -133,7 +140,7 @@ class Relay:
             n_bytes += len(part)
             if n_bytes > self._limits.answer_bytes:
                 return await self._pass_in_parts(parts)
-        self._attempt.end()
+        self._end()
         body = b"".join(parts)
         self._note_first_byte()
         self._note_took(read_took(body) or Took())
@@ -156,7 +163,7 @@ class Relay:
         except asyncio.CancelledError:
             self._cut(self._attempt.absorb())
             raise
-        self._attempt.end()
+        self._end()
         return await self._client.finish(response)
 
     def _cut(self, lost: LostError | None) -> None:
@@ -182,6 +189,8 @@ class Relay:
                 raise
         if lost is not None and stream.is_complete(at_end=False):
             lost = None
+        if lost is None:
+            self._end(ended_in_error=stream.has_failed)
         self._attempt.end()
         if lost is not None and not response.prepared:
             raise lost

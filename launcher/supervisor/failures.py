@@ -87,6 +87,11 @@ def of_sickness(found: faults.Fault, plan: Plan) -> Failure:
     return Failure(message=words, lines=found.lines, setback=setback_of(found, plan, words))
 
 
+def of_refusing(found: faults.Fault, log: Sequence[str]) -> Failure:
+    """Word that an engine stays up and answers everybody with an error."""
+    return Failure(message=f"the engine is sick: {faults.describe(found)}", lines=faults.telling_lines(log))
+
+
 def of_preflight(verdict: Preflight, plan: Plan, free: Mapping[str, int]) -> Failure:
     """Word that a start would not fit, by the engine's own account; ``free`` is what was seen to be free just then."""
     need = verdict.exceeded[0]

@@ -73,8 +73,8 @@ _ANSWERS: Final = {
     Cause.KILLED_FOR_MEMORY: Answer.STEP_DOWN,
     Cause.SPILLED: Answer.STEP_DOWN,
     Cause.DEVICE_LOST: Answer.RESTART,
-    Cause.STALLED: Answer.RESTART,
     Cause.HUNG: Answer.RESTART,
+    Cause.SICK: Answer.RESTART,
     Cause.UNKNOWN: Answer.RESTART,
 }
 """Of every cause that is not here: give up."""

@@ -30,9 +30,7 @@ the runner asks for the next plan. While *stepping* nothing runs; STEPPED has a 
 the ladder the instance has failed. CROWDED means that nothing fits beside what other processes hold: they may give it
 back, so it is *backoff* that follows. Pressure seen in time (STRAINED), or room for a better plan (ROOMIER), makes a
 ready instance *drain*: the front forwards no new request, and once the running ones have ended or their time is over
-(DRAINED) the engine is terminated and the next plan is asked for. An engine that is up but no longer answers is HUNG:
-it is killed, for it would not heed a request, and started again.
-
+(DRAINED) the engine is terminated and the next plan is X
 The tree is always gone before the next step: no phase but *idle*, *backoff*, *stepping* and the two ends is without a guard,
 and SPAWN is an effect of START, RETRY and STEPPED alone. So there never are two engines.
 
@@ -95,6 +93,7 @@ class Event(StrEnum):
     ROOMIER = "roomier"
     DRAINED = "drained"
     HUNG = "hung"
+    SICK = "sick"
     STEPPED = "stepped"
     FOOT = "foot"
     CROWDED = "crowded"
@@ -201,6 +200,7 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
         Event.STRAINED: (Phase.DRAINING, (Effect.DRAIN,)),
         Event.ROOMIER: (Phase.DRAINING, (Effect.DRAIN,)),
         Event.HUNG: (Phase.CLEARING_TO_RETRY, (Effect.KILL,)),
+        Event.SICK: (Phase.CLEARING_TO_RETRY, (Effect.KILL,)),
         **_DEATHS,
         **_STOP,
     },
@@ -263,7 +263,7 @@ _LATE_END: Final = frozenset(
     }
 )
 """What the guard reports of an engine whose end is already under way."""
-_LATE_SENSE: Final = frozenset({Event.STRAINED, Event.ROOMIER, Event.DRAINED, Event.HUNG})
+_LATE_SENSE: Final = frozenset({Event.STRAINED, Event.ROOMIER, Event.DRAINED, Event.HUNG, Event.SICK})
 """What the monitors and the front may still report of a ready engine that is ready no more."""
 _LATE_ANSWER: Final = frozenset({Event.RETRY, Event.EXHAUSTED, Event.STEPPED, Event.FOOT, Event.CROWDED})
 """What policy and stepper may still say of an instance that has ended."""
@@ -277,7 +277,7 @@ IGNORED: Final[Mapping[Phase, frozenset[Event]]] = {
     Phase.LOADING: frozenset({Event.PROVED, Event.UNPROVED}) | _LATE_SENSE,
     Phase.PROVING: frozenset({Event.ANSWERED, Event.USURPED, Event.DISPLACED}) | _LATE_SENSE,
     Phase.READY: _LATE_WATCH | {Event.DRAINED},
-    Phase.DRAINING: _LATE_WATCH | {Event.STRAINED, Event.ROOMIER},
+    Phase.DRAINING: _LATE_WATCH | {Event.STRAINED, Event.ROOMIER, Event.SICK},
     Phase.STOPPING: _LATE | _LATE_END | {Event.STOP},
     Phase.CLEARING_TO_RETRY: _LATE | _LATE_END,
     Phase.CLEARING_TO_FAIL: _LATE | _LATE_END | {Event.STOP},

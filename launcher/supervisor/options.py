@@ -5,7 +5,7 @@ It must not know what any of them is for beyond its own words.
 
 from launcher.domain import Noun
 from launcher.supervisor.restarts import RestartPolicy
-from launcher.supervisor.sickness import HangPolicy
+from launcher.supervisor.sickness import DoubtPolicy, HangPolicy
 from launcher.supervisor.strain import StrainPolicy
 from launcher.units import MIB
 
@@ -27,6 +27,7 @@ class RunOptions(Noun, frozen=True):
     health_pause_s: float = 5.0
     """Between two looks at a ready engine, and for it to answer one."""
     hang: HangPolicy = HangPolicy()
+    doubt: DoubtPolicy = DoubtPolicy()
     strain: StrainPolicy = StrainPolicy()
     review_s: float = 60.0
     """Between two looks at whether there is room for more, and at what was learnt of the engine's use."""

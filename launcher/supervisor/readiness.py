@@ -67,19 +67,37 @@ async def answers(session: aiohttp.ClientSession, path: str, timeout_s: float) -
 async def send_canary(session: aiohttp.ClientSession, path: str, body: str) -> str | None:
     """Ask for one completion without a time limit; return what was wrong with the answer, or ``None``."""
     try:
-        async with session.post(
-            path, data=body, timeout=aiohttp.ClientTimeout(total=None), allow_redirects=False
-        ) as response:
-            answer = await response.read()
-            status = response.status
+        status, answer = await _complete(session, path, body, None)
     except _UNREACHABLE as error:
         return f"the canary request got no answer: {str(error) or type(error).__name__}"
-    excerpt = answer[:200].decode("utf-8", "replace")
+    excerpt = _excerpt(answer)
     if status // 100 != 2:  # noqa: PLR2004 - the class of HTTP's success codes
         return f"the canary request was answered with status {status}: {excerpt}"
     if not is_completion(answer):
         return f"the canary request was answered without a completion: {excerpt}"
     return None
+
+
+async def refusal_of_canary(session: aiohttp.ClientSession, path: str, body: str, timeout_s: float) -> str | None:
+    """Ask for one completion; return the status and words of an answer of 5xx, nothing (``""``) of any other answer.
+
+    ``None``: there was none in time.
+    """
+    try:
+        status, answer = await _complete(session, path, body, timeout_s)
+    except _UNREACHABLE:
+        return None
+    return f"status {status}, {_excerpt(answer)}" if status // 100 == 5 else ""  # noqa: PLR2004 - HTTP's class
+
+
+async def _complete(session: aiohttp.ClientSession, path: str, body: str, timeout_s: float | None) -> tuple[int, bytes]:
+    timeout = aiohttp.ClientTimeout(total=timeout_s)
+    async with session.post(path, data=body, timeout=timeout, allow_redirects=False) as response:
+        return response.status, await response.read()
+
+
+def _excerpt(answer: bytes) -> str:
+    return answer[:200].decode("utf-8", "replace")
 
 
 def is_completion(answer: bytes) -> bool:

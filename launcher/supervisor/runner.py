@@ -437,6 +437,7 @@ class _Supervision:
         service.front.attach(base_url(self._command.address), key_of(self._command, self._env))
         self._vigil.begin()
         self._tasks.start(watch.watch_health(service.front))
+        self._tasks.start(watch.watch_answers(service.front))
         if self._memories is not None and self._plan is not None:
             self._tasks.start(self._memories.review(self._plan, self._republish, self._options.review_s))
             self._memories.compare(self._plan, realised)

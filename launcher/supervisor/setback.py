@@ -3,9 +3,9 @@
 It must not know how an answer is found, nor how engines are started.
 """
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -77,10 +77,18 @@ class Stepper(Protocol):
 
 
 class Load(Noun, frozen=True):
-    """What an engine has to do: requests that it was given, and how much it has delivered since the start."""
+    """What an engine has to do: requests that it was given, and how much it has delivered since the start.
 
-    n_in_flight: int
-    n_delivered: int
+    Of whole answers ``n_failed`` were errors of 5xx, and ``n_succeeded`` were none at all, counted since the start.
+    """
+
+    n_in_flight: int = 0
+    n_delivered: int = 0
+    n_succeeded: int = 0
+    n_failed: int = 0
+
+
+Answer = TypeVar("Answer")
 
 
 class Front(Protocol):
@@ -108,6 +116,9 @@ class Front(Protocol):
 
     def load(self) -> Load:
         """Return what the engine has to do."""
+
+    async def in_turn(self, ask: Callable[[], Awaitable[Answer]]) -> Answer | None:
+        """Ask the engine something in a turn of its own, as clients have theirs; ``None`` where it gets none."""
 
     async def stop(self, timeout_s: float, reason: str) -> None:
         """Refuse what waits, let run what runs for so long, then stop listening."""

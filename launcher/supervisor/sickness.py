@@ -1,4 +1,4 @@
-"""Tell whether an engine that runs is sick: hung, or slow because its memory overflowed.
+"""Tell whether an engine that runs is sick: hung, refusing every request, or slow because its memory overflowed.
 
 It must not know how requests or rates are measured, nor read a clock: it is given times and counts. Pure.
 """
@@ -59,10 +59,50 @@ def look(watch: Watch, pulse: Pulse, policy: HangPolicy) -> tuple[Watch, Fault |
     return after, None
 
 
-def stalled(doing: str, silent_s: float) -> Fault:
-    """Return the fault of an engine that stopped to move while it was ``doing`` something before it was ready."""
-    meaning = f"it stalled while {doing}: no output, reading or computing for {silent_s:.0f} s"
-    return Fault(cause=Cause.STALLED, meaning=meaning)
+# --- Errors without a reason --------------------------------------------------------------------------------------
+
+
+class DoubtPolicy(Noun, frozen=True):
+    """When an engine's errors make it doubtful. The requests may be what is wrong: doubt is a reason to ask, no fault."""
+
+    n_failures: int = 5
+    """So many in a row, with no success between, of all clients together."""
+    window_s: float = 300.0
+    """Within so many seconds."""
+    again_s: float = 60.0
+    """Between two such questions: each may cost a client the prompt that the engine keeps of it."""
+    canary_s: float = 60.0
+    """For the answer to a request of our own; silence is no answer, and the hang policy's."""
+
+
+class Tally(Noun, frozen=True):
+    """One look at an engine's answers, at a time on the observer's clock; counted since any one moment."""
+
+    at_s: float
+    n_succeeded: int
+    n_failed: int
+
+
+def doubt(since: Tally | None, now: Tally, policy: DoubtPolicy, *, asked_s: float | None = None) -> tuple[Tally, bool]:
+    """Return since when all answers are failures, and whether these are enough to ask the engine.
+
+    ``asked_s`` is when it was last asked. Where failures and a success fell between two looks their order is unknown: all count as before the success.
+    """
+    if (
+        since is None
+        or now.n_succeeded != since.n_succeeded
+        or now.n_failed == since.n_failed
+        or now.at_s - since.at_s > policy.window_s
+    ):
+        return now, False
+    has_rested = asked_s is None or now.at_s - asked_s >= policy.again_s
+    return since, has_rested and now.n_failed - since.n_failed >= policy.n_failures
+
+
+def refuses(n_failed: int, canary: str) -> Fault:
+    """Return the fault of an engine that answers everybody with an error; ``canary`` is how it answered us."""
+    meaning = f"it answered the last {n_failed} requests with errors, and one of our own, too: {canary}"
+    return Fault(cause=Cause.SICK, meaning=meaning, was_ready=True)
 
 
 # --- Slow without an error ----------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ that runs until it has told its news, or is cancelled.
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from msgspec import Struct
 
@@ -23,6 +23,9 @@ from launcher.supervisor.options import RunOptions
 from launcher.supervisor.processes import Activity, measure_tree, probe_listeners, socket_owners, who_listens
 from launcher.supervisor.setback import Front
 from launcher.units import MIB, format_bytes
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
 
 _SAMPLE_S: Final = 1.0  # between two looks at what the starting engine does
 _BUSY_SHARE: Final = 0.1  # of one core: more than the launcher's own polling costs an idle engine
@@ -51,6 +54,11 @@ class Watched(Struct, frozen=True, kw_only=True):
     is_replaceable: bool
 
 
+def _tally(front: Front) -> sickness.Tally:
+    load = front.load()
+    return sickness.Tally(at_s=time.monotonic(), n_succeeded=load.n_succeeded, n_failed=load.n_failed)
+
+
 class EngineWatch:
     """The watchers of one engine, from its start to its end."""
 
@@ -62,6 +70,7 @@ class EngineWatch:
         self._notify = notify
         self._activity = Activity()
         self._has_answered = False
+        self._has_vouched = False
         self.started_s = self._moved_s = time.monotonic()
 
     # --- While it starts ---
@@ -199,11 +208,51 @@ class EngineWatch:
                     lines = faults.telling_lines(self._engine.heard.lines)
                     self._post(Event.HUNG, Failure(message=f"the engine hangs: {fault.meaning}", lines=lines))
                     return
+
+    async def watch_answers(self, front: Front) -> None:
+        """Give up a ready engine that answers its requests with errors: for its memory, by its own words, or for none.
+
+        The requests may be what is wrong, so without such words it is asked something of our own before.
+        """
+        from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
+
+        policy = self._options.doubt
+        since, asked_s = _tally(front), None
+        async with readiness.open_session(self._engine.command, self._engine.env) as session:
+            while True:
+                await asyncio.sleep(self._options.health_pause_s)
                 if self._says_it_is_sick():
                     return
+                now = _tally(front)
+                since, is_doubtful = sickness.doubt(since, now, policy, asked_s=asked_s)
+                if not is_doubtful:
+                    continue
+                words = await front.in_turn(lambda: self._refusal(session, policy.canary_s))
+                if not words:
+                    if words is not None:
+                        self._notify_sound(now.n_failed - since.n_failed)
+                    since, asked_s = _tally(front), time.monotonic()
+                    continue
+                if not self._says_it_is_sick():  # the canary may have made it say why
+                    fault = sickness.refuses(now.n_failed - since.n_failed, words)
+                    self._post(Event.SICK, failures.of_refusing(fault, self._engine.heard.lines))
+                return
+
+    async def _refusal(self, session: "ClientSession", timeout_s: float) -> str | None:
+        from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
+
+        command = self._engine.command
+        return await readiness.refusal_of_canary(session, command.canary_path, command.canary_body, timeout_s)
+
+    def _notify_sound(self, n_failed: int) -> None:
+        """Say once why nothing is done about errors."""
+        if not self._has_vouched:
+            self._has_vouched = True
+            text = f"the last {n_failed} requests were answered with errors, and one of our own was not: the engine is sound"
+            self._notify("engine.sound", text, n_failed=n_failed)
 
     def _says_it_is_sick(self) -> bool:
-        """Step down an engine that stays up, and answers every request with an error, for want of memory."""
+        """Step down an engine that stays up, and refuses requests for want of memory."""
         found = faults.find_sign(self._engine.heard.lines_since_ready, was_ready=True)
         if found is None or found.answer is not faults.Answer.STEP_DOWN or self._engine.plan is None:
             return False

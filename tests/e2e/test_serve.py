@@ -153,6 +153,26 @@ def test_an_engine_serves_chat_and_streams_it(
         served.post("/v1/chat/completions", _CHAT)
 
 
+def test_a_client_of_nonsense_does_not_cost_the_engine(
+    launch: tuple[str, ...], environment: dict[str, str], tmp_path: Path, llama_server: EngineInstall
+) -> None:
+    """llama-server answers 500 to a tool it cannot read; asked something of our own it answers, so it stays."""
+    del llama_server
+    wrong = {**_CHAT, "tools": [{"type": "nonsense"}]}
+    with _serving(
+        launch, environment, tmp_path, "gemma3-270m", "--engine", "llama-server", "--context", "1024"
+    ) as served:
+        started = _children(served.process)
+        _await(lambda: _is_sound(served, wrong), "the engine is asked", 60)
+        assert served.post("/v1/chat/completions", _CHAT)[0] == 200
+        assert _alive(started) == started
+
+
+def _is_sound(served: Serve, wrong: dict[str, Any]) -> bool:
+    assert served.post("/v1/chat/completions", wrong)[0] == 500
+    return "the engine is sound" in served.errors.read_text()
+
+
 def test_the_placement_on_the_cpu_is_as_large_as_planned(
     launch: tuple[str, ...], environment: dict[str, str], tmp_path: Path, llama_server: EngineInstall
 ) -> None:

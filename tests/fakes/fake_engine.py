@@ -46,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--canary-hangs", action="store_true")
     parser.add_argument("--crash-file", help="while it exists, remove it and crash after load")
     parser.add_argument("--no-bind", action="store_true", help="serve nothing: somebody else has the port")
+    parser.add_argument("--sick-file", help="while it exists, answer every request with an error; removed at the start")
     parser.add_argument("--leak-mib", type=int, default=0)
     parser.add_argument("--flood-lines", type=int, default=0)
     parser.add_argument("--raw", action="store_true", help="print bytes that are no UTF-8, and a partial line")
@@ -131,10 +132,15 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         while self.args.canary_hangs:
             time.sleep(3600)
-        if self.args.canary_status != 200:
+        asked = json.loads(body or b"{}")
+        if "status" in asked.get("fake", {}):
+            self.answer(asked["fake"]["status"], {"error": {"message": "cannot read the picture"}})
+        elif self.args.sick_file and Path(self.args.sick_file).exists():
+            self.answer(500, {"error": {"message": "Compute error."}})
+        elif self.args.canary_status != 200:
             self.answer(self.args.canary_status, {"error": {"message": "compute error"}})
         elif self.path == "/completion" and self.args.rates:
-            self.answer(200, {"content": "x", "timings": timings(self.args, json.loads(body))})
+            self.answer(200, {"content": "x", "timings": timings(self.args, asked)})
         elif self.path == "/completion":
             self.answer(200, {"content": "x", "tokens_predicted": 1})
         else:
@@ -200,6 +206,8 @@ def main() -> None:
         with Path(args.journal).open("a") as file:
             file.write(f"{args.threads}\n")
     grow_tree(args)
+    if args.sick_file:
+        Path(args.sick_file).unlink(missing_ok=True)
     leak = bytearray(args.leak_mib << 20)
     if not args.no_bind:
         try:

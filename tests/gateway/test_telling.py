@@ -1,5 +1,6 @@
 """What the gateway tells of the instance: health, models, metrics."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from launcher.gateway.health import Health, MemoryFigure, Observed, Status, desc
 from launcher.gateway.meters import SECONDS, Histogram, route_of
 from launcher.gateway.policy import Door
 from launcher.units import GIB
-from tests.fakes.gateway import CHAT, Engine, serving
+from tests.fakes.gateway import CHAT, Engine, serving, until
 from tests.fakes.plans import plan_for
 
 _PLAN: Final = replace(
@@ -143,6 +144,57 @@ async def test_metrics_tell_what_was_measured_last(engine: Engine) -> None:
     assert figures["launcher_device_throttled", "gpu0", "heat"] == 1
     assert figures["launcher_device_throttled", "gpu0", "power cap"] == 1
     assert figures[("launcher_memory_stalled_ratio",)] == 0.25
+
+
+async def test_engines_answers_are_told_apart(engine: Engine) -> None:
+    """What fails by 5xx or by an error event, and what succeeds; what says nothing of the engine is neither."""
+    async with serving(engine) as served:
+        await served.ask({"max_tokens": 1})
+        await served.ask({"stream": True})
+        await served.ask({"max_tokens": 1, "fake": {"answer_bytes": 2 << 20}})
+        await served.ask({"fake": {"status": 500}})
+        await served.ask({"stream": True, "fake": {"status": 502}})
+        await served.ask({"stream": True, "fake": {"error_at": 2}})
+        await served.ask({"fake": {"status": 400}})  # the request's own doing
+        await served.ask({"fake": {"status": 501}})  # what this model never does
+        await served.ask({"fake": {"status": 500}}, path="/tokenize")  # computes nothing
+        await served.ask({"stream": True, "fake": {"close_at": 2}})  # lost: its supervisor will know
+        load = served.gateway.load()
+        assert (load.n_succeeded, load.n_failed) == (3, 3)
+        assert await served.figure('launcher_engine_answers_total{outcome="failure"}') == 3
+
+
+async def test_an_unavailable_engine_has_failed_each_time(engine: Engine) -> None:
+    """503 is sent again, and each of them counts."""
+    async with serving(engine, n_replays=2) as served:
+        assert (await served.ask({"fake": {"status": 503}}))[0] == 503
+        assert served.gateway.load().n_failed == 3
+
+
+async def test_what_is_asked_in_turn_waits_for_the_running_request(engine: Engine) -> None:
+    """An engine that serves one at a time is not interrupted; then who waits has the turn."""
+    async with serving(engine, n_running=1) as served:
+
+        async def ask() -> int:
+            return served.gateway.load().n_running
+
+        running = asyncio.create_task(served.ask({"stream": True, "max_tokens": 20, "fake": {"tps": 100}}))
+        await until(lambda: served.gateway.load().n_running)
+        assert await served.gateway.in_turn(ask) == 0
+        await running
+        assert served.gateway.load().n_succeeded == 1
+        assert (await served.ask({"max_tokens": 1}))[0] == 200
+
+
+async def test_no_turn_where_the_line_is_closed(engine: Engine) -> None:
+    """Nothing is asked of an engine that is about to go."""
+    async with serving(engine) as served:
+        await served.gateway.stop(0.0)
+
+        async def ask() -> str:
+            raise AssertionError
+
+        assert await served.gateway.in_turn(ask) is None
 
 
 def test_a_histograms_buckets_hold_their_bounds() -> None:

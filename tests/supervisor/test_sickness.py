@@ -1,4 +1,4 @@
-"""Engines that run and are sick: hung, or slow because a memory overflowed."""
+"""Engines that run and are sick: hung, refusing everybody, or slow because a memory overflowed."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,18 @@ from hypothesis import strategies as st
 
 from launcher.domain import Provenance, Speed
 from launcher.supervisor.faults import Answer, Fault
-from launcher.supervisor.sickness import HangPolicy, Pulse, SpillPolicy, Watch, look, spilled, stalled
+from launcher.supervisor.sickness import (
+    DoubtPolicy,
+    HangPolicy,
+    Pulse,
+    SpillPolicy,
+    Tally,
+    Watch,
+    doubt,
+    look,
+    refuses,
+    spilled,
+)
 from launcher.supervisor.signs import Cause
 
 POLICY = HangPolicy()
@@ -80,11 +91,59 @@ def test_a_hang_needs_misses_or_silence(steps: list[tuple[float, bool, int, int,
         assert (fault is not None) == (row >= POLICY.n_misses or at_s - quiet_since >= limit_s)
 
 
-def test_a_stall_says_what_it_was_doing() -> None:
-    """Before it is ready no request tells of progress; the runner's own measure does."""
-    fault = stalled("loading", 120.4)
-    assert (fault.cause, fault.answer) == (Cause.STALLED, Answer.RESTART)
-    assert fault.meaning == "it stalled while loading: no output, reading or computing for 120 s"
+def doubts(looks: Sequence[tuple[float, int, int]], asked_s: float | None = None) -> list[bool]:
+    """Look at tallies (seconds, successes, failures) one after the other; return at which of them there is doubt."""
+    since, found = None, []
+    for at_s, n_succeeded, n_failed in looks:
+        now = Tally(at_s=at_s, n_succeeded=n_succeeded, n_failed=n_failed)
+        since, is_doubtful = doubt(since, now, DoubtPolicy(), asked_s=asked_s)
+        found.append(is_doubtful)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("looks", "is_doubtful"),
+    [
+        ([(0, 7, 0), (5, 7, 4)], False),  # too few
+        ([(0, 7, 0), (5, 7, 5)], True),
+        ([(0, 7, 0), (5, 7, 3), (10, 7, 5)], True),
+        ([(0, 7, 0), (5, 7, 3), (10, 8, 5), (15, 8, 8)], False),  # a success between
+        ([(0, 7, 0), (5, 7, 3), (10, 8, 5), (15, 8, 10)], True),  # five after it
+        ([(0, 7, 0), (5, 9, 50)], False),  # who was last is not known
+        ([(0, 7, 9), (5, 7, 9)], False),  # those of an earlier engine
+        ([(0, 7, 0), (5, 7, 4), (400, 7, 5)], False),  # too far apart
+        ([(0, 0, 0), (5000, 0, 0), (5005, 0, 5)], True),  # an hour of nothing is no part of it
+    ],
+)
+def test_errors_in_a_row_are_a_doubt(looks: list[tuple[float, int, int]], is_doubtful: bool) -> None:  # noqa: FBT001
+    """Five within the window, and no success between; never at an earlier look."""
+    assert doubts(looks) == [False] * (len(looks) - 1) + [is_doubtful]
+
+
+def test_an_engine_is_not_asked_all_the_time() -> None:
+    """A client that sends nothing but nonsense costs one question a minute."""
+    looks = [(5.0 * n, 0, 10 * n) for n in range(30)]
+    assert next(5.0 * n for n, found in enumerate(doubts(looks, asked_s=0.0)) if found) == 60.0
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 200), st.integers(0, 1), st.integers(0, 6)), max_size=40))
+def test_doubt_needs_a_row_of_failures(steps: list[tuple[float, int, int]]) -> None:
+    """Restated: since the last look with a success, or without a failure, there were at least five, soon enough."""
+    state, at_s, n_ok, n_bad = None, 0.0, 0, 0
+    row, began_s = 0, 0.0
+    for idx, (gap_s, good, bad) in enumerate(steps):
+        at_s, n_ok, n_bad = at_s + gap_s, n_ok + good, n_bad + bad
+        row += bad
+        if idx == 0 or good or not row or at_s - began_s > DoubtPolicy().window_s:
+            row, began_s = 0, at_s
+        state, found = doubt(state, Tally(at_s=at_s, n_succeeded=n_ok, n_failed=n_bad), DoubtPolicy())
+        assert found == (row >= DoubtPolicy().n_failures)
+
+
+def test_an_engine_that_refuses_us_too_is_restarted_and_not_stepped_down() -> None:
+    """No word of memory: the restart policy's, never the ladder's."""
+    fault = refuses(5, "status 500, compute error")
+    assert (fault.cause, fault.answer) == (Cause.SICK, Answer.RESTART)
 
 
 MEASURED = Speed(generation_tps=100.0, basis=Provenance.MEASURED)

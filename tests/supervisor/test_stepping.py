@@ -4,8 +4,10 @@ import json
 import os
 import signal
 import socket
+import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from launcher.domain import Correction, InstanceView, Lesson, State
@@ -143,6 +145,49 @@ def test_a_hung_engine_is_replaced(serve_stepping: ServeStepping) -> None:
     served.await_event("engine.ready", 2)
     assert any("hangs" in notice["text"] for notice in served.notices())
     assert _ask(served)["choices"]
+
+
+QUICK_LOOKS: dict[str, Any] = {**QUICK, "health_pause_s": 0.1}
+
+
+def _status_of(served: Served, body: bytes = b"{}") -> int:
+    try:
+        _ask(served, body=body)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    return 200
+
+
+def test_an_engine_that_answers_everybody_with_errors_is_restarted(
+    serve_stepping: ServeStepping, tmp_path: Path
+) -> None:
+    """It is up and healthy, says nothing of memory, and refuses a request of our own, too: a restart, and no step."""
+    sick = tmp_path / "sick"
+    served = serve_stepping(options=QUICK_LOOKS, arguments=["--sick-file", str(sick)])
+    served.await_event("engine.ready")
+    sick.touch()
+    assert {_status_of(served) for _ in range(5)} == {500}
+    served.await_event("engine.ready", 2)
+    events = served.events()
+    assert "ladder.step" not in events
+    why = next(notice for notice in served.notices() if notice["event"] == "engine.failed")
+    assert why["facts"]["cause"] == "sick"
+    assert "the last 5 requests" in why["text"]
+    assert "Compute error." in why["text"]
+    assert _status_of(served) == 200
+
+
+def test_a_client_cannot_have_an_engine_restarted(serve_stepping: ServeStepping) -> None:
+    """Whoever sends nothing but requests that the engine cannot read gets errors, and nobody else does."""
+    served = serve_stepping(options=QUICK_LOOKS)
+    served.await_event("engine.ready")
+    wrong = json.dumps({"fake": {"status": 500}}).encode()
+    while "engine.sound" not in served.events():
+        assert _status_of(served, wrong) == 500
+    assert {_status_of(served, wrong) for _ in range(20)} == {500}
+    assert _status_of(served) == 200
+    assert served.events().count("engine.spawned") == 1
 
 
 def test_a_stolen_port_costs_one_restart(serve_stepping: ServeStepping) -> None:
