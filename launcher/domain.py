@@ -857,6 +857,8 @@ class InstanceRecord(Noun, frozen=True):
     """Of the last step: what happened, what was measured, what changed, what it costs."""
     offer: str | None = None
     """What it could give more by now, were it started again."""
+    slow: str | None = None
+    """How far its engine is below the speed that was expected, while it is."""
     last_exit: str | None = None
     log_path: str = ""
     plan: Plan | None = None

@@ -57,12 +57,12 @@ class GatewayFront:
 
         if self._gateway is None:
             return
-        story = "; ".join(record.story) if record.n_ladder_steps else None
+        less = (*(record.story if record.n_ladder_steps else ()), *filter(None, (record.slow,)))
         self._gateway.publish(
             Status(
                 state=record.state,
-                reason=record.reason or story,
-                is_degraded=record.n_ladder_steps > 0,
+                reason=record.reason or "; ".join(less) or None,
+                is_degraded=record.n_ladder_steps > 0 or record.slow is not None,
                 plan=record.plan,
                 n_restarts=record.n_restarts,
                 n_ladder_steps=record.n_ladder_steps,
@@ -88,6 +88,7 @@ class GatewayFront:
 
     def load(self) -> "Load":
         """Return what the engine has to do."""
+        from launcher.supervisor.pace import Pace
         from launcher.supervisor.setback import Load
 
         if self._gateway is None:
@@ -98,6 +99,7 @@ class GatewayFront:
             n_delivered=load.n_received_bytes,
             n_succeeded=load.n_succeeded,
             n_failed=load.n_failed,
+            paces=tuple(Pace(at_s=pace.at_s, tps=pace.tps) for pace in load.paces),
         )
 
     async def in_turn(self, ask: "Callable[[], Awaitable[Answer]]") -> "Answer | None":

@@ -20,7 +20,7 @@ from launcher.gateway.front import Front, check_reads, reply
 from launcher.gateway.health import Observed, Status, describe_health, describe_model, describe_models, health_of
 from launcher.gateway.keys import Keys, check_exposure
 from launcher.gateway.line import Line, RefusedError
-from launcher.gateway.meters import Meters
+from launcher.gateway.meters import Meters, Pace
 from launcher.gateway.policy import Limits, Loss, Outcome
 
 _LAST_WORDS_S: Final = 2.0  # for streams to be ended in words, and for these to be taken
@@ -44,6 +44,8 @@ class Load(Noun, frozen=True):
     """Whole answers of engines to requests that made them compute."""
     n_failed: int
     """The same, of those that were a failure: 5xx, or a stream that ended in an error event."""
+    paces: tuple[Pace, ...]
+    """Of the last streams that ran alone."""
     silent_s: float | None
 
 
@@ -126,6 +128,7 @@ class Gateway:
             n_generated_tokens=meters.n_generated_tokens,
             n_succeeded=meters.outcomes[Outcome.SUCCESS],
             n_failed=meters.outcomes[Outcome.FAILURE],
+            paces=tuple(meters.paces),
             silent_s=now_s - max(since_s, meters.last_byte_s) if running else None,
         )
 

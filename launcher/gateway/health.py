@@ -32,7 +32,7 @@ class Status(Noun, frozen=True):
     reason: str | None = None
     """Why it is not ready; or, where it is, why it gives less than was planned."""
     is_degraded: bool = False
-    """It serves, by a plan that is below the first one."""
+    """It serves, by a plan that is below the first one or slower than can be expected."""
     plan: Plan | None = None
     n_restarts: int = 0
     n_ladder_steps: int = 0

@@ -4,14 +4,16 @@ Plain numbers, no library: counting is on the way of every token. It must not kn
 """
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from launcher.gateway.policy import Outcome
 
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds of the buckets of every histogram here."""
+
+_N_PACES: Final = 16
 
 _ROUTES: Final = frozenset(
     {
@@ -58,6 +60,17 @@ class Histogram:
         self.sum_s += seconds
 
 
+class Pace(NamedTuple):
+    """How fast an engine sent one stream while it had no other request, in events, and when that ended.
+
+    Counted from the first event on, and only while the engine was waited for: a client that reads slowly, or a long
+    prompt, does not count. An event is about one token.
+    """
+
+    at_s: float
+    tps: float
+
+
 @dataclass(slots=True)
 class Meters:
     """Everything that is counted, since the gateway was made."""
@@ -66,6 +79,7 @@ class Meters:
     """By route and status."""
     refusals: Counter[str] = field(default_factory=Counter)
     """By the code in the answer."""
+    paces: deque[Pace] = field(default_factory=lambda: deque(maxlen=_N_PACES))
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     """Of whole answers that made the engine compute."""
     n_replays: int = 0

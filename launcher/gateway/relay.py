@@ -15,10 +15,11 @@ from launcher.gateway import policy
 from launcher.gateway.client import Client
 from launcher.gateway.events import EventStream, Took, dialect_of, error_event, read_took
 from launcher.gateway.headers import answer_headers
-from launcher.gateway.meters import Meters
+from launcher.gateway.meters import Meters, Pace
 from launcher.gateway.policy import Limits, Loss, Outcome, Remedy
 
 IO_FAULTS: Final = (aiohttp.ClientError, OSError, TimeoutError)
+_N_PACED: Final = 24
 _EMPTY: Final = frozenset({204, 304})
 _ENDED_EARLY: Final = "the engine ended its answer before it was complete"
 
@@ -43,6 +44,8 @@ class Attempt:
     began_s: float
     on_end: Callable[["Attempt"], None]
     has_ended: bool = False
+    was_alone: bool = True
+    """The engine had no other request meanwhile."""
     outcome: Outcome | None = None
     """Of a whole answer, as far as one came."""
     loss: Loss | None = None
@@ -76,7 +79,7 @@ class _Events(web.StreamResponse):
 class Relay:
     """One answer on its way from an engine to a client."""
 
-    __slots__ = ("_answer", "_attempt", "_client", "_limits", "_loop", "_meters")
+    __slots__ = ("_answer", "_attempt", "_client", "_limits", "_loop", "_meters", "_waited_s")
 
     def __init__(
         self, client: Client, answer: aiohttp.ClientResponse, attempt: Attempt, limits: Limits, meters: Meters
@@ -85,6 +88,7 @@ class Relay:
         self._client, self._answer, self._attempt = client, answer, attempt
         self._limits, self._meters = limits, meters
         self._loop = asyncio.get_running_loop()
+        self._waited_s = 0.0
 
     async def run(self, path: str) -> web.StreamResponse:
         """Pass the answer on.
@@ -109,11 +113,13 @@ class Relay:
 
     async def _read(self) -> bytes:
         """Return what came, empty at the end."""
+        began_s = self._loop.time()
         try:
             data = await self._answer.content.readany()
         except IO_FAULTS as error:
             raise LostError(Loss.BROKEN, _ENDED_EARLY) from error
-        self._meters.last_byte_s = self._loop.time()
+        self._meters.last_byte_s = now_s = self._loop.time()
+        self._waited_s += now_s - began_s
         self._meters.n_received_bytes += len(data)
         return data
 
@@ -178,8 +184,7 @@ class Relay:
     async def _pass_events(self, stream: EventStream) -> web.StreamResponse:
         response = self._open_response(_Events)
         try:
-            while part := await self._read():
-                await self._pass_event(response, stream, stream.feed(part))
+            await self._pass_to_end(response, stream)
             lost = None if stream.is_complete(at_end=True) else LostError(Loss.BROKEN, _ENDED_EARLY)
         except LostError as error:
             lost = error
@@ -200,6 +205,19 @@ class Relay:
         elif rest := stream.rest():
             await self._pass_event(response, stream, rest)
         return await self._client.finish(response)
+
+    async def _pass_to_end(self, response: web.StreamResponse, stream: EventStream) -> None:
+        n_before, before_s = 0, 0.0
+        while part := await self._read():
+            await self._pass_event(response, stream, stream.feed(part))
+            if not n_before:
+                n_before, before_s = stream.n_events, self._waited_s
+        self._note_pace(stream.n_events - n_before, self._waited_s - before_s)
+
+    def _note_pace(self, n_events: int, waited_s: float) -> None:
+        """Note how fast a stream came that ran alone, where it was long enough to tell."""
+        if self._attempt.was_alone and n_events >= _N_PACED and waited_s > 0:
+            self._meters.paces.append(Pace(at_s=self._loop.time(), tps=n_events / waited_s))
 
     async def _pass_event(self, response: web.StreamResponse, stream: EventStream, data: bytes) -> None:
         if not data:

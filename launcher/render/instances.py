@@ -77,6 +77,8 @@ def _fallback_facts(record: InstanceRecord) -> list[tuple[str, str]]:
         steps = "1 step" if record.n_ladder_steps == 1 else f"{record.n_ladder_steps} steps"
         facts.append(("degraded", f"{steps} below what was planned first"))
         facts += [("", line) for line in record.story]
+    if record.slow is not None:
+        facts.append(("degraded", record.slow))
     if record.offer is not None:
         facts.append(("offer", f"{record.offer}; `launch stop` and serve it again to have it"))
     return facts

@@ -92,6 +92,13 @@ def of_refusing(found: faults.Fault, log: Sequence[str]) -> Failure:
     return Failure(message=f"the engine is sick: {faults.describe(found)}", lines=faults.telling_lines(log))
 
 
+def of_spill(found: faults.Fault, lacks_bytes: int, plan: Plan) -> Failure:
+    """Word that an engine became slow since its device's memory overflowed; it serves on until another plan is known."""
+    words = f"the engine has become slow: {faults.describe(found)}"
+    setback = Setback(plan=plan, shortage=Shortage.PRESSURE, words=words, memory=found.memory, failed_bytes=lacks_bytes)
+    return Failure(message=words, setback=setback)
+
+
 def of_preflight(verdict: Preflight, plan: Plan, free: Mapping[str, int]) -> Failure:
     """Word that a start would not fit, by the engine's own account; ``free`` is what was seen to be free just then."""
     need = verdict.exceeded[0]

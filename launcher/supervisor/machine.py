@@ -30,7 +30,10 @@ the runner asks for the next plan. While *stepping* nothing runs; STEPPED has a 
 the ladder the instance has failed. CROWDED means that nothing fits beside what other processes hold: they may give it
 back, so it is *backoff* that follows. Pressure seen in time (STRAINED), or room for a better plan (ROOMIER), makes a
 ready instance *drain*: the front forwards no new request, and once the running ones have ended or their time is over
-(DRAINED) the engine is terminated and the next plan is X
+(DRAINED) the engine is terminated and the next plan is asked for. An engine that is up but no longer answers is HUNG,
+and one that answers every request with an error is SICK: it is killed, for it would not heed a request or has nothing
+to finish, and started again.
+
 The tree is always gone before the next step: no phase but *idle*, *backoff*, *stepping* and the two ends is without a guard,
 and SPAWN is an effect of START, RETRY and STEPPED alone. So there never are two engines.
 

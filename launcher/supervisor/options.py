@@ -4,6 +4,7 @@ It must not know what any of them is for beyond its own words.
 """
 
 from launcher.domain import Noun
+from launcher.supervisor.pace import PacePolicy
 from launcher.supervisor.restarts import RestartPolicy
 from launcher.supervisor.sickness import DoubtPolicy, HangPolicy
 from launcher.supervisor.strain import StrainPolicy
@@ -28,6 +29,7 @@ class RunOptions(Noun, frozen=True):
     """Between two looks at a ready engine, and for it to answer one."""
     hang: HangPolicy = HangPolicy()
     doubt: DoubtPolicy = DoubtPolicy()
+    pace: PacePolicy = PacePolicy()
     strain: StrainPolicy = StrainPolicy()
     review_s: float = 60.0
     """Between two looks at whether there is room for more, and at what was learnt of the engine's use."""

@@ -33,6 +33,7 @@ from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.reports import Reports
 from launcher.supervisor.restarts import Death, next_delay_s, remember
 from launcher.supervisor.setback import Front, Service, Step
+from launcher.supervisor.speed_watch import can_spill, watch_speed
 from launcher.supervisor.strain import Sample
 from launcher.supervisor.tasks import Tasks
 from launcher.supervisor.telling import changes_of, notice_of
@@ -441,6 +442,21 @@ class _Supervision:
         if self._memories is not None and self._plan is not None:
             self._tasks.start(self._memories.review(self._plan, self._republish, self._options.review_s))
             self._memories.compare(self._plan, realised)
+            self._watch_speed(service, self._memories, self._plan)
+
+    def _watch_speed(self, service: Service, memories: MemoryWatch, plan: Plan) -> None:
+        if not can_spill(plan):
+            return
+        work = watch_speed(
+            plan,
+            service.front,
+            self._vigil,
+            self._account,
+            step_down=memories.ask_before_draining,
+            policy=self._options.pace,
+            pause_s=self._options.health_pause_s,
+        )
+        self._tasks.start(work)
 
     def _republish(self) -> None:
         self._publish(self._account.record)

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 from msgspec import Struct
 
 from launcher.domain import Address, Command, Device, InstanceRecord, Noun, Plan, Refusal
+from launcher.supervisor.pace import Pace
 from launcher.supervisor.recall import Recall
 from launcher.supervisor.strain import Sample
 
@@ -86,6 +87,8 @@ class Load(Noun, frozen=True):
     n_delivered: int = 0
     n_succeeded: int = 0
     n_failed: int = 0
+    paces: tuple[Pace, ...] = ()
+    """The last streams that ran alone, oldest first."""
 
 
 Answer = TypeVar("Answer")

@@ -1,12 +1,9 @@
-"""Tell whether an engine that runs is sick: hung, refusing every request, or slow because its memory overflowed.
+"""Tell whether an engine that runs is sick: hung, or refusing every request.
 
-It must not know how requests or rates are measured, nor read a clock: it is given times and counts. Pure.
+It must not know how requests are counted, nor read a clock: it is given times and counts. Pure.
 """
 
-from collections.abc import Sequence
-from statistics import median
-
-from launcher.domain import Noun, Provenance, Speed
+from launcher.domain import Noun
 from launcher.supervisor.faults import Fault
 from launcher.supervisor.signs import Cause
 
@@ -103,39 +100,3 @@ def refuses(n_failed: int, canary: str) -> Fault:
     """Return the fault of an engine that answers everybody with an error; ``canary`` is how it answered us."""
     meaning = f"it answered the last {n_failed} requests with errors, and one of our own, too: {canary}"
     return Fault(cause=Cause.SICK, meaning=meaning, was_ready=True)
-
-
-# --- Slow without an error ----------------------------------------------------------------------------------------
-
-
-class SpillPolicy(Noun, frozen=True):
-    """When slow is a spill. Shares of the expected rate; published spills are 5 to 20 times slower."""
-
-    share: float = 0.25
-    share_assumed: float = 0.1
-    """Where the expectation is a prediction from assumed efficiency, which may itself be wrong by two or three times."""
-    n_rates: int = 5
-    """The median of so many counts: one request may have waited for others."""
-
-
-def spilled(
-    rates_tps: Sequence[float], expected: Speed | None, *, strained: str | None, policy: SpillPolicy
-) -> Fault | None:
-    """Return the fault where generation is far slower than expected and a memory is known to be short.
-
-    Args:
-        rates_tps: Tokens per second of the last requests that ran alone, oldest first; rates of one while others ran are
-            no measure of the memory.
-        expected: The plan's speed, or what this engine reached after it was ready, as measured.
-        strained: The memory that is short at the same time (``gpu0``, ``host``). Without one the cause is another: a busy
-            processor, a throttled GPU; a smaller plan would not help.
-        policy: Its thresholds.
-    """
-    if expected is None or strained is None or len(rates_tps) < policy.n_rates:
-        return None
-    share = policy.share if expected.basis is Provenance.MEASURED else policy.share_assumed
-    rate = median(rates_tps[-policy.n_rates :])
-    if rate >= share * expected.generation_tps:
-        return None
-    meaning = f"it generates {rate:.1f} tokens/s where {expected.generation_tps:.0f} were expected, short of {strained}"
-    return Fault(cause=Cause.SPILLED, meaning=meaning, was_ready=True, memory=strained)

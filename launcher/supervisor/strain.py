@@ -76,6 +76,10 @@ class StrainPolicy(Noun, frozen=True):
     lead_s: float = 10.0
     max_stall: float = 0.2
 
+    def lacks_bytes(self, gauge: Gauge) -> int:
+        """Return what a memory lacks to be calm, at least 0."""
+        return max(0, self.floor(gauge.name).calm_bytes - gauge.free_bytes)
+
     def floor(self, name: str) -> Floor:
         """Return the thresholds of one memory."""
         return self.floors.get(name, self.host if name == HOST_MEMORY else self.device)

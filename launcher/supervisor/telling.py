@@ -30,6 +30,8 @@ def changes_of(
         changes["ready_at"] = at
     elif after not in LOADING:
         changes["ready_at"] = None if after is not Phase.STOPPING else record.ready_at
+    if after is not Phase.DRAINING:  # of the next engine nothing is known yet
+        changes["slow"] = None
     if after not in GUARDED:
         changes |= {"engine": None, "guard": None}
     if before is Phase.BACKOFF and after is Phase.SPAWNING:

@@ -6,7 +6,7 @@ It must not measure, and decides nothing but what `strain` and `preflight` decid
 from collections.abc import Mapping
 from typing import Final
 
-from launcher.domain import Plan
+from launcher.domain import HOST_MEMORY, Plan
 from launcher.supervisor.breakdown import Breakdown, read_line, remembered
 from launcher.supervisor.preflight import Preflight, judge
 from launcher.supervisor.strain import Sample, Strain, StrainPolicy, Watched, assess
@@ -109,6 +109,13 @@ class Vigil:
     def is_strained(self) -> bool:
         """Whether any memory is short now."""
         return bool(self._watched.strained)
+
+    def used_up(self) -> tuple[str, int] | None:
+        """Return the first device of whose memory less is free than a calm one has, and how many bytes less."""
+        if self._sample is None or self._is_stale:
+            return None
+        lacks = ((g.name, self._policy.lacks_bytes(g)) for g in self._sample.gauges if g.name != HOST_MEMORY)
+        return next((found for found in lacks if found[1]), None)
 
     def own_bytes(self) -> Mapping[str, int]:
         """Return what the engine's processes hold of each memory, where somebody tells."""

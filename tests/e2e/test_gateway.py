@@ -110,6 +110,24 @@ async def _serve_through(plan: Plan) -> None:
         await _until_idle(engine_url)
 
 
+def test_the_pace_is_the_engines_own(llama_server: EngineInstall, state_dir: Path) -> None:
+    """What the gateway measures of a stream that runs alone is what llama-server says that it generated per second."""
+    asyncio.run(_pace(_plan(llama_server)))
+    assert state_dir.exists()
+
+
+async def _pace(plan: Plan) -> None:
+    async with AsyncExitStack() as stack:
+        gateway, url = await stack.enter_async_context(_gateway(plan.model))
+        gateway.attach(await stack.enter_async_context(_engine(plan, stack.enter_context(open_instance("paced")))))
+        session = await stack.enter_async_context(aiohttp.ClientSession(url))
+        body = {"prompt": "1 2 3", "n_predict": 60, "ignore_eos": True, "stream": True}
+        async with session.post("/completion", json=body) as response:
+            events = [line[6:] for line in (await response.text()).splitlines() if line.startswith("data: {")]
+        (pace,) = gateway.load().paces
+        assert pace.tps == pytest.approx(json.loads(events[-1])["timings"]["predicted_per_second"], rel=0.15)
+
+
 async def _give_up(url: str) -> None:
     """Begin a long answer, and leave."""
     body = {"prompt": "1", "n_predict": 100_000, "ignore_eos": True, "stream": True}

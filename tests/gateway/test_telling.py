@@ -4,13 +4,16 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from typing import Final
 
 import pytest
+from aiohttp import web
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from launcher.domain import Artifact, DeviceLoad, State, WeightsFormat
+from launcher.gateway.client import Client
 from launcher.gateway.health import Health, MemoryFigure, Observed, Status, describe_health, health_of, summarise
 from launcher.gateway.meters import SECONDS, Histogram, route_of
 from launcher.gateway.policy import Door
@@ -162,6 +165,41 @@ async def test_engines_answers_are_told_apart(engine: Engine) -> None:
         load = served.gateway.load()
         assert (load.n_succeeded, load.n_failed) == (3, 3)
         assert await served.figure('launcher_engine_answers_total{outcome="failure"}') == 3
+
+
+async def test_the_pace_of_a_stream_that_ran_alone(engine: Engine) -> None:
+    """Events per second from the first on, waiting for that one left out; of two at once neither counts."""
+    async with serving(engine) as served:
+        slow = {"stream": True, "max_tokens": 40, "fake": {"tps": 200, "first_s": 0.5}}
+        await served.ask(slow)
+        (pace,) = served.gateway.load().paces
+        assert 100 < pace.tps <= 220
+        await asyncio.gather(served.ask(slow), served.ask(slow))
+        await served.ask({"stream": True, "max_tokens": 5, "fake": {"tps": 200}})  # too short to tell
+        await served.ask({"max_tokens": 40})  # nobody knows how long it generated
+        await served.ask({**slow, "fake": {"tps": 200, "close_at": 30}})
+        assert served.gateway.load().paces == (pace,)
+
+
+async def test_a_client_that_reads_slowly_does_not_make_an_engine_slow(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What waits for the client is not waited for the engine: no part is passed on in less than 20 ms here."""
+    write, n_writes = Client.write, 0
+
+    async def write_slowly(self: Client, response: web.StreamResponse, data: bytes) -> None:
+        nonlocal n_writes
+        n_writes += 1
+        await asyncio.sleep(0.02)
+        await write(self, response, data)
+
+    monkeypatch.setattr(Client, "write", write_slowly)
+    n_tokens = 300
+    async with serving(engine) as served:
+        began_s = time.monotonic()
+        await served.ask({"stream": True, "max_tokens": n_tokens, "fake": {"tps": 1000}})
+        (pace,) = served.gateway.load().paces
+        assert n_tokens / pace.tps < time.monotonic() - began_s - 0.02 * (n_writes - 2)
 
 
 async def test_an_unavailable_engine_has_failed_each_time(engine: Engine) -> None:

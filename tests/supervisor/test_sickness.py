@@ -1,4 +1,4 @@
-"""Engines that run and are sick: hung, refusing everybody, or slow because a memory overflowed."""
+"""Engines that run and are sick: hung, or refusing everybody."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.domain import Provenance, Speed
 from launcher.supervisor.faults import Answer, Fault
 from launcher.supervisor.sickness import (
     DoubtPolicy,
     HangPolicy,
     Pulse,
-    SpillPolicy,
     Tally,
     Watch,
     doubt,
     look,
     refuses,
-    spilled,
 )
 from launcher.supervisor.signs import Cause
 
@@ -144,33 +141,3 @@ def test_an_engine_that_refuses_us_too_is_restarted_and_not_stepped_down() -> No
     """No word of memory: the restart policy's, never the ladder's."""
     fault = refuses(5, "status 500, compute error")
     assert (fault.cause, fault.answer) == (Cause.SICK, Answer.RESTART)
-
-
-MEASURED = Speed(generation_tps=100.0, basis=Provenance.MEASURED)
-ASSUMED = Speed(generation_tps=100.0, basis=Provenance.ASSUMED)
-
-
-@pytest.mark.parametrize(
-    ("rates", "expected", "strained", "is_spilled"),
-    [
-        ([12.0] * 5, MEASURED, "gpu0", True),
-        ([12.0] * 5, MEASURED, None, False),  # slow for another reason
-        ([12.0] * 4, MEASURED, "gpu0", False),  # too few to say
-        ([12.0] * 5, ASSUMED, "gpu0", False),  # the prediction may be wrong by as much
-        ([5.0] * 5, ASSUMED, "gpu0", True),
-        ([90.0] * 20 + [12.0] * 5, MEASURED, "gpu0", True),  # the last ones count
-        ([12.0, 90.0, 12.0, 90.0, 90.0], MEASURED, "gpu0", False),
-        ([12.0] * 5, None, "gpu0", False),
-    ],
-)
-def test_a_spill_is_slow_and_short_of_memory(
-    rates: list[float],
-    expected: Speed | None,
-    strained: str | None,
-    is_spilled: bool,  # noqa: FBT001 - a column of the table
-) -> None:
-    """Both, by the median of the last requests; then it steps down on the memory that is short."""
-    fault = spilled(rates, expected, strained=strained, policy=SpillPolicy())
-    assert (fault is not None) is is_spilled
-    if fault is not None:
-        assert (fault.cause, fault.answer, fault.memory) == (Cause.SPILLED, Answer.STEP_DOWN, "gpu0")
