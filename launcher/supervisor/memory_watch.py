@@ -7,7 +7,7 @@ It must not know phases, nor what follows from an event. What was seen is kept i
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from msgspec.structs import replace
@@ -17,9 +17,11 @@ from launcher.supervisor import failures, throttling
 from launcher.supervisor.account import Account
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.machine import Event
+from launcher.supervisor.options import RunOptions
 from launcher.supervisor.placement import Placement
 from launcher.supervisor.preflight import Preflight, judge, told_after_load
 from launcher.supervisor.setback import Service, Step
+from launcher.supervisor.speed_watch import can_spill, watch_speed
 from launcher.supervisor.stepping import describe_step
 from launcher.supervisor.strain import Sample
 from launcher.supervisor.vigil import Vigil
@@ -127,7 +129,23 @@ class MemoryWatch:
             return
         self._post(Event.STRAINED, replace(failure, step=answer))
 
-    async def review(self, plan: Plan, publish: Callable[[], None], pause_s: float) -> None:
+    def watchers(
+        self, plan: Plan, publish: Callable[[], None], options: RunOptions
+    ) -> Iterator[Coroutine[None, None, None]]:
+        """Return what watches an engine that has just become ready, until it is cancelled."""
+        yield self._review(plan, publish, options.review_s)
+        if can_spill(plan):
+            yield watch_speed(
+                plan,
+                self._service.front,
+                self._vigil,
+                self._account,
+                step_down=self.ask_before_draining,
+                policy=options.pace,
+                pause_s=options.health_pause_s,
+            )
+
+    async def _review(self, plan: Plan, publish: Callable[[], None], pause_s: float) -> None:
         """Now and then keep what the engine was seen to hold, and see whether there is room for more again."""
         while True:
             await asyncio.sleep(pause_s)

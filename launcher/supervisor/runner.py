@@ -9,11 +9,10 @@ import asyncio
 import contextlib
 import secrets as random_source
 import signal
-import threading
 import time
 from typing import Final
 
-from launcher.domain import Command, InstanceRecord, Noun, Plan, Refusal, State
+from launcher.domain import Command, InstanceRecord, Noun, Plan, State
 from launcher.errors import LauncherError
 from launcher.store import Instance
 from launcher.supervisor import failures, placement
@@ -30,13 +29,14 @@ from launcher.supervisor.notices import Report
 from launcher.supervisor.options import RunOptions
 from launcher.supervisor.placement import Placement
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
+from launcher.supervisor.replanning import find_step
 from launcher.supervisor.reports import Reports
 from launcher.supervisor.restarts import Death, next_delay_s, remember
 from launcher.supervisor.setback import Front, Service, Step
-from launcher.supervisor.speed_watch import can_spill, watch_speed
+from launcher.supervisor.signals import handling
 from launcher.supervisor.strain import Sample
 from launcher.supervisor.tasks import Tasks
-from launcher.supervisor.telling import changes_of, notice_of
+from launcher.supervisor.telling import changes_of, name_of, notice_of
 from launcher.supervisor.tether import Tether
 from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.watching import EngineWatch, Watched
@@ -139,10 +139,11 @@ class _Supervision:
         loop.set_exception_handler(self._on_loop_error)
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._sampling())
-            return await self._live(loop)
+            if self._options.handle_signals:
+                stack.enter_context(handling(loop, self._on_signal))
+            return await self._live()
 
-    async def _live(self, loop: asyncio.AbstractEventLoop) -> ServeResult:
-        handled = self._handle_signals(loop)
+    async def _live(self) -> ServeResult:
         try:
             await self._open_front()
             self._post(Event.START)
@@ -152,8 +153,6 @@ class _Supervision:
                     self._advance(event, fault)
         finally:
             await self._leave()
-            for number in handled:
-                loop.remove_signal_handler(number)
         if self._phase is Phase.FAILED and self._failure is not None:
             raise self._failure.to_error()
         return ServeResult(was_ready=self._was_ready, n_restarts=self._account.record.n_restarts)
@@ -188,16 +187,6 @@ class _Supervision:
     def _on_loop_error(self, _: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         error = context.get("exception")
         self._on_own_fault(error if isinstance(error, BaseException) else RuntimeError(str(context.get("message"))))
-
-    def _handle_signals(self, loop: asyncio.AbstractEventLoop) -> tuple[signal.Signals, ...]:
-        if not self._options.handle_signals or threading.current_thread() is not threading.main_thread():
-            return ()
-        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        # What is ignored on purpose stays so: `nohup` ignores SIGHUP, a shell's background job SIGINT.
-        handled = tuple(number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN)
-        for number in handled:
-            loop.add_signal_handler(number, self._on_signal, number)
-        return handled
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stopped_by is None:
@@ -440,23 +429,9 @@ class _Supervision:
         self._tasks.start(watch.watch_health(service.front))
         self._tasks.start(watch.watch_answers(service.front))
         if self._memories is not None and self._plan is not None:
-            self._tasks.start(self._memories.review(self._plan, self._republish, self._options.review_s))
             self._memories.compare(self._plan, realised)
-            self._watch_speed(service, self._memories, self._plan)
-
-    def _watch_speed(self, service: Service, memories: MemoryWatch, plan: Plan) -> None:
-        if not can_spill(plan):
-            return
-        work = watch_speed(
-            plan,
-            service.front,
-            self._vigil,
-            self._account,
-            step_down=memories.ask_before_draining,
-            policy=self._options.pace,
-            pause_s=self._options.health_pause_s,
-        )
-        self._tasks.start(work)
+            for work in self._memories.watchers(self._plan, self._republish, self._options):
+                self._tasks.start(work)
 
     def _republish(self) -> None:
         self._publish(self._account.record)
@@ -495,27 +470,14 @@ class _Supervision:
         self._post(Event.DRAINED)
 
     async def _replan(self) -> None:
-        """Take the step that was found before, or ask for one, in a thread: the machine has to be measured."""
         failure = self._failure
         assert self._service is not None and failure is not None  # noqa: S101, PT018 - something led here
-        answer = failure.step or await self._ask_for_step(self._service, failure)
-        if failure.step is not None and failure.setback is not None:
-            # Who had taken the memory may have left while the engine was drained: then the same plan will do.
-            now = await self._ask_for_step(self._service, failure)
-            answer = now if isinstance(now, Step) and now.is_retry and not now.after_backoff else failure.step
+        answer = await find_step(self._service.stepper, failure)
         if isinstance(answer, Failure):
             self._failure = answer
             self._post(Event.FOOT, answer)
         else:
             self._take(answer)
-
-    async def _ask_for_step(self, service: Service, failure: Failure) -> Step | Failure:
-        assert failure.setback is not None  # noqa: S101 - no other failure leads here
-        try:
-            answer = await asyncio.to_thread(service.stepper.next_plan, failure.setback)
-        except LauncherError as error:
-            return failures.of_error(error)
-        return failures.of_refusal(answer) if isinstance(answer, Refusal) else answer
 
     def _take(self, step: Step) -> None:
         """Make a step's plan the one to serve, and say so; one that has to wait is the restart policy's."""
@@ -525,13 +487,7 @@ class _Supervision:
             self._post(Event.CROWDED)
             return
         self._plan = step.plan
-        n_before = self._account.record.n_ladder_steps
-        if step.is_up:
-            event, what, n_steps = "ladder.up", "back up", 0
-        elif step.is_retry:
-            event, what, n_steps = "ladder.retry", "once more", n_before
-        else:
-            event, what, n_steps = "ladder.step", f"step {n_before + 1} down", n_before + 1
+        event, what, n_steps = name_of(step, self._account.record.n_ladder_steps)
         story = step.story if n_steps else ()
         self._account.update(plan=without_tensors(step.plan), story=story, n_ladder_steps=n_steps, offer=None)
         self.notify(event, f"{what}: {'; '.join(step.story)}", n_steps=n_steps)

@@ -10,6 +10,7 @@ from launcher.domain import InstanceRecord
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.machine import GUARDED, LOADING, Phase, state_of
 from launcher.supervisor.notices import Notice
+from launcher.supervisor.setback import Step
 
 _WITH_REASON: Final = frozenset({Phase.BACKOFF, Phase.STEPPING, Phase.DRAINING, Phase.FAILED})
 _WITHOUT_REASON: Final = frozenset({Phase.READY, Phase.STOPPED})
@@ -49,3 +50,12 @@ def notice_of(after: Phase, name: str, failure: Failure | None, stopped_by: str 
     if after is Phase.STOPPED:
         return Notice(event="instance.stopped", text="stopped; nothing of the engine is left")
     return None
+
+
+def name_of(step: Step, n_steps: int) -> tuple[str, str, int]:
+    """Return how a step is told, its event and words, and how far below the first plan it leads from ``n_steps``."""
+    if step.is_up:
+        return "ladder.up", "back up", 0
+    if step.is_retry:
+        return "ladder.retry", "once more", n_steps
+    return "ladder.step", f"step {n_steps + 1} down", n_steps + 1
