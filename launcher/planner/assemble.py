@@ -11,12 +11,12 @@ from launcher.domain import DeviceKind, Engine, Inventory, Plan
 from launcher.planner.abilities import describe_lack, missing_options
 from launcher.planner.ask import Ask
 from launcher.planner.basis import bases_of
-from launcher.planner.corrections import describe_lessons, limit_of
+from launcher.planner.bounds import list_bounds
 from launcher.planner.footprint.limits import can_flash
 from launcher.planner.footprint.llama_cpp import Backend, place_layers
 from launcher.planner.footprint.serving import checkpoint_bytes
 from launcher.planner.losses import list_losses
-from launcher.planner.sizing import Candidate, Trial, lessons_of, try_shape
+from launcher.planner.sizing import Candidate, Trial, try_shape
 from launcher.planner.tuning import describe_tuning
 from launcher.units import GIB, MIB
 
@@ -61,11 +61,7 @@ def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
     lacking = [word for word in _PLANNED_AROUND if not target.has_option(word)]
     if lacking:
         notes.append(f"this build has no {', '.join(lacking)}: the plan does without")
-    notes += [
-        f"{budget.name}: {fact}"
-        for budget, heeded in lessons_of(trial)
-        for fact in describe_lessons(budget, heeded, limit_bytes=limit_of(budget.name, budget.total_bytes, target.host))
-    ]
+    notes += list_bounds(trial)
     if not trial.config.flash_attn and not can_flash(trial.candidate.architecture):
         notes.append("no GPU has flash attention for heads of this size: it is off, else the CPU would attend")
     if trial.tuning is not None:

@@ -81,13 +81,15 @@ def step_down(
     floors = resolve_ask(request)
     relief = least_relief(planned_bytes(plan, memory), failed_bytes)
     target = build_target(plan.engine, plan.install, inventory, calibration).first(len(plan.footprint.devices))
+    if request.force:
+        target = target.without_margins()
     start = _place_of(plan, floors, prepared)
     if start is None:
         return _refuse(plan, memory, floors, ("its weights are no longer described by the profile",))
     # What was learnt comes first: a margin set without it would take the same bytes from the budget once more.
     target = correct_target(start.candidate, start.ask, target, start.shape)
     target = _tightened(target, memory, planned_bytes(plan, memory) - relief)
-    need = _Need(memory=memory, limit_bytes=_loaded(plan, memory) - relief, min_tps=floors.min_tps, target=target)
+    need = _Need(memory=memory, limit_bytes=loaded_bytes(plan, memory) - relief, min_tps=floors.min_tps, target=target)
     if while_serving and memory == HOST_MEMORY and (trial := need.size(start)).fits:
         return build_plan(trial, start.ask, inventory, lowered(start, floors, memory))
     place = start
@@ -129,7 +131,7 @@ class _Need(Struct, frozen=True, kw_only=True):
         return self.is_relieved(trial) and trial.fits and trial.speed.generation_tps >= self.min_tps
 
 
-def _loaded(plan: Plan, memory: str) -> int:
+def loaded_bytes(plan: Plan, memory: str) -> int:
     """Return what the engine takes of a memory by loading alone: the host's caches grow only later."""
     return plan.footprint.host.engine_bytes if memory == HOST_MEMORY else planned_bytes(plan, memory)
 

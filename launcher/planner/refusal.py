@@ -5,6 +5,7 @@ It must not propose anything: ways out are ``advice.py``'s.
 
 from launcher.domain import Refusal, RefusalCode, Request, WeightsFormat
 from launcher.planner.ask import Ask
+from launcher.planner.bounds import list_bounds
 from launcher.planner.sizing import Candidate, Trial, first_shape, partial_trials, try_shape
 from launcher.planner.target import Target
 from launcher.units import GIB, format_bytes
@@ -75,6 +76,7 @@ def refuse_no_fit(
         derivation.append("the sum would fit, but not divided as the engine divides it: " + _shortfalls(whole))
     else:
         derivation += _no_smaller(candidates, headline, ask, target)
+    derivation += list_bounds(whole)
     if not certain:
         derivation.append(f"it would fit if nothing were left free on purpose ({_format_margins(target)})")
     elif ask.force:

@@ -26,7 +26,7 @@ from launcher.planner.calibration import machine_id
 from launcher.planner.corrections import learn, limit_of, planned_bytes, remember
 from launcher.planner.fit import decide
 from launcher.planner.freed import give_back
-from launcher.planner.ladder import least_relief, step_down, tightest
+from launcher.planner.ladder import least_relief, loaded_bytes, step_down, tightest
 from launcher.planner.quality import kl_divergence
 from launcher.planner.search import Alternatives
 from launcher.planner.sizing import Candidate, prepare
@@ -190,7 +190,7 @@ class MachineStepper:
             Lesson.OUT_OF_MEMORY,
             machine,
             limit_bytes=limit_of(memory, total, machine.host),
-            missing_bytes=least_relief(planned_bytes(plan, memory), setback.failed_bytes),
+            missing_bytes=setback.failed_bytes or least_relief(planned_bytes(plan, memory), None),
         )
 
     def learn_use(self, plan: Plan, measured_bytes: Mapping[str, int]) -> None:
@@ -294,12 +294,15 @@ def _least_unaccounted(plan: Plan, memory: str, setback: Setback) -> int:
     """Return the least residual with which the failed plan would not have been made.
 
     Where the engine told its own figure: what was kept beside the plan, and the difference. Else the plan has to be
-    smaller by what failed, as far as a step makes it so: otherwise the next serve would try what lies between.
+    smaller by what failed, as far as a step makes it so: otherwise the next serve would try what lies between. What had
+    not been allocated yet when it failed, the host's caches, is no part of what has to be smaller.
     """
     budget = next(budget for budget in plan.budgets if budget.name == memory)
     planned = planned_bytes(plan, memory)
     if setback.told_bytes is not None:
         return budget.residual_bytes + setback.told_bytes - planned
+    if setback.shortage is Shortage.AT_LOAD:
+        planned = loaded_bytes(plan, memory)
     relief = least_relief(planned, setback.failed_bytes)
     return budget.free_bytes - budget.margin_bytes - planned + relief
 

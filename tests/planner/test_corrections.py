@@ -239,3 +239,14 @@ def test_what_is_not_kept_says_nothing_that_is_not_said(lessons: list[Correction
         kept = remember(kept, lesson)
     assert residual(kept) == residual(tuple(lessons))
     assert len({(item.lesson, item.unaccounted_bytes) for item in kept}) == len(kept)
+
+
+def test_a_refusal_says_what_bounds_the_memory() -> None:
+    """A limit, and a lesson, are among the reasons."""
+    plan = _plan_on(_host(60 * GIB))
+    assert isinstance(plan, Plan)
+    lesson = _lesson(plan, 58 * GIB, Lesson.OUT_OF_MEMORY, memory="host")
+    refusal = _plan_on(_host(60 * GIB, 24 * GIB, "cgroup_limit_bytes"), lesson)
+    assert isinstance(refusal, Refusal)
+    assert "host: its control group is limited to 24.0 GiB of the 64.0 GiB there are" in refusal.derivation
+    assert any("58.0 GiB are kept free beside the margin, learnt" in line for line in refusal.derivation)

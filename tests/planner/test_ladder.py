@@ -297,3 +297,16 @@ def test_a_context_is_lowered_down_the_whole_ladder_only_where_it_was_a_wish(
         outcome = _step(outcome, request, machine, "gpu0", None)
     assert len(contexts) > 2
     assert (min(contexts) < contexts[0]) is is_lowered
+
+
+def test_a_forced_plan_steps_down_without_margins_too() -> None:
+    """What was served with nothing left free is not refused because a smaller one leaves nothing free either."""
+    machine = make_machine(0, 0, 0)
+    tight = replace(machine, host=replace(machine.host, total_bytes=32 * GIB, available_bytes=6 * GIB))
+    request = Request(profile=_LLAMA, settings=Settings(quantization="q4_k_m"), force=True)
+    plan = decide(request, tight, _PREPARED)
+    assert isinstance(plan, Plan)
+    assert plan.budgets[-1].margin_bytes == 0
+    smaller = _step(plan, request, tight, "host", 16 * MIB)
+    assert isinstance(smaller, Plan)
+    assert planned_bytes(smaller, "host") < planned_bytes(plan, "host")

@@ -292,7 +292,7 @@ def test_what_ran_out_under_a_limit_is_kept_with_it() -> None:
     _stepper(limited).next_plan(_setback(plan, Shortage.FORESEEN, memory="host", told_bytes=29 * GIB))
     known, _ = read_calibration(machine_id(_WHOLE))
     assert known is not None
-    assert {lesson.limit_bytes for lesson in known.corrections} == {None}
+    assert {lesson.limit_bytes for lesson in known.corrections} == {30 * GIB, None}
 
 
 @pytest.mark.usefixtures("state_dir")
@@ -358,3 +358,16 @@ def test_where_nothing_fits_without_a_worker_it_is_waited_for(monkeypatch: pytes
     refusal = _lost(alone, return_s=0.0)
     assert isinstance(refusal, Refusal)
     assert f"{', '.join(_WORKERS)} no longer answer; planned for what is left" in refusal.derivation
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_giving_up_caches_that_were_not_there_yet_relieves_no_load() -> None:
+    """What could not be loaded is loaded smaller the next time, however much of the plan was for serving."""
+    bare = replace(_WHOLE, devices=())
+    plan = _plan(bare)
+    assert plan.footprint.host.prompt_cache_bytes > GIB
+    _stepper(bare).next_plan(_setback(plan, memory="host", failed_bytes=512 * MIB))
+    known, _ = read_calibration(machine_id(bare))
+    again = decide(_REQUEST, bare, calibration=known)
+    assert isinstance(again, Plan)
+    assert again.footprint.host.engine_bytes <= plan.footprint.host.engine_bytes - 512 * MIB
