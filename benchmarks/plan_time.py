@@ -2,7 +2,7 @@
 
     python -m benchmarks.plan_time [--rounds 5] [--context N] [--parallel N]
 
-A full plan is ``prepare``, ``decide`` and ``list_alternatives``; what a refusal's or a partial plan's advice costs on
+A full plan is ``prepare`` and ``prepare_forms``, ``decide`` and ``list_alternatives``; what a refusal's or a partial plan's advice costs on
 top is shown beside it. Each time starts from nothing: whatever the planner remembers between questions is forgotten.
 Every round times each combination once, in turn; medians are printed for each profile's slowest machines. Exit code 1
 where a full plan takes longer than 60 ms.
@@ -24,6 +24,7 @@ from launcher.domain import Inventory, Profile, Refusal, Request, Settings
 from launcher.inventory import list_machines, load_inventory
 from launcher.planner.advice import plan
 from launcher.planner.fit import decide, list_alternatives
+from launcher.planner.forms import prepare_forms
 from launcher.planner.search import Alternatives, smaller_among
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_all
@@ -63,9 +64,9 @@ def time_one(
     for clear in forget:
         clear()
     start = time.perf_counter()
-    prepared = prepare(profile)
-    decide(request, machine, prepared)
-    list_alternatives(request, machine, prepared=prepared)
+    prepared, forms = prepare(profile), prepare_forms(profile)
+    decide(request, machine, prepared, forms=forms)
+    list_alternatives(request, machine, prepared=prepared, forms=forms)
     full = time.perf_counter() - start
     for clear in forget:
         clear()

@@ -159,11 +159,12 @@ def list_alternatives(
     calibration: Calibration | None = None,
     *,
     prepared: tuple[Candidate, ...] | None = None,
+    forms: tuple[Form, ...] | None = None,
 ) -> tuple[Plan, ...]:
     """Return the plans that no other beats in both quality and speed, best quality first; empty where none fits.
 
     Floors do not apply: what lies below them is shown, for the user to judge. Nor does it matter whether this release can
-    start the engine: vLLM's plans are among them wherever it is, or may be. ``prepared`` is as in ``decide``.
+    start the engine: vLLM's plans are among them wherever it is, or may be. ``prepared`` and ``forms`` are as in ``decide``.
     """
     if isinstance(inventory, Cluster):
         from launcher.planner.cluster_fit import list_on_cluster  # noqa: PLC0415 - only several machines need it
@@ -185,7 +186,8 @@ def list_alternatives(
     if Engine.VLLM in {*request.profile.engines, _fixed_engine(request)} and _may_have_vllm(request, inventory):
         from launcher.planner.vllm_fit import list_vllm  # noqa: PLC0415 - as above
 
-        held, shown, lowered = list_vllm(request, inventory, prepare_forms(request.profile))
+        known = prepare_forms(request.profile) if forms is None else forms
+        held, shown, lowered = list_vllm(request, inventory, known)
         found += [(trial, held, lowered) for trial in shown]
     asked = {id(trial): (ask, lowered) for trial, ask, lowered in found}
     return tuple(

@@ -3,14 +3,16 @@
 What is costly is read when it is first asked for, and kept: most plans need none of it. It must not know devices.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from launcher.domain import Artifact, ModelSpec, Profile, WeightsFormat
+from launcher.domain import Artifact, Device, ModelSpec, Profile, WeightsFormat
 from launcher.planner.parameters import count_active, expert_share, find_number, is_expert
 from launcher.planner.quality import kl_divergence
 
 if TYPE_CHECKING:
+    from launcher.planner.footprint.vllm import VllmChoice
     from launcher.planner.footprint.vllm_model import VllmModel
 
 _NOT_LOADED = ("mtp.", "model.mtp.")
@@ -31,6 +33,8 @@ class Form:
         self.kl = kl_divergence(artifact.quantization, n_active)
         self.models: dict[int, VllmModel] = {}
         """What vLLM makes of it, by the size of an element of activations; filled by whoever needs it."""
+        self.choices: dict[tuple[tuple[Sequence[Device], ...], int, int, int | None], VllmChoice | str] = {}
+        """How vLLM would serve it: by the devices of each host, context, requests and tensor parallelism; filled likewise."""
 
     @property
     def weights_bytes(self) -> int:

@@ -6,6 +6,7 @@ fewest devices, with experts on the host, with layers on the host. Which trial i
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Final
 
 from msgspec import Struct
@@ -626,7 +627,7 @@ def _with_larger_step(trial: Trial, ask: Ask, known: Experience) -> Trial:
         return trial
     limit = min(ask.n_ctx, ask.settings.n_batch or ask.n_ctx)
     steps = [n for n in _LARGER_UBATCHES if trial.shape.n_ubatch < n <= limit]
-    promising = [n for n in steps if _may_hold(trial, n, known)]
+    promising = list(takewhile(lambda n: _may_hold(trial, n, known), steps))
     while promising:
         # the largest of those whose like fitted; where nothing is known yet, the next one
         likely = [n for n in promising if known.guess(trial.shape, n) is not None]

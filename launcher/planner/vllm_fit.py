@@ -119,15 +119,7 @@ def _try_form(form: Form, ask: Ask, machines: Machines) -> VllmTrial | Shortfall
         return hosts
     first: Shortfall | None = None
     for n_tensor in (None, *range(2, largest_group(hosts) + 1)):
-        choice = plan_vllm(
-            form.spec,
-            hosts,
-            n_ctx_per_request=ask.n_ctx_per_request,
-            n_parallel=ask.n_parallel,
-            tensor_parallel_size=n_tensor,
-            models=form.models,
-        )
-        found = _judge(form, choice, ask, machines)
+        found = _judge(form, _choose(form, hosts, ask, n_tensor), ask, machines)
         if isinstance(found, VllmTrial):
             return found
         first = first or found
@@ -178,6 +170,21 @@ def _usable_devices(form: Form, machines: Machines) -> Hosts | Shortfall:
 def _has_disk(form: Form, host: Inventory) -> bool:
     room = disk_room_bytes(host)
     return room is None or bool(form.artifact.local_path) or form.weights_bytes <= room
+
+
+def _choose(form: Form, hosts: Hosts, ask: Ask, n_tensor: int | None) -> VllmChoice | str:
+    """Return how vLLM would serve a form; worked out once, for floors and other forms do not matter."""
+    key = tuple(hosts), ask.n_ctx_per_request, ask.n_parallel, n_tensor
+    if key not in form.choices:
+        form.choices[key] = plan_vllm(
+            form.spec,
+            hosts,
+            n_ctx_per_request=ask.n_ctx_per_request,
+            n_parallel=ask.n_parallel,
+            tensor_parallel_size=n_tensor,
+            models=form.models,
+        )
+    return form.choices[key]
 
 
 def _judge(form: Form, choice: VllmChoice | str, ask: Ask, machines: Machines) -> VllmTrial | Shortfall:

@@ -24,6 +24,7 @@ def _block_size(cache: CacheType) -> int:
     return TRAITS[cache.tensor_type].block_size
 
 
+@lru_cache(maxsize=64)
 def can_pack_heads(architecture: Architecture, cache: CacheType) -> bool:
     """Tell whether every head is a whole number of the cache type's blocks."""
     block = _block_size(cache)
@@ -35,6 +36,7 @@ _GROUPED: Final[Mapping[tuple[int, int], int]] = {(192, 128): 8, (320, 256): 32,
 """Sizes of K and V heads, and what the number of query heads to each must divide by (``ggml-cuda/fattn.cu``)."""
 
 
+@lru_cache(maxsize=64)
 def can_flash(architecture: Architecture) -> bool:
     """Tell whether CUDA has a kernel for every attention head; else flash attention would run on the CPU."""
     return all(

@@ -293,23 +293,35 @@ Described: TypeAlias = dict[int, _Described]
 """By the identity of each tensor: the quantizations of a model share those that are equal."""
 
 
-def _name_within(tensor_name: str) -> str:
-    """Return the name of a block's tensor within its block; some norms lack the suffix that all others have."""
-    name = tensor_name.split(".", 2)[2]
-    return f"{name}.weight" if name.endswith("_norm") else name
+class _Name(NamedTuple):
+    """What a tensor's name means: its block or -1, its name within, whether it holds routed experts."""
+
+    layer: int
+    within: str
+    is_expert: bool
 
 
-@lru_cache(maxsize=8192)  # the blocks of a model, and its artifacts, repeat
-def _pair(name: str, ne: tuple[int, ...], n_bytes: int) -> tuple[str, Weight]:
-    return name, Weight(shape(*ne), n_bytes)
+@lru_cache(maxsize=8192)  # the artifacts of a model share their names
+def _read_name(name: str) -> _Name:
+    idx = layer_of(name)
+    if idx is None:
+        return _Name(-1, name, is_expert(name))
+    within = name.split(".", 2)[2]
+    # some norms lack the suffix that all others have
+    return _Name(idx, f"{within}.weight" if within.endswith("_norm") else within, is_expert(name))
+
+
+@lru_cache(maxsize=8192)  # the blocks of a model repeat
+def _pairs(name: str, ne: tuple[int, ...], kind: TensorType) -> tuple[tuple[str, Weight], tuple[str, Weight], int]:
+    """Return a tensor's name and weight, with bytes and without, and its bytes."""
+    n_bytes, padded = tensor_bytes(kind, ne), shape(*ne)
+    return (name, Weight(padded, n_bytes)), (name, Weight(padded, 0)), n_bytes
 
 
 def _describe(tensor: TensorInfo) -> _Described:
-    name, n_bytes = tensor.name, tensor.n_bytes
-    idx = layer_of(name)
-    within = name if idx is None else _name_within(name)
-    sized, plain = _pair(within, tensor.shape, n_bytes), _pair(within, tensor.shape, 0)
-    return _Described(tensor, -1 if idx is None else idx, is_expert(name), n_bytes, sized, plain)
+    layer, within, of_expert = _read_name(tensor.name)
+    sized, plain, n_bytes = _pairs(within, tensor.shape, tensor.type)
+    return _Described(tensor, layer, of_expert, n_bytes, sized, plain)
 
 
 @lru_cache(maxsize=256)

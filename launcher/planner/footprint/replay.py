@@ -85,26 +85,22 @@ class Event(NamedTuple):
 class Segment:
     """What comes and goes of one pool during one block.
 
-    ``held_before`` registers are numbered as the segment before left them, the memory longest in the same hands first;
-    each that is taken has the next number. ``left`` are those that are held at the end. Compared by identity: it is made
-    once and replayed often.
+    Registers are numbered as the segment before left them, the memory longest in the same hands first; each that is taken
+    has the next number. ``left`` are those that are held at the end. Compared by identity: it is made once and replayed
+    often.
     """
 
-    __slots__ = ("events", "held_before", "left", "weights")
+    __slots__ = ("events", "is_idle", "left", "weights")
 
     def __init__(
         self, events: tuple[Event, ...], held_before: int, left: tuple[int, ...], weights: tuple[WeightKey, ...]
     ) -> None:
-        """Take what was recorded."""
+        """Take what was recorded; ``held_before`` is the number of registers at the beginning."""
         self.events = events
-        self.held_before = held_before
         self.left = left
         self.weights = weights
-
-    @property
-    def is_idle(self) -> bool:
+        self.is_idle = not events and left == tuple(range(held_before))
         """Whether it leaves everything as it was."""
-        return not self.events and self.left == tuple(range(self.held_before))
 
 
 class _State(NamedTuple):
