@@ -3,7 +3,6 @@
 What is costly is read when it is first asked for, and kept: most plans need none of it. It must not know devices.
 """
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,8 @@ from launcher.planner.parameters import count_active, expert_share, find_number,
 from launcher.planner.quality import kl_divergence
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from launcher.planner.footprint.vllm import VllmChoice
     from launcher.planner.footprint.vllm_model import VllmModel
 
