@@ -101,6 +101,18 @@ class RemoteMissingError(RemoteError):
     code = "remote-missing"
 
 
+class ClusterError(LauncherError):
+    """A Ray dashboard cannot be reached, or answers what cannot be used."""
+
+    code = "cluster-failed"
+
+
+class ClusterAccessError(ClusterError):
+    """A Ray dashboard wants a token, or another one."""
+
+    code = "cluster-access"
+
+
 class EngineMissingError(LauncherError):
     """No installed engine can run the plan."""
 

@@ -62,6 +62,10 @@ Rpc = Annotated[
     str | None,
     typer.Option("--rpc", metavar="HOST:PORT,...", help="Experimental: use the memory of these `launch worker`s, too."),
 ]
+ClusterUrl = Annotated[
+    str | None,
+    typer.Option("--cluster", metavar="URL", help="Plan for the machines of the Ray cluster with this dashboard."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -283,11 +287,25 @@ def read_inventory(name: str | None, workers: "Workers | None" = None) -> "Inven
     return machine if workers is None else workers.join(machine)
 
 
-def start_reading_inventory(name: str | None, workers: "Workers | None" = None) -> "Callable[[], Machines]":
-    """Begin to measure this machine, and return what waits for the result; machines that are named are read only then.
+def start_reading_inventory(
+    name: str | None, workers: "Workers | None" = None, cluster: str | None = None
+) -> "Callable[[], Machines]":
+    """Begin to measure this machine, and return what waits for the result; others, named or of a cluster, are read only then.
 
     Most of the time goes into waiting for drivers and engines, while the rest of a command can be imported.
+
+    Raises:
+        UsageError: a cluster is meant, and other machines as well.
     """
+    if cluster is not None:
+        if name is not None or workers is not None:
+            from launcher.errors import UsageError
+
+            msg = f"--cluster and {'--inventory' if name is not None else '--rpc'} cannot both be given"
+            raise UsageError(msg, help="each says by itself which machines are meant")
+        from launcher.cluster import read_cluster
+
+        return lambda: read_cluster(cluster)
     if name is not None:
         from launcher.inventory import load_machines
 
@@ -345,12 +363,20 @@ def echo_argv(
     *,
     inventory: str | None = None,
     rpc: str | None = None,
+    cluster: str | None = None,
     min_quant: str | None = None,
     min_tps: float | None = None,
 ) -> tuple[str, ...]:
     """Return the words of a command that advice must repeat, its settings apart."""
     words = [command]
-    for flag, value in (("--inventory", inventory), ("--rpc", rpc), ("--min-quant", min_quant), ("--min-tps", min_tps)):
+    given = {
+        "--inventory": inventory,
+        "--cluster": cluster,
+        "--rpc": rpc,
+        "--min-quant": min_quant,
+        "--min-tps": min_tps,
+    }
+    for flag, value in given.items():
         if value is not None:
             words += [flag, f"{value:g}" if isinstance(value, float) else value]
     return tuple(words)

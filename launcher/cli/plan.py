@@ -35,6 +35,7 @@ def plan(
     threads: opt.Threads = None,
     engine: opt.EngineName = None,
     inventory: opt.InventoryName = None,
+    cluster: opt.ClusterUrl = None,
     rpc: opt.Rpc = None,
     min_quant: opt.MinQuant = None,
     min_tps: opt.MinTps = None,
@@ -47,7 +48,7 @@ def plan(
 
     gc.disable()  # what a plan makes lives until it is printed, and looking for garbage in it takes a tenth of the time
     workers = opt.parse_rpc(rpc, inventory)
-    machine_answer = opt.start_reading_inventory(inventory, workers)
+    machine_answer = opt.start_reading_inventory(inventory, workers, cluster)
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
     from launcher.planner.advice import plan as decide
@@ -70,13 +71,13 @@ def plan(
         engine=engine,
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
-    argv = opt.echo_argv("plan", inventory=inventory, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
+    argv = opt.echo_argv("plan", inventory=inventory, cluster=cluster, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
     request = Request(profile=profile, settings=settings, force=force)
     machine = machine_answer()
     known = read_known(machine, inventory)
     if show_all and _show_all(request, machine, known, json=json):
         return
-    others = opt.find_alternatives(inventory=inventory, min_quant=min_quant, min_tps=min_tps)
+    others = opt.find_alternatives(inventory=inventory or cluster, min_quant=min_quant, min_tps=min_tps)
     outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
     refused = isinstance(outcome, Refusal)
     if json:

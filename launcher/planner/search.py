@@ -116,9 +116,10 @@ class Search(Struct, frozen=True, kw_only=True):
     def argv_on(self, machine: str) -> tuple[str, ...]:
         """Return the words that ask for another machine: a plan, under the same floors."""
         words = self.argv[1:]
-        if "--inventory" in words:
-            at = words.index("--inventory")
-            words = words[:at] + words[at + 2 :]
+        for option in ("--inventory", "--cluster", "--rpc"):
+            if option in words:
+                at = words.index(option)
+                words = words[:at] + words[at + 2 :]
         return ("plan", *words, "--inventory", machine)
 
     def command(self, request: Request, argv: tuple[str, ...] | None = None) -> tuple[str, ...]:

@@ -18,7 +18,8 @@ def render_hardware(machines: Machines) -> str:
 def _cluster(cluster: Cluster) -> list[str]:
     network = cluster.network
     gbit_per_s, wait_us = network.bandwidth_bytes_per_s * 8 / 1e9, network.latency_s * 1e6
-    lines = [f"{cluster.name} ({cluster.provenance.value}): {len(cluster.nodes)} machines", ""]
+    n = len(cluster.nodes)
+    lines = [f"{cluster.name} ({cluster.provenance.value}): {n} machine{'s' if n > 1 else ''}", ""]
     lines.append(f"network   {gbit_per_s:.3g} Gbit/s, {wait_us:.3g} us between two ({network.provenance.value})")
     for node in cluster.nodes:
         lines += ["", *_inventory(node)]
