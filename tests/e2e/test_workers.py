@@ -146,6 +146,7 @@ def test_a_model_over_two_workers_answers_and_takes_what_was_planned(
     assert {_status(launch, environment, f"worker-{worker}")["state"] for worker in workers} == {"ready"}
 
 
+@pytest.mark.heavy
 def test_a_lost_worker_leads_to_a_plan_for_what_is_left(
     launch: tuple[str, ...],
     environment: dict[str, str],
