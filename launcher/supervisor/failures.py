@@ -145,6 +145,11 @@ def of_stall(doing: str, limit_s: float, *, name: str, log: Sequence[str]) -> Fa
     )
 
 
+def of_silence(failure: Failure, plan: Plan) -> Failure:
+    """Word that an engine hangs or stalls that may be waiting for a worker: whether it is, the workers have to say."""
+    return replace(failure, setback=Setback(plan=plan, shortage=Shortage.LOST, words=failure.message))
+
+
 def of_placement(difference: str, log: Sequence[str]) -> Failure:
     """Word that the model is not where it was planned; ``log`` are the lines that tell where it is."""
     return Failure(

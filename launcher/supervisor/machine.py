@@ -32,7 +32,8 @@ back, so it is *backoff* that follows. Pressure seen in time (STRAINED), or room
 ready instance *drain*: the front forwards no new request, and once the running ones have ended or their time is over
 (DRAINED) the engine is terminated and the next plan is asked for. An engine that is up but no longer answers is HUNG,
 and one that answers every request with an error is SICK: it is killed, for it would not heed a request or has nothing
-to finish, and started again.
+to finish, and started again. Where it uses workers, one of them may be what it waits for, while it serves or starts
+(WORKER_SILENT): it is killed, and the next plan is asked for.
 
 The tree is always gone before the next step: no phase but *idle*, *backoff*, *stepping* and the two ends is without a guard,
 and SPAWN is an effect of START, RETRY and STEPPED alone. So there never are two engines.
@@ -91,6 +92,7 @@ class Event(StrEnum):
     DIED_FOR_GOOD = "died-for-good"
     OUT_OF_MEMORY = "out-of-memory"
     WORKER_LOST = "worker-lost"
+    WORKER_SILENT = "worker-silent"
     OVERDRAWN = "overdrawn"
     STRAINED = "strained"
     ROOMIER = "roomier"
@@ -186,6 +188,7 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
         Event.OVERDRAWN: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         Event.MISPLACED: (Phase.CLEARING_TO_FAIL, (Effect.TERMINATE,)),
         Event.STALLED: (Phase.CLEARING_TO_RETRY, (Effect.TERMINATE,)),
+        Event.WORKER_SILENT: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         **_DEATHS,
         **_STOP,
     },
@@ -196,6 +199,7 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
         Event.OVERDRAWN: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         Event.MISPLACED: (Phase.CLEARING_TO_FAIL, (Effect.TERMINATE,)),
         Event.STALLED: (Phase.CLEARING_TO_RETRY, (Effect.TERMINATE,)),
+        Event.WORKER_SILENT: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         **_DEATHS,
         **_STOP,
     },
@@ -204,12 +208,14 @@ TABLE: Final[Mapping[Phase, Mapping[Event, _Row]]] = {
         Event.ROOMIER: (Phase.DRAINING, (Effect.DRAIN,)),
         Event.HUNG: (Phase.CLEARING_TO_RETRY, (Effect.KILL,)),
         Event.SICK: (Phase.CLEARING_TO_RETRY, (Effect.KILL,)),
+        Event.WORKER_SILENT: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         **_DEATHS,
         **_STOP,
     },
     Phase.DRAINING: {
         Event.DRAINED: (Phase.CLEARING_TO_STEP, (Effect.TERMINATE,)),
         Event.HUNG: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
+        Event.WORKER_SILENT: (Phase.CLEARING_TO_STEP, (Effect.KILL,)),
         **_DEATHS,
         **_STOP,
     },
@@ -272,7 +278,7 @@ _LATE_ANSWER: Final = frozenset({Event.RETRY, Event.EXHAUSTED, Event.STEPPED, Ev
 """What policy and stepper may still say of an instance that has ended."""
 _REQUESTS: Final = frozenset({Event.STOP, Event.FORCE})
 
-_LATE: Final = _LATE_WATCH | _LATE_SENSE
+_LATE: Final = _LATE_WATCH | _LATE_SENSE | {Event.WORKER_SILENT}
 
 IGNORED: Final[Mapping[Phase, frozenset[Event]]] = {
     Phase.IDLE: frozenset(),

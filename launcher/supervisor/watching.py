@@ -131,8 +131,17 @@ class EngineWatch:
                 self._notify_loading(now)
             elif time.monotonic() - self._moved_s >= limit_s:
                 doing = "answering its first request" if self._has_answered else "loading"
-                self._post(Event.STALLED, failures.of_stall(doing, limit_s, name=self._engine.name, log=heard.lines))
+                failure = failures.of_stall(doing, limit_s, name=self._engine.name, log=heard.lines)
+                self._tell_silent(Event.STALLED, failure)
                 return
+
+    def _tell_silent(self, event: Event, failure: Failure) -> None:
+        """Give up an engine that is silent; with workers it may be one of them that is."""
+        plan = self._engine.plan
+        if plan is not None and plan.workers and self._engine.is_replaceable:
+            self._post(Event.WORKER_SILENT, failures.of_silence(failure, plan))
+        else:
+            self._post(event, failure)
 
     def postpone_stall(self) -> None:
         """Something moved just now."""
@@ -206,7 +215,7 @@ class EngineWatch:
                 watch, fault = sickness.look(watch, pulse, self._options.hang)
                 if fault is not None:
                     lines = faults.telling_lines(self._engine.heard.lines)
-                    self._post(Event.HUNG, Failure(message=f"the engine hangs: {fault.meaning}", lines=lines))
+                    self._tell_silent(Event.HUNG, Failure(message=f"the engine hangs: {fault.meaning}", lines=lines))
                     return
 
     async def watch_answers(self, front: Front) -> None:

@@ -12,11 +12,15 @@ from launcher.domain import (
     Inventory,
     Plan,
     Provenance,
+    Refusal,
     Request,
     Settings,
 )
+from launcher.inventory import load_inventory
+from launcher.planner.advice import plan
 from launcher.planner.calibration import machine_id
 from launcher.planner.fit import decide
+from launcher.planner.search import Alternatives, smaller_among
 from launcher.planner.speed import NETWORK_ROUND_TRIP_S
 from launcher.planner.target import build_target
 from launcher.profiles import load_profile
@@ -99,3 +103,20 @@ def test_a_calibration_stays_valid_with_workers_and_without() -> None:
     """They are of other machines, and come and go."""
     assert machine_id(_machine(GIB)) == machine_id(_machine()) == machine_id(_machine(GIB, 2 * GIB))
     assert machine_id(_machine(GIB, gpu_bytes=GIB)) != machine_id(_machine(GIB))
+
+
+def test_advice_for_another_machine_leaves_the_workers_out() -> None:
+    """They are of this one; advice for it names them again."""
+    machine = _machine(GIB)
+    argv = ("plan", "--rpc", _WORKERS[0])
+    others = Alternatives(
+        smaller=smaller_among([load_profile("gemma2-9b")]), machines=lambda: (load_inventory("8xh100"),)
+    )
+    request = Request(profile=load_profile("llama3.1-405b"))
+    refusal = plan(request, replace(machine, host=_HOST), argv=argv, alternatives=others)
+    assert isinstance(refusal, Refusal)
+    commands = [item.argv for item in refusal.advice]
+    elsewhere = [command for command in commands if "--inventory" in command]
+    assert elsewhere
+    assert not any("--rpc" in command for command in elsewhere)
+    assert all("--rpc" in command for command in commands if command not in elsewhere)

@@ -112,7 +112,8 @@ def test_an_engine_is_asked_before_it_is_killed(run: list[tuple[Phase, Event, Ph
             asked = False
         asked = asked or event in {
             *(Event.DIED, Event.DIED_FOR_GOOD, Event.OUT_OF_MEMORY, Event.GUARD_LOST, Event.SPAWN_FAILED),
-            *(Event.OVERDRAWN, Event.HUNG),  # about to take memory that is not there; deaf to any request
+            Event.WORKER_LOST,
+            *(Event.OVERDRAWN, Event.HUNG, Event.WORKER_SILENT),  # about to take what is not there; deaf to any request
         }
         for effect in effects:
             asked = asked or effect is Effect.TERMINATE
