@@ -115,6 +115,17 @@ def test_latent_attention_by_an_indexer_has_one_cache_too() -> None:
     assert "`deepseek32` keeps one cache for both K and V" in found[0]
 
 
+@pytest.mark.parametrize("name", ["kimi-linear", "minimax-01"])
+def test_slots_divide_the_step_where_the_engine_cuts_it_into_streams(name: str) -> None:
+    """llama-server of build 11434 ends by an assertion with three slots and a step of 512, and starts with four."""
+    architecture = read_architecture(_spec(name, keys={"full_attention_interval": 2}))
+    found = find_contradiction(architecture, replace(CONFIG, n_parallel=3))
+    assert found is not None
+    assert found[0] == f"3 slots do not divide a step of 512 tokens, as `{name}` needs them to"
+    for changes in ({"n_parallel": 4}, {"n_parallel": 3, "kv_unified": True}, {"n_parallel": 3, "n_ubatch": 96}):
+        assert find_contradiction(architecture, replace(CONFIG, **changes)) is None
+
+
 def test_ordinary_settings_contradict_nothing() -> None:
     """Packed caches of heads of 64, and as many slots as tokens in a batch."""
     architecture = read_architecture(_spec())

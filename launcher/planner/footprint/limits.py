@@ -71,7 +71,22 @@ def find_contradiction(architecture: Architecture, config: LlamaCppConfig) -> tu
     elif architecture.is_latent and type_k is not type_v:
         fact = f"`{architecture.name}` keeps one cache for both K and V, which cannot be {type_k} and {type_v}"
         found = fact, "use the same type for both"
-    return found or _find_uneven_head(architecture, config)
+    return found or _find_uneven_slots(architecture, config) or _find_uneven_head(architecture, config)
+
+
+_RESERVES_FOR_ONE: Final = frozenset({"kimi-linear", "minimax-01"})
+"""The engine also reserves their graph as if one slot filled the step, and then cuts it into the slots' streams."""
+
+
+def _find_uneven_slots(architecture: Architecture, config: LlamaCppConfig) -> tuple[str, str] | None:
+    n_step = min(config.n_ubatch, config.n_batch, config.n_ctx)
+    # after the last block few rows are left, which no longer have to fit
+    attends = any(not isinstance(layer, NoCache | RecurrentState) for layer in architecture.layers[:-1])
+    reserves = architecture.name in _RESERVES_FOR_ONE and attends
+    if not reserves or config.kv_unified or n_step % config.n_parallel == 0:
+        return None
+    fact = f"{config.n_parallel} slots do not divide a step of {n_step} tokens, as `{architecture.name}` needs them to"
+    return fact, "use another --ubatch-size or number of slots, or --kv-unified"
 
 
 def _find_uneven_head(architecture: Architecture, config: LlamaCppConfig) -> tuple[str, str] | None:
