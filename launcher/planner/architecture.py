@@ -57,6 +57,8 @@ _OWN_CACHES: Final[Mapping[str, int]] = {"gemma3n": 20}
 
 _INDEXED: Final = frozenset({"deepseek32", "glm-dsa"})
 """Latent attention to the tokens that an indexer chooses."""
+_INDEXED_BLOCKS: Final = frozenset({"minimax-m3"})
+"""Attention to the blocks of tokens that an indexer chooses, behind the leading blocks without experts."""
 _ALL_INDEXED_BELOW: Final = 1 << 20
 """Files of GLM 5 that were trained for less context have an indexer in every block."""
 
@@ -136,10 +138,15 @@ class AttentionAndState(Struct, frozen=True, kw_only=True):
 
 
 class IndexedAttention(Struct, frozen=True, kw_only=True):
-    """A layer of latent attention that caches beside K the keys of an indexer, ``n_index`` elements per token."""
+    """A layer that caches the keys of an indexer too, ``n_index`` elements per token, and ``n_index_v`` never used.
+
+    Latent attention has no V.
+    """
 
     n_embd_k: int
+    n_embd_v: int = 0
     n_index: int
+    n_index_v: int = 0
 
 
 class NoCache(Struct, frozen=True, kw_only=True):
@@ -211,8 +218,7 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
     def is_latent(self) -> bool:
         """Whether one compressed row per token serves as K and V (multi-head latent attention)."""
         return any(
-            isinstance(layer, IndexedAttention)
-            or (isinstance(layer, FullAttention) and layer.n_embd_k > 0 and layer.n_embd_v == 0)
+            isinstance(layer, FullAttention | IndexedAttention) and layer.n_embd_k > 0 and layer.n_embd_v == 0
             for layer in self.layers
         )
 
@@ -374,6 +380,8 @@ def _count_shared(spec: ModelSpec, keys: _Keys, n_layer: int) -> int:
 
 def _indexed_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, ...]:
     """Return which layers choose tokens by an indexer of their own (``is_indexer_full``); others reuse its choice."""
+    if spec.architecture in _INDEXED_BLOCKS:
+        return tuple(idx >= keys.number("leading_dense_block_count") for idx in range(n_layer))
     if spec.architecture not in _INDEXED:
         return (False,) * n_layer
     kinds = keys.get("attention.indexer.types")
@@ -382,6 +390,14 @@ def _indexed_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, .
     if spec.architecture == "deepseek32" or keys.number("context_length") < _ALL_INDEXED_BELOW:
         return (True,) * n_layer
     return tuple(idx < 2 or (idx - 2) % 4 == 0 for idx in range(n_layer))  # noqa: PLR2004 - GLM 5.2's fixed pattern
+
+
+def _indexed_cache(spec: ModelSpec, keys: _Keys, head: Heads) -> IndexedAttention:
+    n_embd_k, n_index = head.head_k * head.n_head_kv, keys.number("attention.indexer.key_length")
+    if spec.architecture not in _INDEXED_BLOCKS:
+        return IndexedAttention(n_embd_k=n_embd_k, n_index=n_index)
+    n_embd_v = head.head_v * head.n_head_kv
+    return IndexedAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v, n_index=n_index, n_index_v=head.head_v)
 
 
 def _caches(
@@ -399,7 +415,6 @@ def _caches(
     # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
     latent = keys.number("attention.key_length_mla") > 0
     indexed = _indexed_layers(spec, keys, n_layer)
-    n_index = keys.number("attention.indexer.key_length")
     layers: list[LayerCache] = []
     for idx, head in enumerate(heads):
         n_embd_k, n_embd_v = head.head_k * head.n_head_kv, head.head_v * head.n_head_kv
@@ -414,7 +429,7 @@ def _caches(
         elif (head.n_head_kv == 0 and not caches_nothing) or (n_shared and idx >= n_layer - n_shared):
             layers.append(NoCache())
         elif indexed[idx]:
-            layers.append(IndexedAttention(n_embd_k=n_embd_k, n_index=n_index))
+            layers.append(_indexed_cache(spec, keys, head))
         elif latent:
             layers.append(FullAttention(n_embd_k=n_embd_k, n_embd_v=0))
         elif sliding[idx]:

@@ -85,6 +85,7 @@ COVERED: Final = frozenset(
         "minicpm3",
         "minimax-01",
         "minimax-m2",
+        "minimax-m3",
         "mistral3",
         "mistral4",
         "modern-bert",

@@ -455,10 +455,10 @@ class Blocks:
             return x if output is None else self.project(layer, output, x)
         inp = self._attention_input(heads)
         if inp.k_rot is not None:
-            q = _rotate(q, inp.k_rot)
-            k = None if k is None else _rotate(k, inp.k_rot)
+            q = rotate_heads(q, inp.k_rot)
+            k = None if k is None else rotate_heads(k, inp.k_rot)
         if inp.v_rot is not None and v is not None:
-            v = _rotate(v, inp.v_rot)
+            v = rotate_heads(v, inp.v_rot)
         for tensor in (q, k, v) if iswa else (q, v, k):
             self.graph.expand(tensor)
         n_k, n_v = heads.head_k * heads.n_head_kv, max(heads.head_v * heads.n_head_kv, batch.n_embd_v_padded)
@@ -473,7 +473,7 @@ class Blocks:
         sinks = self.weight(layer, "attn_sinks.weight")
         x = self._mha(q, k_view, v_view, inp.mask, sinks, capped=capped)
         if inp.v_rot is not None:
-            x = _rotate(x, inp.v_rot)
+            x = rotate_heads(x, inp.v_rot)
         return x if output is None else self.project(layer, output, x)
 
     def _attend_batch(self, heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -679,7 +679,7 @@ def _rotation(element: Element, head: int, *, grows: bool) -> Tensor | None:
     return new_input(F32, n_rot, n_rot)
 
 
-def _rotate(x: Tensor, matrix: Tensor) -> Tensor:
+def rotate_heads(x: Tensor, matrix: Tensor) -> Tensor:
     """``llama_mul_mat_hadamard``."""
     n_rot = matrix.ne[0]
     n_elements = x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3]

@@ -43,7 +43,6 @@ _EXOTIC: Final = frozenset(
         "glm5-next",
         "hy_v4",
         "kimi-k3",
-        "minimax-m3",
         "qwen4exp",
         "t5",
     )

@@ -242,6 +242,12 @@ def _lightning(model: Model) -> Graph:
     return lightning(model)
 
 
+def _sparse(model: Model) -> Graph:
+    from launcher.planner.footprint.sparse import chosen_blocks  # noqa: PLC0415 - FAMILIES says why
+
+    return chosen_blocks(model)
+
+
 def _rwkv(model: Model) -> Graph:
     from launcher.planner.footprint.rwkv import rwkv  # noqa: PLC0415 - FAMILIES says why
 
@@ -255,6 +261,7 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     **dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h"), _recurrent),
     **dict.fromkeys(("nemotron_h_moe", "plamo2", "mamba", "mamba2", "qwen35", "qwen35moe", "qwen3next"), _recurrent),
     "minimax-01": _lightning,
+    "minimax-m3": _sparse,
     **dict.fromkeys(_NORMS_BEFORE, _encoder),
     **dict.fromkeys(("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe"), _encoder),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"), _rwkv),

@@ -6,7 +6,7 @@ memory is allocated.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar, overload
 
 from launcher.planner.footprint.blocks import SIGMOID, SOFTMAX, SOFTMAX_WEIGHT, Batch, Blocks, Layer, Routing, Weight
 from launcher.planner.footprint.graph import Graph, Tensor, in_place, mul_mat, reshape
@@ -215,9 +215,16 @@ def has_window(model: Model) -> bool:
     return any(layer.heads.slides for layer in model.layers)
 
 
-def begin(model: Model, style: Style) -> tuple[Blocks, Tensor]:
+_SomeBlocks = TypeVar("_SomeBlocks", bound=Blocks)
+
+
+@overload
+def begin(model: Model, style: Style) -> tuple[Blocks, Tensor]: ...
+@overload
+def begin(model: Model, style: Style, kind: type[_SomeBlocks]) -> tuple[_SomeBlocks, Tensor]: ...
+def begin(model: Model, style: Style, kind: type[Blocks] = Blocks) -> tuple[Blocks, Tensor]:
     """Open a graph with the embedded tokens."""
-    b = Blocks(model.batch, model.table, model.n_embd, model.cpu, model.output_home)
+    b = kind(model.batch, model.table, model.n_embd, model.cpu, model.output_home)
     n_extra = int(model.numbers.get("n_deepstack_layers", 0))
     scaled = model.numbers.get("embedding_scale", 0.0) != 0.0
     x = b.embed(scaled=scaled and not n_extra, scale_rows=style.scales_rows, n_extra=n_extra)

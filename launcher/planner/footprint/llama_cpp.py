@@ -180,7 +180,10 @@ def layer_cache_bytes(layer: LayerCache, cells: Cells, type_k: CacheType, type_v
         case SlidingAttention():
             return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.sliding(layer.n_swa))
         case IndexedAttention():
-            return attention_bytes(layer.n_embd_k, 0, cells.n_cells) + attention_bytes(layer.n_index, 0, cells.n_cells)
+            n_rows = cells.n_cells * cells.n_stream
+            index_bytes = tensor_bytes(type_k.tensor_type, (layer.n_index, n_rows))
+            index_bytes += tensor_bytes(type_v.tensor_type, (layer.n_index_v, n_rows))
+            return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.n_cells) + index_bytes
         case RecurrentState():
             return layer.n_elements * _F32_BYTES * cells.n_seq
         case AttentionAndState():
