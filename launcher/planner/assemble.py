@@ -49,7 +49,7 @@ def _serving_extras(trial: Trial) -> tuple[int, int, int]:
 
 
 def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
-    notes = []
+    notes = [trial.why] if trial.why else []
     target = trial.target
     if inventory.engines is None:
         notes.append(f"the machine's engines are unknown: {target.engine} is assumed to be there")

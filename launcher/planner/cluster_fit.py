@@ -23,7 +23,7 @@ from launcher.domain import (
     Speed,
 )
 from launcher.planner.ask import merge_settings, resolve_ask
-from launcher.planner.choice import pareto_front, pick
+from launcher.planner.choice import explain, pareto_front, pick
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.hosts import devices_of, distinct_nodes, on_node
 from launcher.planner.parameters import count_active
@@ -48,6 +48,11 @@ class _Option(Struct, frozen=True):
     def speed(self) -> Speed:
         """Predicted tokens per second."""
         return self.plan.speed or _NO_SPEED
+
+    @property
+    def quantization(self) -> str:
+        """The written name of the weights' quantization."""
+        return self.plan.quantization
 
     @property
     def weights_bytes(self) -> int:
@@ -122,14 +127,16 @@ def _alone(plan: Plan, node: Inventory, n: int, cluster: Cluster) -> Plan:
 
 def _best(request: Request, plans: Sequence[Plan]) -> Plan:
     """Pick by objective among those that are whole and give the context that was wished for, else among the rest."""
-    wished = resolve_ask(request).n_ctx_per_request
+    ask = resolve_ask(request)
 
     def lacks(plan: Plan) -> tuple[bool, bool]:
-        return not plan.is_whole, plan.n_ctx_per_request < wished
+        return not plan.is_whole, plan.n_ctx_per_request < ask.n_ctx_per_request
 
     least = min(map(lacks, plans))
     options = _options(request.profile, [plan for plan in plans if lacks(plan) == least])
-    return pick(options, request.profile.wishes.objective).plan
+    best = pick(options, ask.objective, ask.n_parallel)
+    why = explain(best, options, ask.objective, ask.n_parallel)
+    return replace(best.plan, notes=(why, *best.plan.notes)) if why else best.plan
 
 
 def _options(profile: Profile, plans: Iterable[Plan]) -> list[_Option]:

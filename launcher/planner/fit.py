@@ -26,7 +26,7 @@ from launcher.domain import (
 )
 from launcher.planner.ask import Ask, hold_context, note_lowered, resolve_ask, with_less_context, with_more_context
 from launcher.planner.assemble import build_plan
-from launcher.planner.choice import pareto_front, pick
+from launcher.planner.choice import explain, pareto_front, pick
 from launcher.planner.footprint.limits import find_contradiction
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.refusal import (
@@ -375,7 +375,10 @@ def _choose(
     quick = _quick_enough((t for c in candidates for t in whole_trials(c, ask, target)), ask)
     options = quick if weigh is None else weigh.add_to(quick, ask)
     if options:
-        return pick(options, ask.objective)
+        best = pick(options, ask.objective, ask.n_parallel)
+        if len(options) == len(quick):
+            return best  # one engine's alone
+        return replace(best, why=explain(best, options, ask.objective, ask.n_parallel))
     if whole_only or ask.settings.n_gpu_layers is not None or not target.devices:
         return None
     experience = Experience()

@@ -10,7 +10,7 @@ from typing import Final
 from launcher.domain import Cluster, Engine, EngineInstall, Inventory, Machines, Objective, Request, Settings
 from launcher.planner.abilities import is_cpu_build, is_usable
 from launcher.planner.ask import Ask, merge_settings
-from launcher.planner.choice import Option, pick
+from launcher.planner.choice import MANY_REQUESTS, NEAR_LOSSLESS, Option, pick
 from launcher.planner.forms import Form
 from launcher.planner.hosts import devices_of
 from launcher.planner.speed import device_rates
@@ -100,12 +100,16 @@ def worth_sizing(forms: Sequence[Form], options: Sequence[Option], ask: Ask, inv
 
 def _beats(options: Sequence[Option], ask: Ask, inventory: Inventory) -> Callable[[Form], bool]:
     """Return a test whether a form may outdo the best option, or be so fast that the best one no longer counts."""
-    best = pick(options, ask.objective)
+    best = pick(options, ask.objective, ask.n_parallel)
     fastest = max(option.speed.generation_tps for option in options)
     rates = (device_rates(device, None) for device in inventory.devices)
     bytes_per_s = sum(bandwidth * rate.efficiency for bandwidth, rate, _ in rates)
 
+    for_many = ask.n_parallel >= MANY_REQUESTS
+
     def matters(form: Form) -> bool:
+        if for_many and form.kl <= NEAR_LOSSLESS:
+            return True
         most_tps = bytes_per_s / max(1.0, form.read_bytes)
         if ask.objective is Objective.SPEED:
             return most_tps > fastest

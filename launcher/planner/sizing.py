@@ -101,6 +101,13 @@ class Trial(Struct, frozen=True, kw_only=True):
     speed: Speed
     tuning: Tuning | None = None
     """The measured settings that are in effect."""
+    why: str = ""
+    """Why its engine was chosen, where another one was in question."""
+
+    @property
+    def quantization(self) -> str:
+        """The written name of the weights' quantization."""
+        return self.candidate.artifact.quantization
 
     @property
     def exceeded(self) -> list[tuple[int, Budget]]:

@@ -75,7 +75,7 @@ def decide_vllm(request: Request, machines: Machines, forms: tuple[Form, ...] | 
         lowered = (*lowered, *note_lowered(wished, held, "nothing fits with more"))
     if not trials:
         return _refuse_no_fit(held, shortfalls, machines)
-    return build_vllm_plan(pick(trials, held.objective), held, machines, lowered)
+    return build_vllm_plan(pick(trials, held.objective, held.n_parallel), held, machines, lowered)
 
 
 def list_vllm(

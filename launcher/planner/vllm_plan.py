@@ -51,6 +51,13 @@ class VllmTrial(Struct, frozen=True, kw_only=True):
     form: Form
     choice: VllmChoice
     speed: Speed
+    why: str = ""
+    """Why this engine was chosen, where another one was in question."""
+
+    @property
+    def quantization(self) -> str:
+        """The written name of the weights' quantization."""
+        return self.form.artifact.quantization
 
     @property
     def engine(self) -> Engine:
@@ -186,6 +193,8 @@ def _number(device: Device, host: Inventory) -> str:
 
 
 def _notes(trial: VllmTrial, machines: Machines) -> Iterable[str]:
+    if trial.why:
+        yield trial.why
     if not trial.choice.devices:
         yield "on the CPU, without compiling the model first: a start of half a minute instead of minutes"
     yield f"room for {trial.choice.estimate.max_concurrency:.1f} requests of full length at once"
