@@ -300,7 +300,11 @@ _LLAMA_CPP_SIGNS: Final = (
         pattern=r"Remote RPC server crashed or returned malformed response",
         cause=Cause.DEVICE_LOST,
         meaning="a worker was lost",
-        evidence=("llama-server/b10434-rpc-worker-lost.log", "llama-server/b11434-rpc-worker-lost-at-load.log"),
+        evidence=(
+            "llama-server/b10434-rpc-worker-lost.log",
+            "llama-server/b11434-rpc-worker-lost.log",
+            "llama-server/b11434-rpc-worker-lost-at-load.log",
+        ),
         engines=_SERVER,
     ),
     Sign(

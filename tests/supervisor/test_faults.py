@@ -218,6 +218,7 @@ def test_a_gpu_that_failed_is_started_again() -> None:
     [
         "b10434-rpc-worker-lost.log",
         "b10434-rpc-worker-missing-by-name.log",
+        "b11434-rpc-worker-lost.log",
         "b11434-rpc-worker-lost-at-load.log",
         "b11434-rpc-worker-missing.log",
     ],
