@@ -28,10 +28,11 @@ The faults (``KINDS``):
 
 Measured of each: from the act until it was detected; from the last detection until ready (a step down may need more than
 one start, and each failed start is detected anew), which may last as long as the engine's own load plus ``--slack``; and
-then whether a completion comes. Own load: the same command started bare, twice before each episode, the median of the last
-five. Bars: every fault asked for was played, no request without a complete HTTP answer, no process of an engine that is
-not the present one, no out-of-memory of a plan that is not smaller than one that had run out before in the same state
-directory, every fault recovered from, and in time.
+then whether a completion comes. An engine that serves on, for the memory was given back or nothing smaller is left, is
+ready at once. Own load: the same command started bare, twice before each episode, the median of the last five. Bars: every
+fault asked for was played, no request without a complete HTTP answer, no process of an engine that is not the present one,
+no out-of-memory of a plan that is not smaller than one that had run out before in the same state directory, every fault
+recovered from, and in time.
 
 The memory of a device cannot be taken where there is none; groups are made where the machine permits.
 """
@@ -385,7 +386,7 @@ def _lift_limit(pid: int) -> None:
 
 
 def _is_ready(told: Told) -> bool:
-    return told.event == "engine.ready"
+    return told.event in {"engine.ready", "memory.relieved", "ladder.none"}
 
 
 def _is_detection(told: Told) -> bool:

@@ -24,7 +24,8 @@ From its event loop::
 `n_running` is what the engine serves side by side: 1 for llama-cpp-python, which otherwise interrupts one stream for the
 next; `n_parallel`, or one more to have the next prompt at hand, for llama-server; nothing for vLLM, which queues well.
 The engine's own address must not be the gateway's: give it a free port of 127.0.0.1, and where clients need a key, a key
-of its own, which `attach` takes. `load` tells how busy it is, and for how long a busy engine has been silent.
+of its own, which `attach` takes. `load` tells how busy it is, for how long a busy engine has been silent, how many of its answers were
+errors, and how fast it streams. `in_turn` lets a supervisor ask the engine something without getting in the way of a request.
 
 `attach` after `detach` or `drain` opens the door again, for an engine at another address or the same. The gateway never
 starts, stops or probes an engine, and never decides that one is lost: it only holds a request whose engine broke the
