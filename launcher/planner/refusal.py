@@ -63,6 +63,7 @@ def refuse_no_fit(
 
     It is not ``certain`` where something would fit if nothing were left free on purpose.
     """
+    target = target.without_margins() if ask.force else target
     headline = min(allowed or candidates, key=lambda c: c.weights.total_bytes)
     whole = try_shape(headline, ask, target, first_shape(headline, ask, target))
     slow = _slow_trial(headline, ask, target, whole)

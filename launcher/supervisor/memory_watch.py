@@ -121,7 +121,7 @@ class MemoryWatch:
         setback = replace(failure.setback, own_bytes=dict(self._vigil.own_bytes()))
         answer = await asyncio.to_thread(self._service.stepper.next_plan, setback)
         if isinstance(answer, Refusal):
-            self._notify("ladder.none", f"{failure.message}; it serves on, for {answer.fact}")
+            self._notify("ladder.none", f"{failure.message}; it serves on, for no smaller plan keeps its floors")
             return
         if answer.is_retry:
             self._vigil.look_anew()

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from launcher.domain import HOST_MEMORY, Device, DeviceKind, DeviceLoad, EngineInstall, Plan
 from launcher.inventory.cgroup import find_folders, read_memory
@@ -21,6 +21,7 @@ from launcher.inventory.psi import find_psi, read_psi
 from launcher.inventory.sysfs import probe_amd
 from launcher.supervisor.processes import Survey, resident_bytes, survey
 from launcher.supervisor.strain import Gauge, Sample
+from launcher.units import MIB
 
 if TYPE_CHECKING:
     from launcher.inventory.nvidia_live import NvidiaMonitor
@@ -28,10 +29,20 @@ if TYPE_CHECKING:
 PERIOD_S: Final = 1.0
 _SURVEY_S: Final = 10.0
 """Between two readings of all processes, which is most of what a look may cost."""
+_MUCH_BYTES: Final = 256 * MIB
+"""By so much less free memory than at the last reading of all processes they are read again."""
 _LISTING_S: Final = 60.0
 """Between two listings by an engine of devices that no driver tells of: each is a process of its own."""
 _LISTING_TIMEOUT_S: Final = 15.0
 _LEAVE_S: Final = 1.0
+
+
+class _Room(NamedTuple):
+    """What bounds the engine in host memory, and what is left of that."""
+
+    total_bytes: int
+    free_bytes: int
+    limit: str
 
 
 class Probe:
@@ -62,14 +73,15 @@ class Probe:
         self._root = root
         self._folders = tuple(find_folders(root, "memory"))
         self._psi = find_psi(root)
-        self._survey, self._surveyed_s = Survey(), -_SURVEY_S
+        self._survey, self._surveyed_s, self._surveyed_free = Survey(), -_SURVEY_S, 0
         self._top: int | None = None
         self._listed_s = -_LISTING_S
 
     def look(self, top: int | None = None) -> Sample:
         """Return a sample; ``top`` is the process below which the engine's are: the guard's number."""
         at_s = time.monotonic()
-        self._look_at_processes(top, at_s)
+        room = self._room()
+        self._look_at_processes(top, at_s, room.free_bytes)
         loads = tuple(load for load in (self._nvidia.look() if self._nvidia else ()) if load.name in self._names)
         gauges = [self._device_gauge(load) for load in loads]
         gauges += self._amd_gauges({gauge.name for gauge in gauges})
@@ -77,29 +89,35 @@ class Probe:
         stall = read_psi(self._psi) if self._psi else None
         return Sample(
             at_s=at_s,
-            gauges=(*gauges, self._host_gauge()),
+            gauges=(*gauges, self._host_gauge(room)),
             loads=loads,
             stalled=stall.full if stall else None,
             own_pids=self._survey.below,
         )
 
-    def _look_at_processes(self, top: int | None, at_s: float) -> None:
-        if top != self._top or at_s - self._surveyed_s >= _SURVEY_S:
+    def _look_at_processes(self, top: int | None, at_s: float, free_bytes: int) -> None:
+        """Read all processes now and then, and at once where somebody has taken much: that one is to be named."""
+        is_due = top != self._top or at_s - self._surveyed_s >= _SURVEY_S
+        if is_due or self._surveyed_free - free_bytes >= _MUCH_BYTES:
             self._survey, self._top, self._surveyed_s = survey(top), top, at_s
+            self._surveyed_free = free_bytes
 
-    def _host_gauge(self) -> Gauge:
+    def _room(self) -> _Room:
         """Return host memory, or the control group's where that leaves less."""
         memory, group = probe_host_memory(self._root), read_memory(self._folders, with_cache=False)
         total, free, limit = memory.total_bytes, memory.available_bytes, "host memory"
         if group.limit_bytes is not None and (left := group.limit_bytes - (group.used_bytes or 0)) < free:
             total, free, limit = group.limit_bytes, max(0, left), "the control group's memory"
+        return _Room(total, free, limit)
+
+    def _host_gauge(self, room: _Room) -> Gauge:
         return Gauge(
             name=HOST_MEMORY,
-            total_bytes=total,
-            free_bytes=free,
+            total_bytes=room.total_bytes,
+            free_bytes=room.free_bytes,
             own_bytes=resident_bytes(self._survey.below) if self._survey.below else None,
             processes=self._survey.largest,
-            limit=limit,
+            limit=room.limit,
         )
 
     def _device_gauge(self, load: DeviceLoad) -> Gauge:

@@ -4,6 +4,7 @@ It must not know why the engine died, nor wait itself: it is given the times of 
 """
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 import tenacity
 
@@ -16,7 +17,8 @@ class RestartPolicy(Noun, frozen=True):
     ``n_deaths`` deaths within ``window_s`` are too many (Erlang/OTP's restart intensity), and so are
     ``n_start_deaths`` in a row of engines that never became ready: what has not worked yet seldom does. The delay
     doubles from ``first_delay_s`` up to ``max_delay_s``, with up to ``jitter_s`` on top. An engine that was ready for
-    ``healthy_s`` has cleared its past.
+    ``healthy_s`` has cleared its past. A start that other processes' memory prevents is none of these deaths: it is made
+    again for ``crowded_s``, at most ``max_crowded_delay_s`` apart.
     """
 
     n_deaths: int = 5
@@ -26,13 +28,19 @@ class RestartPolicy(Noun, frozen=True):
     max_delay_s: float = 300.0
     jitter_s: float = 1.0
     healthy_s: float = 600.0
+    crowded_s: float = 600.0
+    max_crowded_delay_s: float = 15.0
 
 
 class Death(Noun, frozen=True):
-    """One unasked end of an engine: when, on the supervisor's monotonic clock, and how long it had been ready."""
+    """One unasked end of an engine: when, on the supervisor's monotonic clock, and how long it had been ready.
+
+    ``is_crowded``: other processes held the memory, and nothing was wrong with the engine.
+    """
 
     at_s: float
     ready_s: float | None = None
+    is_crowded: bool = False
 
 
 def remember(deaths: Sequence[Death], death: Death, policy: RestartPolicy) -> tuple[Death, ...]:
@@ -43,15 +51,27 @@ def remember(deaths: Sequence[Death], death: Death, policy: RestartPolicy) -> tu
 
 def next_delay_s(deaths: Sequence[Death], policy: RestartPolicy) -> float | None:
     """Return how long to wait before the next start, or ``None`` when the deaths were too many."""
-    latest = deaths[-1].at_s
-    if sum(latest - death.at_s <= policy.window_s for death in deaths) >= policy.n_deaths:
+    if deaths[-1].is_crowded:
+        return _next_crowded_delay_s(deaths, policy)
+    own = [death for death in deaths if not death.is_crowded]
+    latest = own[-1].at_s
+    if sum(latest - death.at_s <= policy.window_s for death in own) >= policy.n_deaths:
         return None
-    starts = deaths[-policy.n_start_deaths :]
+    starts = own[-policy.n_start_deaths :]
     if len(starts) == policy.n_start_deaths and all(death.ready_s is None for death in starts):
         return None
-    wait = tenacity.wait_exponential_jitter(
-        initial=policy.first_delay_s, max=policy.max_delay_s, jitter=policy.jitter_s
-    )
+    return _delay_s(len(own), policy.max_delay_s, policy)
+
+
+def _next_crowded_delay_s(deaths: Sequence[Death], policy: RestartPolicy) -> float | None:
+    row = list(takewhile(lambda death: death.is_crowded, reversed(deaths)))
+    if row[0].at_s - row[-1].at_s >= policy.crowded_s:
+        return None
+    return _delay_s(len(row), policy.max_crowded_delay_s, policy)
+
+
+def _delay_s(n: int, max_s: float, policy: RestartPolicy) -> float:
+    wait = tenacity.wait_exponential_jitter(initial=policy.first_delay_s, max=max_s, jitter=policy.jitter_s)
     attempt = tenacity.RetryCallState(tenacity.Retrying(), None, (), {})
-    attempt.attempt_number = len(deaths)
+    attempt.attempt_number = n
     return wait(attempt)

@@ -41,6 +41,7 @@ from launcher.supervisor.tether import Tether
 from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.watching import EngineWatch, Watched
 
+_LOOK_S: Final = 0.5  # between two looks at whether others gave memory back; it is sampled once a second
 _SERVING: Final = frozenset({Phase.READY, Phase.DRAINING})
 _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_STEP})
 
@@ -239,10 +240,10 @@ class _Supervision:
             self._failure = fault
         self.notify("engine.failed", fault.message, cause=event.value)
 
-    def _remember_death(self) -> None:
+    def _remember_death(self, *, is_crowded: bool = False) -> None:
         ready_s = None if self._ready_since_s is None else time.monotonic() - self._ready_since_s
         self._ready_since_s = None
-        death = Death(at_s=time.monotonic(), ready_s=ready_s)
+        death = Death(at_s=time.monotonic(), ready_s=ready_s, is_crowded=is_crowded)
         self._deaths = remember(self._deaths, death, self._options.restarts)
 
     def _carry_out(self, effect: Effect) -> None:
@@ -450,14 +451,23 @@ class _Supervision:
         delay_s = next_delay_s(self._deaths, self._options.restarts)
         if delay_s is None:
             assert self._failure is not None  # noqa: S101 - backoff is reached by a death alone
-            self._failure = failures.of_many_deaths(self._failure, len(self._deaths))
+            self._failure = failures.of_many_deaths(self._failure, self._deaths)
             self._post(Event.EXHAUSTED)
             return
         self.notify("instance.backoff", f"starting again in {delay_s:.1f} s", delay_s=round(delay_s, 3))
         self._tasks.start(self._retry_after(delay_s))
 
     async def _retry_after(self, delay_s: float) -> None:
-        await asyncio.sleep(delay_s)
+        """Wait; where the memory is seen to be too little, no longer than until it is seen to be enough."""
+        end_s = time.monotonic() + delay_s
+        was_short = False
+        while (left_s := end_s - time.monotonic()) > 0:
+            if self._deaths[-1].is_crowded and self._plan is not None and self._vigil.is_fresh:
+                fits = self._vigil.foresee(self._plan).fits
+                if fits and was_short:
+                    break
+                was_short = was_short or not fits
+            await asyncio.sleep(min(left_s, _LOOK_S))
         self._post(Event.RETRY)
 
     # --- Stepping ---
@@ -482,7 +492,7 @@ class _Supervision:
     def _take(self, step: Step) -> None:
         """Make a step's plan the one to serve, and say so; one that has to wait is the restart policy's."""
         if step.after_backoff:
-            self._remember_death()
+            self._remember_death(is_crowded=True)
             self.notify("ladder.wait", f"waiting: {'; '.join(step.story)}")
             self._post(Event.CROWDED)
             return

@@ -15,6 +15,8 @@ from typing import Final
 from launcher.domain import HOST_MEMORY, DeviceLoad, DeviceProcess, Noun
 from launcher.units import MIB, format_bytes
 
+_SMALL_SHARE: Final = 32
+"""Of those who took memory, who took less than this fraction of the most is not named."""
 _N_RATES: Final = 3
 """Of the latest rates the median counts: a process that takes its share once is no trend, a pause does not end one."""
 
@@ -265,9 +267,11 @@ def taken_bytes(then: Gauge, now: Gauge) -> int:
 
 def describe(strain: Strain) -> str:
     """Return a strain in words, with who took the memory where somebody is known to have."""
-    names = ", ".join(_describe_taker(taker) for taker in strain.takers[:3])
+    most = max((taker.n_bytes or 0 for taker in strain.takers), default=0)
+    named = [taker for taker in strain.takers if taker.n_bytes is None or taker.n_bytes * _SMALL_SHARE >= most]
+    names = ", ".join(_describe_taker(taker) for taker in named[:3])
     took = f"; taken by {names}" if names else ""
-    if not names and strain.taken_bytes >= strain.shortfall_bytes:
+    if not names and strain.taken_bytes >= max(1, min(strain.shortfall_bytes, strain.free_bytes)):
         took = f"; others took {format_bytes(strain.taken_bytes)}"
     return f"{strain.memory}: {strain.why}{took}"
 

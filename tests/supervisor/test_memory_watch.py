@@ -114,4 +114,4 @@ def test_where_nothing_smaller_is_left_it_serves_on() -> None:
     posted, told = run_short(Answers(NONE))
     assert posted == []
     assert told[-1].event == "ladder.none"
-    assert "nothing smaller is left" in told[-1].text
+    assert "it serves on, for no smaller plan keeps its floors" in told[-1].text

@@ -52,3 +52,20 @@ def test_a_healthy_period_clears_the_past() -> None:
     deaths = history(*(Death(at_s=float(at), ready_s=1.0) for at in range(3)), Death(at_s=700.0, ready_s=600.0))
     assert len(deaths) == 1
     assert next_delay_s(deaths, POLICY) == 1.0
+
+
+def test_waiting_for_others_is_no_death() -> None:
+    """However often nothing fits beside them: tried again for as long as the policy says, at most so far apart."""
+    patient = RestartPolicy(jitter_s=0.0, crowded_s=100.0, max_crowded_delay_s=4.0)
+    row = tuple(Death(at_s=10.0 * n, is_crowded=True) for n in range(11))
+    assert [next_delay_s(row[: n + 1], patient) for n in range(10)] == [1.0, 2.0] + [4.0] * 8
+    assert next_delay_s(row, patient) is None
+
+
+def test_what_was_waited_for_does_not_count_against_an_engine() -> None:
+    """A death after a wait is the first one, and a wait after a death begins anew."""
+    patient = RestartPolicy(jitter_s=0.0, n_start_deaths=2)
+    waits = tuple(Death(at_s=float(n), is_crowded=True) for n in range(4))
+    assert next_delay_s((*waits, Death(at_s=9.0)), patient) == 1.0
+    assert next_delay_s((*waits, Death(at_s=9.0), Death(at_s=10.0, is_crowded=True)), patient) == 1.0
+    assert next_delay_s((*waits, Death(at_s=9.0), Death(at_s=10.0)), patient) is None
