@@ -422,8 +422,19 @@ class Experience:
         self._compute[trial.config.n_cpu_moe > 0, trial.shape.n_ubatch] = compute
 
     def guess(self, shape: Shape, n_ubatch: int | None = None) -> tuple[int, ...] | None:
-        """Return what a like placement needed on each device, at the shape's step or another one."""
-        return self._compute.get((shape.n_cpu_moe > 0, n_ubatch or shape.n_ubatch))
+        """Return what a like placement needed on each device, at the shape's step or another one.
+
+        At a step that none was sized at, what it would need if buffers went on growing as they did between the two
+        largest that were; ``None`` where there are no two.
+        """
+        kind, wanted = shape.n_cpu_moe > 0, n_ubatch or shape.n_ubatch
+        found = self._compute.get((kind, wanted))
+        steps = sorted(n for by_experts, n in self._compute if by_experts is kind and n < wanted)[-2:]
+        if found is not None or len(steps) < 2:  # noqa: PLR2004 - a line has two points
+            return found
+        smaller, larger = (self._compute[kind, n] for n in steps)
+        ratio = (wanted - steps[1]) / (steps[1] - steps[0])
+        return tuple(int(b + (b - a) * ratio) for a, b in zip(smaller, larger, strict=True))
 
 
 def partial_trials(
@@ -634,10 +645,10 @@ def _with_larger_step(trial: Trial, ask: Ask, known: Experience) -> Trial:
         return trial
     limit = min(ask.n_ctx, ask.settings.n_batch or ask.n_ctx)
     steps = [n for n in _LARGER_UBATCHES if trial.shape.n_ubatch < n <= limit]
-    promising = list(takewhile(lambda n: _may_hold(trial, n, known), steps))
+    promising = list(takewhile(lambda n: _may_hold(trial, n, known, certainty=2), steps))
     while promising:
-        # the largest of those whose like fitted; where nothing is known yet, the next one
-        likely = [n for n in promising if known.guess(trial.shape, n) is not None]
+        # the largest that its like would fit with; where none would or nothing is known yet, the next one
+        likely = [n for n in promising if known.guess(trial.shape, n) and _may_hold(trial, n, known)]
         n_ubatch = likely[-1] if likely else promising[0]
         larger = try_shape(trial.candidate, ask, trial.target, replace(trial.shape, n_ubatch=n_ubatch))
         known.add(larger)
@@ -649,11 +660,15 @@ def _with_larger_step(trial: Trial, ask: Ask, known: Experience) -> Trial:
     return trial
 
 
-def _may_hold(trial: Trial, n_ubatch: int, known: Experience) -> bool:
-    """Whether a larger step is worth sizing, by what it added to a like placement's buffers on the first device."""
+def _may_hold(trial: Trial, n_ubatch: int, known: Experience, *, certainty: int = 1) -> bool:
+    """Whether the devices could hold a larger step, if it added but a part of what it did to a like placement's buffers.
+
+    ``certainty`` is what that is divided by; nothing is known against a step whose like was never sized.
+    """
     before, after = known.guess(trial.shape), known.guess(trial.shape, n_ubatch)
     if before is None or after is None:
         return True
-    added = max(0, after[0] - before[0])
-    needed = trial.footprint.devices[0].total_bytes + added // 2
-    return needed <= trial.target.budgets[0].budget_bytes
+    return all(
+        use.total_bytes + max(0, more - less) // certainty <= budget.budget_bytes
+        for use, budget, less, more in zip(trial.footprint.devices, trial.target.budgets, before, after, strict=True)
+    )

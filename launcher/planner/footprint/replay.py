@@ -44,15 +44,17 @@ class Pool:
         # the block without end is the largest, though not always the last: empty ones may be given back beyond it
         best, best_size = blocks[-1], _ENDLESS
         for block in blocks:
-            if size <= block[1] <= best_size:
-                best, best_size = block, block[1]
+            room = block[1]
+            if size <= room <= best_size:
+                best, best_size = block, room
         offset = best[0]
         if best[1] == size:
             blocks.remove(best)
         else:
-            best[0] += size
+            best[0] = offset + size
             best[1] -= size
-        self.max_size = max(self.max_size, offset + size)
+        if offset + size > self.max_size:
+            self.max_size = offset + size
         return offset
 
     def give(self, offset: int, size: int) -> None:
@@ -60,22 +62,23 @@ class Pool:
         blocks = self.free
         end = offset + size
         for idx, block in enumerate(blocks):
-            if block[0] + block[1] == offset:
-                block[1] += size
+            start, room = block
+            if start + room == offset:
+                block[1] = room + size
                 if idx + 1 < len(blocks) and end == blocks[idx + 1][0]:
                     block[1] += blocks[idx + 1][1]
                     del blocks[idx + 1]
                 return
-            if end == block[0]:
+            if end == start:
                 block[0] = offset
-                block[1] += size
+                block[1] = room + size
                 return
         at = next((idx for idx, block in enumerate(blocks) if block[0] >= offset), len(blocks))
         blocks.insert(at, [offset, size])
 
 
 class Event(NamedTuple):
-    """A tensor takes ``size`` bytes, or those of the segment's weight of that index, or gives them back."""
+    """A tensor takes ``size`` bytes of its pool, or those of the segment's weight of that index, or gives them back."""
 
     register: int
     size: int
@@ -127,12 +130,14 @@ def _pass(segment: Segment, state: _State, sizes: tuple[int, ...]) -> tuple[_Sta
     """
     pool = Pool(state.free)
     held = list(state.held)
+    take, give, hold = pool.take, pool.give, held.append
     for register, size, weight in segment.events:
         if size == GIVEN_BACK:
-            pool.give(*held[register])
-            continue
-        n_bytes = padded(size if weight == UNWEIGHED else sizes[weight])
-        held.append((pool.take(n_bytes), n_bytes))
+            offset, n_bytes = held[register]
+            give(offset, n_bytes)
+        else:
+            n_bytes = size if weight == UNWEIGHED else padded(sizes[weight])
+            hold((take(n_bytes), n_bytes))
     free = tuple([(offset, size) for offset, size in pool.free])
     return _State(free, tuple([held[register] for register in segment.left])), pool.max_size
 

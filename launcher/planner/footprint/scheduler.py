@@ -23,7 +23,7 @@ from launcher.planner.footprint.graph import (
     Graph,
     Tensor,
 )
-from launcher.planner.footprint.replay import GIVEN_BACK, OUTSIDE, UNWEIGHED, Event, Segment, WeightKey
+from launcher.planner.footprint.replay import GIVEN_BACK, OUTSIDE, UNWEIGHED, Event, Segment, WeightKey, padded
 
 OFFLOAD_MIN_BATCH: Final = 32
 """Smaller batches are not worth the copy of host weights (``ggml_backend_cuda_device_offload_op``)."""
@@ -48,15 +48,12 @@ class Split:
 
 def _batch(node: Tensor) -> int:
     """Return how many rows an operation has, as a device decides whether to take it over."""
-    match node.op:
-        case op if op is GET_ROWS:
-            return 0
-        case op if op is MUL_MAT:
-            return node.ne[1]
-        case op if op is MUL_MAT_ID or op is ROPE:
-            return node.ne[2]
-        case _:
-            return node.ne[1] * node.ne[2] * node.ne[3]
+    op, ne = node.op, node.ne
+    if op is MUL_MAT:
+        return ne[1]
+    if op is MUL_MAT_ID or op is ROPE:
+        return ne[2]
+    return 0 if op is GET_ROWS else ne[1] * ne[2] * ne[3]
 
 
 def _place_by_memory(tensor: Tensor, cpu: int, *, op_offload: bool) -> int:
@@ -109,11 +106,10 @@ def _copy(source: Tensor, *, pinned: bool) -> Tensor:
 
 def _needs_new_split(node: Tensor, split: Split) -> bool:
     """Whether a node's weights must be copied: then the copies before it can be dropped first."""
-    if split.inputs:
-        here = split.backend
-        for operand in node.src:
-            if operand.is_weight and operand.backend != here:
-                return True
+    here = split.backend
+    for operand in node.src:
+        if operand.is_weight and operand.backend != here:
+            return True
     return False
 
 
@@ -127,7 +123,7 @@ def _split(graph: Graph, *, pinned: bool) -> list[Split]:
     for idx, node in enumerate(nodes):
         if node.op is VIEW:
             continue
-        if node.backend != split.backend or _needs_new_split(node, split):
+        if node.backend != split.backend or (split.inputs and _needs_new_split(node, split)):
             split.end = idx
             split = Split(node.backend, idx)
             splits.append(split)
@@ -216,7 +212,7 @@ class _Roll:
         weight = UNWEIGHED
         if node.key is not None:
             weight = self._weights.setdefault(node.key, len(self._weights))
-        self._events.append(Event(number, node.n_bytes, weight))
+        self._events.append(Event(number, padded(node.n_bytes), weight))
 
     def pass_on(self, parent: Tensor, node: Tensor) -> None:
         """Record that a tensor has the memory of another from now on."""
