@@ -106,10 +106,11 @@ def _copy(source: Tensor, *, pinned: bool) -> Tensor:
 
 def _needs_new_split(node: Tensor, split: Split) -> bool:
     """Whether a node's weights must be copied: then the copies before it can be dropped first."""
-    here = split.backend
-    for operand in node.src:
-        if operand.is_weight and operand.backend != here:
-            return True
+    if split.inputs:
+        here = split.backend
+        for operand in node.src:
+            if operand.is_weight and operand.backend != here:
+                return True
     return False
 
 
@@ -123,7 +124,7 @@ def _split(graph: Graph, *, pinned: bool) -> list[Split]:
     for idx, node in enumerate(nodes):
         if node.op is VIEW:
             continue
-        if node.backend != split.backend or (split.inputs and _needs_new_split(node, split)):
+        if node.backend != split.backend or _needs_new_split(node, split):
             split.end = idx
             split = Split(node.backend, idx)
             splits.append(split)
