@@ -666,6 +666,8 @@ class VllmTerms(Noun, frozen=True):
     """
 
     dtype: str
+    kv_cache_tokens: int
+    """What the engine should say of its cache: requests of full length that it holds at once times that length."""
     kv_cache_dtype: str = "auto"
     kv_cache_memory_bytes: int | None = None
     visible_devices: tuple[str, ...] = ()
@@ -807,6 +809,8 @@ class Command(Noun, frozen=True):
     expected_gpu_layers: int | None = None
     """Layers that the engine must report as offloaded; ``None`` where the engine does not tell."""
     expected_footprint: Footprint | None = None
+    listed_model: str | None = None
+    """The name that the engine must list as its model; ``None`` where the canary's name suffices."""
     tells_memory: bool = False
     """Whether the engine prints what it will hold before it allocates anything."""
     api_key_env: str | None = None

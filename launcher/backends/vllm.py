@@ -27,6 +27,7 @@ _ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",  # the files are here: nothing of them is looked up
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_ENGINE_READY_TIMEOUT_S": "86400",  # large weights on a slow disk take long; silence is what the supervisor ends
+    "SPT_NOENV": "1",  # its processes rename themselves; without this that wipes the mark by which they are recognised
     "NO_COLOR": "1",
 }
 
@@ -103,4 +104,5 @@ def build_command(
         canary_path=CANARY_PATH,
         canary_body=canary_body(alias, _CANARY_PROMPT),
         expected_footprint=plan.footprint,
+        listed_model=alias,
     )

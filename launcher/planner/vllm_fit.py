@@ -89,7 +89,7 @@ def list_vllm(
         return ask, [], ()
     loose, free = replace(held, force=True), free_bytes(machines)
     could_fit = (form for form in named if form.weights_bytes < free)
-    shown = [trial for form in could_fit if isinstance(trial := _try_form(form, loose, machines), VllmTrial)]
+    shown = [trial for form in could_fit if isinstance(trial := try_form(form, loose, machines), VllmTrial)]
     return held, shown, _lowering(ask, held)
 
 
@@ -102,7 +102,7 @@ def find_trials(forms: Iterable[Form], ask: Ask, machines: Machines) -> tuple[li
         if not ask.admits(name, form.n_active):
             shortfalls.append(Shortfall(code=RefusalCode.BELOW_QUALITY_FLOOR, text=f"{name}: below the quality floor"))
             continue
-        found = _try_form(form, ask, machines)
+        found = try_form(form, ask, machines)
         if isinstance(found, VllmTrial):
             trials.append(found)
         else:
@@ -110,15 +110,16 @@ def find_trials(forms: Iterable[Form], ask: Ask, machines: Machines) -> tuple[li
     return trials, shortfalls
 
 
-def _try_form(form: Form, ask: Ask, machines: Machines) -> VllmTrial | Shortfall:
-    """Size one form on the fewest GPUs that hold it; on more where these would be too slow."""
+def try_form(form: Form, ask: Ask, machines: Machines, *, n_least: int = 1) -> VllmTrial | Shortfall:
+    """Size one form on the fewest GPUs that hold it, at least ``n_least``; on more where these would be too slow."""
     if isinstance(machines, Inventory) and is_cpu_build(find_vllm(machines)) and _has_disk(form, machines):
         return _try_on_cpu(form, ask, machines)
     hosts = _usable_devices(form, machines)
     if isinstance(hosts, Shortfall):
         return hosts
     first: Shortfall | None = None
-    for n_tensor in (None, *range(2, largest_group(hosts) + 1)):
+    fewest = None if n_least == 1 else n_least  # of its own choice it may take pipelines too
+    for n_tensor in (fewest, *range(max(2, n_least + 1), largest_group(hosts) + 1)):
         found = _judge(form, _choose(form, hosts, ask, n_tensor), ask, machines)
         if isinstance(found, VllmTrial):
             return found

@@ -179,6 +179,7 @@ def _terms(trial: VllmTrial, hosts: Sequence[Inventory]) -> VllmTerms:
     return VllmTerms(
         dtype=activation_dtype(trial.form.spec, weakest_capability(choice.ranks.devices)),
         kv_cache_dtype=choice.config.kv_cache_dtype,
+        kv_cache_tokens=choice.estimate.kv_tokens,
         kv_cache_memory_bytes=choice.config.kv_cache_memory_bytes,
         visible_devices=tuple(_number(device, host) for device, host in devices),
     )

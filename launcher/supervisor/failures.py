@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
 
-from launcher.domain import Noun, Plan, Refusal
+from launcher.domain import Engine, Noun, Plan, Refusal
 from launcher.errors import EngineFailedError, LauncherError, PlacementError, PortInUseError
 from launcher.supervisor import faults
 from launcher.supervisor.preflight import Preflight
 from launcher.supervisor.preflight import describe as describe_preflight
 from launcher.supervisor.restarts import Death
 from launcher.supervisor.setback import Setback, Shortage, Step
-from launcher.supervisor.signs import Cause
+from launcher.supervisor.signs import Cause, Part
 from launcher.supervisor.strain import Strain
 from launcher.supervisor.strain import describe as describe_strain
 
@@ -79,6 +79,8 @@ def setback_of(found: faults.Fault, plan: Plan, words: str) -> Setback:
         words=words,
         memory=faults.planned_memory(found, plan),
         failed_bytes=found.n_bytes,
+        lacks_cache=found.part is Part.KV_CACHE and found.memory is None and plan.engine is Engine.VLLM,
+        n_ctx=found.n_ctx,
     )
 
 

@@ -50,6 +50,7 @@ _TOO_LITTLE: Final = re.compile(
     r"(?:desired \w+ memory utilization \([\d.]+, |requested memory for kv \()(?P<wanted>[\d.]+) GiB"
 )
 """vLLM's own words for what it wants of a memory and what is free there."""
+_LONGEST: Final = re.compile(r"the estimated maximum model length is (\d+)")
 _CURRENT_DEVICE: Final = re.compile(r"current device: (?P<idx>\d+), in function")
 _ON_HOST: Final = re.compile(
     r"attempted to allocate|failed to allocate output buffer|std::bad_alloc|MemoryError\b|mmap failed|DefaultCPUAllocator"
@@ -122,6 +123,8 @@ class Fault(Noun, frozen=True):
     memory: str | None = None
     n_bytes: int | None = None
     part: Part | None = None
+    n_ctx: int | None = None
+    """The longest request that the engine said it could hold instead."""
 
     @property
     def answer(self) -> Answer:
@@ -236,6 +239,7 @@ def _signed(sign: Sign, told: Sequence[str], lines: Sequence[str], *, was_ready:
         memory=memory,
         n_bytes=n_bytes,
         part=sign.part,
+        n_ctx=next((int(match[1]) for line in told if (match := _LONGEST.search(line))), None),
     )
 
 

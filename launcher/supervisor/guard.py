@@ -29,6 +29,7 @@ from collections.abc import Mapping, Sequence
 
 PR_SET_CHILD_SUBREAPER = 36  # include/uapi/linux/prctl.h
 POLL_TERM_S = 0.05  # between two looks at the tree while it may still end by itself
+TERM_AGAIN_SHARE = 0.3  # of the grace: vLLM hears no first SIGTERM while it loads, and ends at a second
 POLL_KILL_S = 0.01  # between two rounds of SIGKILL
 STUCK_S = 10.0  # a process that SIGKILL has not ended by then hangs in the kernel: report it and leave
 EOF = b"\n"  # no beginning of a command holds a newline
@@ -222,33 +223,44 @@ def hear(control: int, unfinished: bytes, orphan_grace_s: float) -> tuple[float 
     return min(graces, default=None), rest
 
 
+def listen(
+    ready: list[int], control: int, wakeup: int, unfinished: bytes, orphan_grace_s: float
+) -> tuple[float | None, bytes]:
+    """Take what a signal or the supervisor says: the grace that the engine has from now on, if any; and as `hear`."""
+    grace_s: float | None = None
+    if wakeup in ready and signal.SIGTERM in os.read(wakeup, 4096):
+        grace_s = orphan_grace_s
+    return hear(control, unfinished, orphan_grace_s) if control in ready else (grace_s, unfinished)
+
+
 def watch(engine: int, control: int, wakeup: int, status: int, orphan_grace_s: float) -> None:
     """Sleep until the engine ends, the supervisor speaks or is gone; return when the tree may be killed."""
     poller = select.poll()
     poller.register(control, select.POLLIN)
     poller.register(wakeup, select.POLLIN)
     kill_at: float | None = None  # set from the first SIGTERM on
+    again_at = INFINITY
     unfinished = b""
     while True:
         ready = [fd for fd, _ in poller.poll(None if kill_at is None else POLL_TERM_S * 1000)]
-        grace_s: float | None = None
-        if wakeup in ready and signal.SIGTERM in os.read(wakeup, 4096):
-            grace_s = orphan_grace_s
-        if control in ready:
-            grace_s, unfinished = hear(control, unfinished, orphan_grace_s)
-            if unfinished == EOF:
-                poller.unregister(control)
+        grace_s, unfinished = listen(ready, control, wakeup, unfinished, orphan_grace_s)
+        if control in ready and unfinished == EOF:
+            poller.unregister(control)
         engine_ended = reap(engine, status)
         if grace_s is not None:
             if kill_at is None:
                 # SIGCONT too: a stopped process would not see the SIGTERM.
                 signal_all(descendants(os.getpid()), signal.SIGTERM, signal.SIGCONT)
+                again_at = time.monotonic() + grace_s * TERM_AGAIN_SHARE
             kill_at = min(time.monotonic() + grace_s, kill_at or INFINITY)
         if kill_at is None:
             if engine_ended:
                 return  # it ended by itself: what is left has no one to answer to
         elif time.monotonic() >= kill_at or not descendants(os.getpid()):
             return
+        elif time.monotonic() >= again_at:
+            signal_all(descendants(os.getpid()), signal.SIGTERM)
+            again_at = INFINITY
 
 
 def main(argv: list[str]) -> int:

@@ -25,6 +25,7 @@ from launcher.supervisor.speed_watch import can_spill, watch_speed
 from launcher.supervisor.stepping import describe_step
 from launcher.supervisor.strain import Sample
 from launcher.supervisor.vigil import Vigil
+from launcher.supervisor.vllm_told import compare
 from launcher.supervisor.watching import Post
 
 
@@ -74,6 +75,9 @@ class MemoryWatch:
         if told is not None:
             off = {need.name: need.unaccounted_bytes for need in judge(plan, {}, told).needs}
             self._notify("engine.unconfirmed", "loaded by the plan's figure", unaccounted_bytes=str(off))
+        found = None if realised.vllm is None else compare(realised.vllm, plan)
+        if found is not None:
+            self._notify("engine.measured", found.text, transient=False, **found.facts)
 
     # --- While it serves ---
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from launcher.domain import Footprint, MemoryUse, Noun
+from launcher.supervisor.vllm_told import MARKS, VllmTold, parse_told
 from launcher.units import MIB, format_bytes
 
 _OFFLOADED: Final = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
@@ -21,7 +22,7 @@ _BUFFER: Final = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output) buffer si
 _ASSIGNED: Final = re.compile(r"load_tensors: layer\s+(\d+) assigned to device ([^,\s]+)")
 _SOFTWARE_GPU: Final = re.compile(r"using device \S+ \((?:llvmpipe|lavapipe|SwiftShader)", re.IGNORECASE)
 _HOST_BUFFER: Final = re.compile(r"^(?:CPU(?:_.*)?|AMX|.*_Host|BLAS)$")
-_TELLING: Final = (" buffer size", " layers to GPU", "assigned to device", "using device")
+_TELLING: Final = (" buffer size", " layers to GPU", "assigned to device", "using device", *MARKS)
 _MIN_SHARE: Final = 0.9
 """Of the planned weights that must be on devices. Assumed: tensors that stay behind singly are far larger than 10 %."""
 
@@ -38,6 +39,8 @@ class Placement(Noun, frozen=True):
     devices: tuple[MemoryUse, ...] = ()
     hosts: tuple[MemoryUse, ...] = ()
     software_gpu: bool = False
+    vllm: VllmTold | None = None
+    """What vLLM told, which divides its memory otherwise."""
 
     @property
     def device_weights_bytes(self) -> int:
@@ -68,6 +71,7 @@ def parse_placement(lines: Iterable[str]) -> Placement:
     assigned: dict[int, str] = {}
     buffers: dict[str, dict[str, int]] = {}
     software_gpu = False
+    lines = tuple(lines)
     for line in lines:
         software_gpu = software_gpu or _SOFTWARE_GPU.search(line) is not None
         if match := _OFFLOADED.search(line):
@@ -88,6 +92,7 @@ def parse_placement(lines: Iterable[str]) -> Placement:
         devices=tuple(use for use in uses if not _HOST_BUFFER.match(use.name)),
         hosts=tuple(use for use in uses if _HOST_BUFFER.match(use.name)),
         software_gpu=software_gpu,
+        vllm=parse_told(lines),
     )
 
 
@@ -127,4 +132,6 @@ def describe(placement: Placement) -> str:
     if placement.realised_gpu_layers is not None:
         parts.append(f"{placement.realised_gpu_layers}/{placement.n_layers} layers on the GPU")
     parts += [f"{use.name} {format_bytes(use.total_bytes)}" for use in placement.devices + placement.hosts]
+    if placement.vllm is not None and placement.vllm.kv_cache_tokens is not None:
+        parts.append(f"a cache of {placement.vllm.kv_cache_tokens:,} tokens")
     return ", ".join(parts)

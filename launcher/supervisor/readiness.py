@@ -19,6 +19,7 @@ _MAX_PAUSE_S: Final = 0.25
 _PAUSE_GROWTH: Final = 1.15
 _REQUEST_S: Final = 5.0  # of one look at the endpoint; a busy loader may answer late, and is then asked again
 _OK: Final = 200
+_MODELS_PATH: Final = "/v1/models"
 _UNREACHABLE: Final = (aiohttp.ClientError, OSError, TimeoutError)
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - compared, not bound
 
@@ -62,6 +63,26 @@ async def answers(session: aiohttp.ClientSession, path: str, timeout_s: float) -
             return True
     except _UNREACHABLE:
         return False
+
+
+async def check_model(session: aiohttp.ClientSession, name: str) -> str | None:
+    """Ask for the list of models; return what is wrong where it does not name ours, or ``None``."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_S)
+        async with session.get(_MODELS_PATH, timeout=timeout, allow_redirects=False) as response:
+            answer = await response.read()
+    except _UNREACHABLE as error:
+        return f"the list of models was not answered: {str(error) or type(error).__name__}"
+    names = _names_of(answer)
+    return None if name in names else f"the engine lists {', '.join(names) or 'no model'}, not `{name}`"
+
+
+def _names_of(answer: bytes) -> list[str]:
+    """Return the names in OpenAI's list of models; none where the answer is something else."""
+    try:
+        return [str(entry["id"]) for entry in json.loads(answer)["data"]]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 async def send_canary(session: aiohttp.ClientSession, path: str, body: str) -> str | None:

@@ -43,6 +43,10 @@ class Setback(Noun, frozen=True):
     memory: str | None = None
     failed_bytes: int | None = None
     told_bytes: int | None = None
+    lacks_cache: bool = False
+    """Nothing was refused, but what was left for the cache is too little for one request."""
+    n_ctx: int | None = None
+    """The longest request that the engine said it could hold instead."""
     own_bytes: Mapping[str, int] = {}
     """What the engine still holds of each memory, where it runs on until the answer is known."""
     taken_bytes: int = 0

@@ -357,6 +357,20 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        pattern=r"Unknown quantization method: ",
+        cause=Cause.UNSUPPORTED,
+        meaning="the engine does not know the quantization",
+        evidence=("vllm/0.32.0-cpu-unknown-quantization.log",),
+        engines=_VLLM,
+    ),
+    Sign(
+        pattern=r"The size of tensor a \(\d+\) must match the size of tensor b",
+        cause=Cause.WEIGHTS,
+        meaning="the weights have other shapes than the configuration says",
+        evidence=("vllm/0.32.0-cpu-other-shapes.log",),
+        engines=_VLLM,
+    ),
+    Sign(
         pattern=r"SafetensorError: ",
         cause=Cause.WEIGHTS,
         meaning="the weights file is damaged",
@@ -364,14 +378,19 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
-        pattern=r"Cannot find any model weights with|Invalid repository ID or local directory specified",
+        pattern=r"Cannot find any model weights with|Invalid repository ID or local directory specified|"
+        r"LocalEntryNotFoundError: |HFValidationError: ",
         cause=Cause.WEIGHTS,
         meaning="the weights cannot be found",
-        evidence=("vllm/0.32.0-cpu-file-missing.log",),
+        evidence=(
+            "vllm/0.32.0-cpu-file-missing.log",
+            "vllm/0.32.0-cpu-no-such-folder.log",
+            "vllm/0.32.0-cpu-no-such-name.log",
+        ),
         engines=_VLLM,
     ),
     Sign(
-        pattern=r"vllm(?: serve)?: error: |validation errors? for \w+Config",
+        pattern=r"vllm(?: serve)?: error: |validation errors? for \w+Config|\bValue error, ",
         cause=Cause.ARGUMENT,
         meaning="the engine refused its arguments",
         evidence=(
@@ -386,6 +405,13 @@ _VLLM_SIGNS: Final = (
         cause=Cause.DEVICE_LOST,
         meaning="one of its workers was lost",
         evidence=("vllm/0.32.0-cpu-worker-killed.log",),
+        engines=_VLLM,
+    ),
+    Sign(
+        pattern=r"engine core exited unexpectedly",
+        cause=Cause.DEVICE_LOST,
+        meaning="its engine core was lost",
+        evidence=("vllm/0.32.0-cpu-core-killed.log",),
         engines=_VLLM,
     ),
 )

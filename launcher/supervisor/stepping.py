@@ -14,8 +14,10 @@ from launcher.domain import (
     HOST_MEMORY,
     Calibration,
     Correction,
+    Engine,
     Inventory,
     Lesson,
+    Outcome,
     Plan,
     Refusal,
     Request,
@@ -91,16 +93,7 @@ class MachineStepper:
             self._retried = self._retried if setback.own_bytes else plan
             return Step(plan=plan, story=(setback.words, measured, "the same plan is tried once more"), is_retry=True)
         known = self._known(machine) if others or had else self._learn(setback, memory, machine)
-        outcome = step_down(
-            plan,
-            memory=memory,
-            failed_bytes=setback.failed_bytes,
-            request=self._request,
-            inventory=machine,
-            while_serving=setback.shortage in {Shortage.SERVING, Shortage.PRESSURE},
-            prepared=self._candidates(),
-            calibration=known,
-        )
+        outcome = self._step_down(setback, memory, machine, known)
         if isinstance(outcome, Refusal) and others and not runs_on:
             wait = "nothing smaller fits beside them; it is tried again, for they may give it back"
             return Step(plan=plan, story=(setback.words, measured, wait), is_retry=True, after_backoff=True)
@@ -148,6 +141,28 @@ class MachineStepper:
                     calibration=self._known(machine),
                 )
             time.sleep(_RETURN_PAUSE_S)
+
+    def _step_down(self, setback: Setback, memory: str, machine: Inventory, known: Calibration) -> Outcome:
+        if setback.plan.engine is Engine.VLLM:
+            from launcher.planner.vllm_ladder import Shortness, step_down_vllm  # noqa: PLC0415 - seldom needed
+
+            short = Shortness(
+                memory=memory,
+                failed_bytes=setback.failed_bytes,
+                is_cache=setback.lacks_cache,
+                n_ctx=setback.n_ctx,
+            )
+            return step_down_vllm(setback.plan, short, request=self._request, inventory=machine, calibration=known)
+        return step_down(
+            setback.plan,
+            memory=memory,
+            failed_bytes=setback.failed_bytes,
+            request=self._request,
+            inventory=machine,
+            while_serving=setback.shortage in {Shortage.SERVING, Shortage.PRESSURE},
+            prepared=self._candidates(),
+            calibration=known,
+        )
 
     def _settled(self, memory: str) -> Inventory:
         """Return the machine once the free bytes of a memory have stopped rising, or the patience is over."""
@@ -335,6 +350,9 @@ def describe_step(before: Plan, after: Plan) -> tuple[str, ...]:
     """Say what a step changes, old value and new, and what it costs in speed and quality."""
     changes = [
         ("workers", ", ".join(before.workers) or "none", ", ".join(after.workers) or "none"),
+        ("engine", before.engine, after.engine),
+        ("share of each GPU", before.memory_utilization, after.memory_utilization),
+        ("GPUs", len(before.footprint.devices), len(after.footprint.devices)),
         ("quantization", before.quantization, after.quantization),
         ("context per request", before.n_ctx_per_request, after.n_ctx_per_request),
         ("parallel requests", before.n_parallel, after.n_parallel),

@@ -176,7 +176,7 @@ class EngineWatch:
         self._post(Event.MISPLACED, failures.of_placement(difference, self._engine.heard.placement_lines))
 
     async def prove(self) -> None:
-        """Compare the realised placement with the plan, then ask for one token."""
+        """Compare the realised placement with the plan, see that the model is ours, then ask for one token."""
         from launcher.supervisor import readiness  # noqa: PLC0415 - loaded by now
 
         command = self._engine.command
@@ -185,7 +185,8 @@ class EngineWatch:
             self._tell_misplaced(difference)
             return
         async with readiness.open_session(command, self._engine.env) as session:
-            wrong = await readiness.send_canary(session, command.canary_path, command.canary_body)
+            wrong = None if command.listed_model is None else await readiness.check_model(session, command.listed_model)
+            wrong = wrong or await readiness.send_canary(session, command.canary_path, command.canary_body)
         if wrong is None:
             self._post(Event.PROVED)
         else:

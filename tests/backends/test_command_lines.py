@@ -197,7 +197,9 @@ def test_a_workers_command_line() -> None:
 def test_an_engines_key_is_in_its_environment_alone(engine: Engine) -> None:
     """Everybody on the machine can read arguments."""
     install = EngineInstall(engine=engine, argv=("/opt/engine",), flags=frozenset())
-    plan = replace(_PLAN, engine=engine, install=install, n_parallel=1, vllm=VllmTerms(dtype="bfloat16"))
+    plan = replace(
+        _PLAN, engine=engine, install=install, n_parallel=1, vllm=VllmTerms(dtype="bfloat16", kv_cache_tokens=0)
+    )
     command = with_key(build_command(plan, weights_path="w", address=_ADDRESS, alias="m"), engine, "k" * 40)
     assert command.api_key_env is not None
     assert command.env[command.api_key_env] == "k" * 40

@@ -10,8 +10,8 @@ from launcher.domain import Address, Command, Engine, EngineInstall, VllmTerms
 from launcher.errors import EngineMissingError, EngineTooOldError
 from tests.fakes.plans import plan_for
 
-_TERMS: Final = VllmTerms(dtype="bfloat16", visible_devices=("1", "3"))
-_CPU: Final = VllmTerms(dtype="bfloat16", kv_cache_memory_bytes=1114112)
+_TERMS: Final = VllmTerms(dtype="bfloat16", kv_cache_tokens=0, visible_devices=("1", "3"))
+_CPU: Final = VllmTerms(dtype="bfloat16", kv_cache_tokens=0, kv_cache_memory_bytes=1114112)
 _INSTALL: Final = EngineInstall(engine=Engine.VLLM, argv=("/opt/bin/vllm", "serve"), version="0.32.0")
 _PLAN: Final = replace(
     plan_for(),
@@ -74,6 +74,7 @@ def test_its_environment_keeps_it_on_this_machine() -> None:
     assert (env["HF_HUB_OFFLINE"], env["VLLM_NO_USAGE_STATS"], env["DO_NOT_TRACK"]) == ("1", "1", "1")
     assert (env["VLLM_CACHE_ROOT"], env["CUDA_VISIBLE_DEVICES"]) == ("/cache", "1,3")
     assert env["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert env["SPT_NOENV"] == "1"
     on_cpu = _command(_CPU).env
     assert on_cpu["OMP_NUM_THREADS"] == str(_PLAN.n_threads)
     assert "CUDA_VISIBLE_DEVICES" not in on_cpu

@@ -37,6 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--exit-code", type=int, default=1)
     parser.add_argument("--exit-signal", type=int)
     parser.add_argument("--ignore-sigterm", action="store_true")
+    parser.add_argument("--ignore-first-sigterm", action="store_true")
     parser.add_argument("--fork-child", action="store_true")
     parser.add_argument(
         "--stubborn-tree", action="store_true", help="children that left the session and ignore SIGTERM"
@@ -194,14 +195,26 @@ def answer_requests(server: Server) -> None:
     server.serve_forever(poll_interval=0.05)
 
 
+def hear_the_next_sigterm() -> None:
+    """End at the next one."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
+def obey_sigterm(args: argparse.Namespace) -> None:
+    """End at the first SIGTERM, at the second, or at none."""
+    if args.ignore_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    elif args.ignore_first_sigterm:
+        signal.signal(signal.SIGTERM, lambda *_: hear_the_next_sigterm())
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+
 def main() -> None:
     """Serve until told to end."""
     args = parse_arguments()
     Handler.args = args
-    if args.ignore_sigterm:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    obey_sigterm(args)
     if args.journal:
         with Path(args.journal).open("a") as file:
             file.write(f"{args.threads}\n")

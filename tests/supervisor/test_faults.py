@@ -80,6 +80,10 @@ PERMANENT = [
     ("vllm/0.32.0-cpu-unknown-architecture.log", Cause.UNSUPPORTED, "totally_made_up"),
     ("vllm/0.32.0-cpu-data-cut-off.log", Cause.WEIGHTS, "file not fully covered"),
     ("vllm/0.32.0-cpu-file-missing.log", Cause.WEIGHTS, "Cannot find any model weights"),
+    ("vllm/0.32.0-cpu-unknown-quantization.log", Cause.UNSUPPORTED, "q4_k_m"),
+    ("vllm/0.32.0-cpu-other-shapes.log", Cause.WEIGHTS, "size of tensor a (256)"),
+    ("vllm/0.32.0-cpu-no-such-folder.log", Cause.WEIGHTS, "HFValidationError"),
+    ("vllm/0.32.0-cpu-no-such-name.log", Cause.WEIGHTS, "LocalEntryNotFoundError"),
     ("vllm/0.32.0-cpu-unknown-flag.log", Cause.ARGUMENT, "--swap-space"),
     ("vllm/0.32.0-cpu-bad-value.log", Cause.ARGUMENT, "invalid choice: 'q8_0'"),
     ("vllm/0.32.0-cpu-refused-settings.log", Cause.ARGUMENT, "VllmConfig"),
@@ -144,9 +148,10 @@ def test_a_gpu_that_does_not_suffice_for_vllm() -> None:
     assert (found.cause, found.memory, found.n_bytes) == (Cause.MEMORY, "cuda:0", int(2.5 * GIB))
 
 
-def test_an_exit_code_of_vllm_proves_nothing() -> None:
-    """It lost a worker and ended with 0: started again, and the telling line is not the wrapper's."""
-    found = classify(end_of("vllm/0.32.0-cpu-worker-killed.log", was_ready=True))
+@pytest.mark.parametrize("name", ["worker-killed", "core-killed"])
+def test_an_exit_code_of_vllm_proves_nothing(name: str) -> None:
+    """It lost a process and ended with 0: started again, and the telling line is not the wrapper's."""
+    found = classify(end_of(f"vllm/0.32.0-cpu-{name}.log", was_ready=True))
     assert (found.cause, found.answer) == (Cause.DEVICE_LOST, Answer.RESTART)
     assert len(found.lines) == 1
 

@@ -65,6 +65,16 @@ def test_a_second_ctrl_c_forces(serve: Serve) -> None:
     assert served.tree() == []
 
 
+def test_an_engine_that_hears_the_second_sigterm_alone_is_not_killed(serve: Serve) -> None:
+    """As vLLM while it loads: asked again within its grace, it ends by itself."""
+    served = serve("--ignore-first-sigterm", options={"grace_s": 4.0})
+    served.await_event("engine.ready")
+    served.process.terminate()
+    assert served.end() == 0
+    (exited,) = [notice for notice in served.notices() if notice["event"] == "engine.exited"]
+    assert "exit code 0" in exited["text"]
+
+
 def test_the_kill_ladder_ends_a_stubborn_tree(serve: Serve) -> None:
     """Grandchildren that left session and parents and ignore SIGTERM are gone after the grace."""
     served = serve("--stubborn-tree", "--escapee", "--ignore-sigterm", options={"grace_s": 0.3})

@@ -1,0 +1,69 @@
+"""From what vLLM says of its memory to the plan that follows."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+from msgspec.structs import replace
+
+from launcher.domain import Engine, Plan, Profile, Request, Settings, Wishes
+from launcher.inventory import load_inventory
+from launcher.planner.fit import decide
+from launcher.planner.search import Alternatives
+from launcher.profiles import load_profile
+from launcher.supervisor import failures
+from launcher.supervisor.faults import End, Fault, classify
+from launcher.supervisor.setback import Step
+from launcher.supervisor.stepping import MachineStepper
+from launcher.units import GIB
+
+_LOG: Final = Path(__file__).parents[1] / "transcripts" / "vllm" / "0.32.0-cpu-cache-below-one-request.log"
+_MACHINE: Final = load_inventory("rtx4090")
+_PROFILE: Final[Profile] = replace(load_profile("llama3.1-8b"), wishes=Wishes(n_parallel=1, n_ctx_per_request=32768))
+_REQUEST: Final = Request(profile=_PROFILE, settings=Settings(engine=Engine.VLLM))
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """What is served first."""
+    outcome = decide(_REQUEST, _MACHINE)
+    assert isinstance(outcome, Plan)
+    return outcome
+
+
+def step_after(found: Fault, plan: Plan) -> Step:
+    """What follows the engine's end."""
+    failure = failures.of_end(found, "exit code 1", plan=plan, name="m", log=())
+    assert failure.setback is not None
+    stepper = MachineStepper(
+        _REQUEST, probe=lambda: _MACHINE, argv=("serve",), alternatives=Alternatives(), settle_s=0.0
+    )
+    step = stepper.next_plan(failure.setback)
+    assert isinstance(step, Step)
+    return step
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_the_length_that_it_names_is_planned_next(plan: Plan) -> None:
+    """Nothing was refused by a memory: the cache is what is too small, and the engine says how long a request may be."""
+    text = _LOG.read_text().replace("maximum model length is 896", "maximum model length is 25984")
+    found = classify(End(lines=tuple(text.splitlines()), code=1))
+    assert (found.n_ctx, found.memory) == (25984, None)
+    step = step_after(found, plan)
+    assert step.plan.n_ctx_per_request == 25984
+    assert "context per request: 32768 -> 25984" in step.story
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_gpu_that_ran_out_is_given_less(plan: Plan) -> None:
+    """PyTorch's words name the GPU by its number among those that vLLM sees."""
+    line = (
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 24 GiB"
+    )
+    found = classify(End(lines=(line,), code=1))
+    step = step_after(found, plan)
+    before, after = plan.footprint.devices[0], step.plan.footprint.devices[0]
+    assert after.total_bytes <= before.total_bytes - 1 * GIB
+    assert step.plan.memory_utilization is not None
+    assert plan.memory_utilization is not None
+    assert step.plan.memory_utilization < plan.memory_utilization
