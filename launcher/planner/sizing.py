@@ -452,7 +452,8 @@ def partial_trials(
     if by_experts is not None:
         yield _with_larger_step(by_experts, ask, known)
     shapes = _shapes_by_layers(candidate, ask, target)
-    if by_experts is None or by_experts.speed.generation_tps < _fastest_tps(candidate, ask, target, shapes):
+    upper = -1 if by_experts is None else _last_with_room(candidate, ask, target, shapes)
+    if by_experts is None or by_experts.speed.generation_tps < _fastest_tps(candidate, ask, target, shapes, upper):
         trial = _largest(candidate, ask, target, shapes, known)
         if trial is not None:
             yield _with_larger_step(_packed(trial, ask), ask, known)
@@ -465,11 +466,12 @@ def partial_bounds(candidate: Candidate, ask: Ask, target: Target) -> tuple[int,
     """
     by_layers = _shapes_by_layers(candidate, ask, target)
     by_experts = _shapes_by_experts(candidate, ask, target)
-    tps = max(_fastest_tps(candidate, ask, target, shapes) for shapes in (by_layers, by_experts) if shapes)
-    ends = [by_layers[max(0, _last_with_room(candidate, ask, target, by_layers))]]
-    found = _last_with_room(candidate, ask, target, by_experts)
-    if found >= 0:
-        ends.append(by_experts[found])
+    upper = _last_with_room(candidate, ask, target, by_layers)
+    ends, tps = [by_layers[max(0, upper)]], _fastest_tps(candidate, ask, target, by_layers, upper)
+    if by_experts:
+        upper = _last_with_room(candidate, ask, target, by_experts)
+        ends += by_experts[upper : upper + 1] if upper >= 0 else []
+        tps = max(tps, _fastest_tps(candidate, ask, target, by_experts, upper))
     on_host = min(_host_weights(candidate, ask, target, shape) for shape in ends)
     n_all = all_layers(candidate, target)
     n_layer = min(max(0, n_all - shape.n_gpu_layers) or shape.n_cpu_moe for shape in ends)
@@ -616,10 +618,12 @@ def _devices_hold(trial: Trial) -> bool:
     return all(use.total_bytes <= budget.budget_bytes for use, budget in pairs)
 
 
-def _fastest_tps(candidate: Candidate, ask: Ask, target: Target, shapes: Sequence[Shape]) -> float:
-    """Return a bound from above on the speed of any of ``shapes``: it changes steadily from one end to the other."""
-    upper = max(0, _last_with_room(candidate, ask, target, shapes))
-    return max(_tps(candidate, ask, target, shapes[idx]) for idx in (0, upper))
+def _fastest_tps(candidate: Candidate, ask: Ask, target: Target, shapes: Sequence[Shape], upper: int) -> float:
+    """Return a bound from above on the speed of any of ``shapes`` up to ``upper``, the last with room.
+
+    Speed changes steadily from one end to the other.
+    """
+    return max(_tps(candidate, ask, target, shapes[idx]) for idx in (0, max(0, upper)))
 
 
 def _tps(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> float:

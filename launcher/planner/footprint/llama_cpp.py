@@ -7,11 +7,11 @@ It chooses nothing: every value comes in ``LlamaCppConfig``.
 """
 
 import struct
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Final, NamedTuple, TypeAlias
 
 from msgspec import Struct
@@ -230,20 +230,21 @@ def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> 
         return Placement(blocks=(None,) * n_layer, output=None, runs=(Run(None, 0, n_layer),))
     sums = list(accumulate(shares, lambda total, share: _f32(total + _f32(share)), initial=0.0))[1:]
     bounds = [_f32(total / sums[-1]) for total in sums]
+    items = range(n_items)
+    ends = [bisect_left(items, bound, key=lambda item: _f32(item / n_items)) for bound in bounds[:-1]]
     start = n_layer + 1 - n_items
-
-    def device(idx: int) -> int | None:
-        if idx < start:
-            return None
-        return min(bisect_right(bounds, _f32((idx - start) / n_items)), len(shares) - 1)
-
-    blocks = tuple(device(idx) for idx in range(n_layer))
-    return Placement(blocks=blocks, output=device(n_layer), runs=_runs(blocks))
-
-
-def _runs(blocks: tuple[int | None, ...]) -> tuple[Run, ...]:
-    cuts = [idx for idx in range(1, len(blocks)) if blocks[idx] != blocks[idx - 1]]
-    return tuple(Run(blocks[a], a, b) for a, b in zip([0, *cuts], [*cuts, len(blocks)], strict=True) if b > a)
+    runs = [Run(None, 0, start)]
+    runs += [
+        Run(device, start + first, start + end) for device, (first, end) in enumerate(pairwise([0, *ends, n_items]))
+    ]
+    homes = [run.memory for run in runs for _ in range(run.start, run.end)]
+    return Placement(
+        blocks=tuple(homes[:n_layer]),
+        output=homes[n_layer],
+        runs=tuple(
+            Run(run.memory, run.start, min(run.end, n_layer)) for run in runs if run.start < min(run.end, n_layer)
+        ),
+    )
 
 
 class BlockWeights(Struct, frozen=True, kw_only=True):
