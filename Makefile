@@ -114,6 +114,7 @@ check: static
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.start_up
+	$(BIN)/python -m benchmarks.preflight_cost
 	$(BIN)/python benchmarks/gguf_header.py
 	$(BIN)/python -m benchmarks.idle_cost
 	$(BIN)/python -m benchmarks.plan_time

@@ -84,6 +84,12 @@ def setback_of(found: faults.Fault, plan: Plan, words: str) -> Setback:
     )
 
 
+def of_unproved(wrong: str, found: faults.Fault, plan: Plan) -> Failure:
+    """Word that a loaded engine has no memory left for its first request."""
+    words = f"{wrong}: {faults.describe(found)}"
+    return Failure(message=words, lines=found.lines, setback=setback_of(found, plan, words))
+
+
 def of_sickness(found: faults.Fault, plan: Plan) -> Failure:
     """Word that an engine stays up and serves no request, for want of memory."""
     words = f"the engine serves no more: {faults.describe(found)}"

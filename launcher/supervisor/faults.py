@@ -190,9 +190,12 @@ def _untold(end: End) -> str:
             return "it gave no known reason"
 
 
-def find_sign(lines: Sequence[str], *, was_ready: bool) -> Fault | None:
-    """Return the fault that the lines show, if any: also of an engine that lives, and refuses every request."""
-    told = without_quotes(lines)
+def find_sign(lines: Sequence[str], *, was_ready: bool, is_private: bool = False) -> Fault | None:
+    """Return the fault that the lines show, if any: also of an engine that lives, and refuses every request.
+
+    ``is_private``: no client was let in yet, so that what repeats a request repeats our own.
+    """
+    told = list(lines) if is_private else without_quotes(lines)
     since_retry = told[max((idx for idx, line in enumerate(told) if RETRY.search(line)), default=-1) + 1 :]
     text, text_since_retry = "\n".join(told), "\n".join(since_retry)
     for sign, pattern in _SIGN_PATTERNS:

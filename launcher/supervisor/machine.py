@@ -15,7 +15,7 @@ the address: final, for it will still be there.
 
 An endpoint that answers is up, not ready. It is *proving*: the runner compares the realised placement with the plan
 and asks for one token. PROVED makes it *ready* and announces it. MISPLACED is final, for the same plan would be
-placed the same way; an UNPROVED canary may be cured by a fresh start.
+placed the same way; an UNPROVED canary may be cured by a fresh start; one that failed for want of memory is OVERDRAWN.
 
 From *ready*, and from every phase before it, three things lead away. The user says STOP: the engine is asked to end
 and the phase is *stopping*; a second request is FORCE, and kills. The engine DIED, whatever its exit code says:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _SAMPLE_S: Final = 1.0  # between two looks at what the starting engine does
 _BUSY_SHARE: Final = 0.1  # of one core: more than the launcher's own polling costs an idle engine
+_LAST_WORDS_S: Final = 0.25
+"""Before a failed canary is told: what the engine writes of it, and the end of one that died over it, say more."""
 _MIN_READ_BYTES: Final = 1 << 16  # per sample, for the same reason
 
 
@@ -189,8 +191,14 @@ class EngineWatch:
             wrong = wrong or await readiness.send_canary(session, command.canary_path, command.canary_body)
         if wrong is None:
             self._post(Event.PROVED)
+            return
+        await asyncio.sleep(_LAST_WORDS_S)
+        lines, plan = self._engine.heard.lines, self._engine.plan
+        found = faults.find_sign(lines, was_ready=False, is_private=True)
+        if plan is not None and self._engine.is_replaceable and found and found.answer is faults.Answer.STEP_DOWN:
+            self._post(Event.OVERDRAWN, failures.of_unproved(wrong, found, plan))
         else:
-            self._post(Event.UNPROVED, Failure(message=wrong, lines=faults.telling_lines(self._engine.heard.lines)))
+            self._post(Event.UNPROVED, Failure(message=wrong, lines=faults.telling_lines(lines)))
 
     # --- While it serves ---
 

@@ -189,6 +189,23 @@ def test_the_placement_on_the_cpu_is_as_large_as_planned(
     assert host["compute_bytes"] / 2**20 == pytest.approx(compute, abs=8)
 
 
+def test_an_engine_is_asked_once_what_it_takes(
+    launch: tuple[str, ...], environment: dict[str, str], tmp_path: Path, llama_server: EngineInstall
+) -> None:
+    """The first start tells before it loads; the next is judged by that before it is started, and loads at once."""
+    del llama_server
+    options, told = [], []
+    for _ in range(2):
+        with _serving(
+            launch, environment, tmp_path, "gemma3-270m", "--engine", "llama-server", "--context", "2048"
+        ) as serve:
+            (command,) = (child.cmdline() for child in _children(serve.process) if "--fit" in child.cmdline())
+            options.append(command[command.index("--fit") + 1])
+            told.append([line for line in serve.errors.read_text().splitlines() if "it fits" in line])
+    assert options == ["on", "off"]
+    assert told == [["it fits, by its own account"], ["it fits, by what it told of itself before"]]
+
+
 def _mib(line: str) -> float:
     return float(line.partition("=")[2].partition("MiB")[0])
 

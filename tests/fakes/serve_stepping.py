@@ -1,7 +1,8 @@
 """A real supervisor with its gateway and stepper over the fake engine: `serve_stepping.py NAME PORT OPTIONS SCENARIO`.
 
 The scenario is JSON: ``free_bytes`` of the machine at each look (the last one stays), ``fits_bytes``: what the fake engine
-can have of the host before it runs out of memory, ``arguments``: further ones of the engine, ``ladder``: the
+can have of the host before it runs out of memory, ``serves_bytes``: above them it loads and has none for its first
+request, ``arguments``: further ones of the engine, ``ladder``: the
 profile's rungs, ``step_up``: whether it goes up by itself, ``stolen``: the number of the start at which another program has the engine's port.
 Prints one JSON line per notice on stdout, and a rendered error on stderr.
 """
@@ -72,6 +73,13 @@ def main() -> int:
         if n_short > 0:
             arguments += [word for line in OUT_OF_MEMORY for word in ("--say", line.format(n_bytes=n_short))]
             arguments += ["--exit-after-load", "1"]
+        if plan.footprint.host.engine_bytes > scenario.get("serves_bytes", 1 << 60):
+            arguments += [
+                "--say",
+                "E slot iterate: id 0 | task 0 | got exception: std::bad_alloc",
+                "--canary-status",
+                "500",
+            ]
         return Command(
             argv=(sys.executable, "-S", str(ENGINE), "--port", str(address.port), *arguments),
             address=address,

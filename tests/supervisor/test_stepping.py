@@ -63,6 +63,17 @@ def test_out_of_memory_steps_down_until_it_fits(serve_stepping: ServeStepping) -
     assert served.end() == 0
 
 
+def test_an_engine_without_memory_for_its_first_request_is_stepped_down(serve_stepping: ServeStepping) -> None:
+    """It loads and answers the canary with an error of memory: the same plan would again; the lesson is kept."""
+    served = serve_stepping(serves_bytes=_ENOUGH)
+    served.await_event("engine.ready")
+    events = served.events()
+    assert events.count("engine.spawned") == events.count("ladder.step") + 1 >= 2
+    assert "instance.backoff" not in events
+    assert {(lesson.lesson, lesson.memory) for lesson in _lessons()} == {(Lesson.OUT_OF_MEMORY, "host")}
+    assert any("the host's memory does not suffice" in notice["text"] for notice in served.notices())
+
+
 def test_what_ran_out_is_not_tried_again(serve_stepping: ServeStepping) -> None:
     """The lesson is on disk: the next serve begins with the plan that fits, and says that it was learnt."""
     first = serve_stepping(fits_bytes=_ENOUGH)
