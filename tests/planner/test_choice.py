@@ -1,7 +1,7 @@
 """Which of several plans is best, and what is said of it."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
@@ -33,6 +33,7 @@ _options = st.lists(st.sampled_from(_EVERY), min_size=1, unique=True)
 
 
 @given(_options, st.sampled_from(Objective), st.integers(1, 300))
+@settings(deadline=None)
 def test_a_pick_is_among_the_options_and_is_explained(
     options: list[_Option], objective: Objective, n_parallel: int
 ) -> None:
@@ -46,6 +47,7 @@ def test_a_pick_is_among_the_options_and_is_explained(
 
 
 @given(_options, st.sampled_from(Objective), st.integers(MANY_REQUESTS, 300))
+@settings(deadline=None)
 def test_many_requests_go_to_vllm_where_it_loses_next_to_nothing(
     options: list[_Option], objective: Objective, n_parallel: int
 ) -> None:
@@ -56,6 +58,7 @@ def test_many_requests_go_to_vllm_where_it_loses_next_to_nothing(
 
 
 @given(_options, st.integers(1, MANY_REQUESTS - 1))
+@settings(deadline=None)
 def test_few_requests_are_weighed_as_one(options: list[_Option], n_parallel: int) -> None:
     """The least loss that is at least half as fast as the fastest."""
     best = pick(options, Objective.QUALITY, n_parallel)
