@@ -797,7 +797,8 @@ class Command(Noun, frozen=True):
     """How to start an engine for a plan, and how to see that it is ready.
 
     ``ready_path`` answers 200 once the model is loaded; ``canary`` is the JSON body of a one-token completion that
-    must then succeed at ``canary_path``. ``env`` is laid over the inherited environment.
+    must then succeed at ``canary_path``. ``env`` is laid over the inherited environment. ``alive_path`` is answered in any
+    way by an engine that lives, whatever it computes; ``None``: the same path.
     """
 
     argv: tuple[str, ...]
@@ -805,6 +806,7 @@ class Command(Noun, frozen=True):
     ready_path: str
     canary_path: str
     canary_body: str
+    alive_path: str | None = None
     env: Mapping[str, str] = {}
     expected_gpu_layers: int | None = None
     """Layers that the engine must report as offloaded; ``None`` where the engine does not tell."""

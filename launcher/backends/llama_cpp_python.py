@@ -49,6 +49,7 @@ def build_command(plan: Plan, install: EngineInstall, weights_path: str, address
         *("--cache", "False"),
         *("--n_threads", str(plan.n_threads)),
         *("--n_threads_batch", str(plan.n_threads_batch)),
+        *("--interrupt_requests", "False"),  # else whatever comes ends a running stream, as if it were complete
         *("--verbose", "True"),  # else it does not tell where layers and buffers were placed
     ]
     if plan.tensor_split:
@@ -58,6 +59,7 @@ def build_command(plan: Plan, install: EngineInstall, weights_path: str, address
         env=install.env,
         address=address,
         ready_path="/v1/models",
+        alive_path="/health",  # it has none, and says so at once: its list of models waits for the running request
         canary_path=CANARY_PATH,
         canary_body=canary_body(alias),
         expected_gpu_layers=plan.n_gpu_layers if plan.engine_devices else 0,

@@ -17,7 +17,7 @@ NEEDED_OPTIONS: Final[Mapping[Engine, tuple[str, ...]]] = {
     Engine.LLAMA_CPP_PYTHON: (
         "--n_ctx", "--n_batch", "--n_ubatch", "--n_gpu_layers", "--split_mode", "--type_k", "--type_v", "--flash_attn",
         "--use_mmap", "--use_mlock", "--offload_kqv", "--logits_all", "--cache", "--n_threads", "--n_threads_batch",
-        "--verbose",
+        "--interrupt_requests", "--verbose",
     ),
     Engine.VLLM: (
         "--served-model-name", "--max-model-len", "--max-num-seqs", "--max-num-batched-tokens", "--dtype",
@@ -25,7 +25,7 @@ NEEDED_OPTIONS: Final[Mapping[Engine, tuple[str, ...]]] = {
         "--kv-cache-memory-bytes", "--enforce-eager", "--cpu-offload-gb", "--load-format",
     ),
 }  # fmt: skip
-"""Without these a plan's memory or placement would be left to the build's own defaults."""
+"""Without these a plan's memory or placement, or what becomes of a running request, would be left to a build's own defaults."""
 
 
 def missing_options(install: EngineInstall) -> tuple[str, ...]:

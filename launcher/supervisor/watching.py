@@ -215,7 +215,7 @@ class EngineWatch:
                 now = await asyncio.to_thread(measure_tree, top) if load.n_in_flight else before
                 pulse = sickness.Pulse(
                     at_s=time.monotonic(),
-                    is_answering=await readiness.answers(session, command.ready_path, pause_s),
+                    is_answering=await readiness.answers(session, command.alive_path or command.ready_path, pause_s),
                     n_in_flight=load.n_in_flight,
                     n_delivered=load.n_delivered,
                     is_busy=now.cpu_s - before.cpu_s >= _BUSY_SHARE * pause_s,

@@ -124,7 +124,8 @@ def test_llama_cpp_python_gets_every_planned_value() -> None:
         *("--host", "127.0.0.1", "--port", "8080", "--n_ctx", "8192", "--n_batch", "2048", "--n_ubatch", "512"),
         *("--n_gpu_layers", "40", "--split_mode", "1", "--type_k", "1", "--type_v", "8", "--flash_attn", "True"),
         *("--use_mmap", "True", "--use_mlock", "False", "--offload_kqv", "True", "--logits_all", "False"),
-        *("--cache", "False", "--n_threads", "8", "--n_threads_batch", "8", "--verbose", "True"),
+        *("--cache", "False", "--n_threads", "8", "--n_threads_batch", "8", "--interrupt_requests", "False"),
+        *("--verbose", "True"),
         *("--tensor_split", "21", "7"),
     )
 

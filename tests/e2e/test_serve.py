@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from launcher.domain import EngineInstall
+from launcher.supervisor.options import RunOptions
 
 _READY_S: Final = 120.0
 _GONE_S: Final = 30.0
@@ -151,6 +152,25 @@ def test_an_engine_serves_chat_and_streams_it(
         _await(lambda: not _alive(started), "every process is gone", _GONE_S)
     with pytest.raises(ConnectionRefusedError):
         served.post("/v1/chat/completions", _CHAT)
+
+
+@pytest.mark.parametrize("engine", ["llama-server", "llama-cpp-python"])
+def test_a_long_stream_is_not_disturbed_by_looks_at_its_engine(
+    engine: str, launch: tuple[str, ...], environment: dict[str, str], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Longer than the time between two looks at the engine's health, and it goes on."""
+    request.getfixturevalue(engine.replace("-", "_"))
+    endless = {"prompt": "1 2 3", "max_tokens": 1900, "logit_bias": {"1": -100, "106": -100}, "stream": True}
+    with _serving(launch, environment, tmp_path, "gemma3-270m", "--engine", engine, "--context", "2048") as served:
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=60)
+        connection.request("POST", "/v1/completions", json.dumps(endless), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        end_s = time.monotonic() + 1.5 * RunOptions().health_pause_s
+        while time.monotonic() < end_s:
+            line = response.readline()
+            assert line
+            assert b"[DONE]" not in line
+        connection.close()
 
 
 def test_a_client_of_nonsense_does_not_cost_the_engine(
