@@ -22,7 +22,7 @@ from launcher.planner.fit import decide
 from launcher.profiles.local import profile_for_weights
 from tests.fakes.tiny_model import write_tiny_model
 
-READY_S: Final = 240.0
+READY_S: Final = 400.0
 """A start takes half a minute on an idle 2-core machine, most of it imports; several times that on a busy one."""
 GONE_S: Final = 30.0
 NAME: Final = "tiny"

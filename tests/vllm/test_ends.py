@@ -18,7 +18,7 @@ from launcher.supervisor.faults import Answer, End, Fault, classify
 from launcher.supervisor.signs import Cause, Part
 from tests.vllm.conftest import READY_S, Serve
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1300)]
 
 
 def test_its_processes_are_killed(start: Callable[..., Serve]) -> None:

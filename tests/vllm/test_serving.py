@@ -13,7 +13,7 @@ import pytest
 
 from tests.vllm.conftest import NAME, Serve
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(450)]
 
 
 @pytest.fixture(scope="module")
