@@ -65,6 +65,24 @@ def test_a_graph_without_its_repetitions_tells_the_same(model: str, monkeypatch:
     assert [estimate_footprint(architecture, weights, config, names) for config in configs] == shortened
 
 
+@pytest.mark.parametrize("model", list(_LINES)[3::7])
+def test_a_graph_of_stand_ins_tells_the_same(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, worked out for a step and a context, takes what the graph of just these takes."""
+    spec = unseen_spec(_LINES[model])
+    architecture = read_architecture(spec)
+    weights, n_layer = sum_weights(spec, architecture.n_layer), architecture.n_layer
+    configs = [
+        LlamaCppConfig(
+            n_ctx=n_ctx, n_gpu_layers=n_layer // 2, n_ubatch=n_ubatch, n_parallel=n_parallel, flash_attn=flash
+        )
+        for n_ctx, n_ubatch, n_parallel, flash in ((4096, 512, 1, True), (2048, 2048, 4, False), (8192, 64, 2, True))
+    ]
+    general = [estimate_footprint(architecture, weights, config, ("gpu0",)) for config in configs]
+    compute.compute_bytes.cache_clear()
+    monkeypatch.setattr(compute, "_stand_in", lambda _, caches, batch: (caches, batch, (1,)))
+    assert [estimate_footprint(architecture, weights, config, ("gpu0",)) for config in configs] == general
+
+
 def test_half_of_the_totals_are_within_half_a_percent() -> None:
     """Over more than fifty models."""
     errors = [figure.error for model in _LINES for figure in _figures(model) if figure.error is not None]

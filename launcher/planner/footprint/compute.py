@@ -25,8 +25,9 @@ from launcher.planner.architecture import (
 from launcher.planner.footprint.blocks import Batch, Heads, Layer, Weight
 from launcher.planner.footprint.families import build_graph
 from launcher.planner.footprint.family import Model, counts_blocks
-from launcher.planner.footprint.replay import Segment, Sizes, largest
-from launcher.planner.footprint.scheduler import record
+from launcher.planner.footprint.replay import Paddings, Recording, Sizes, largest
+from launcher.planner.footprint.scheduler import OFFLOAD_MIN_BATCH, record
+from launcher.planner.footprint.standin import CELLS, SLIDING_CELLS, TOKENS, powers, work_out
 from launcher.planner.footprint.walk import Walk, shorten
 
 _REPEATS: Final = 2
@@ -50,6 +51,8 @@ _EXOTIC: Final = frozenset(
 _EXOTIC_PERCENT: Final = 350
 """Of those whose graph is known to hold more than their tensors tell; the same step was up to 3.2 times it in others."""
 _CACHE_SIZE: Final = 4096
+_AS_THEY_ARE: Final = (1,)
+"""What the digits of sizes count where nothing stood in for a dimension."""
 _NONE: Final[Sizes] = {}
 
 
@@ -234,7 +237,7 @@ def _record(
     n_devices: int,
     op_offload: bool,
     pipeline: bool,
-) -> tuple[tuple[Segment, ...], ...]:
+) -> Recording:
     """Build a graph and return what comes and goes on each backend; the same for all quantizations of a model."""
     model = Model(
         name=architecture.name,
@@ -247,6 +250,32 @@ def _record(
         batch=batch,
     )
     return record(build_graph(model), len(spots), n_devices, op_offload=op_offload, pipeline=pipeline)
+
+
+def _stand_in(architecture: Architecture, caches: Caches, batch: Batch) -> tuple[Caches, Batch, tuple[int, ...]]:
+    """Return what the graph is built with in place of ``caches`` and ``batch``, and what the digits of its sizes count.
+
+    Step and cells shape no graph, only sizes, but for three things: whether a step is large enough for weights to be
+    copied, how many tokens an indexer lets through, and rows of cells that are packed into blocks.
+    """
+    chooses = any(isinstance(cache, IndexedAttention) for cache in architecture.layers)
+    packs_cells = not batch.flash_attn and batch.element_v.block > 1
+    if batch.n_per_seq < OFFLOAD_MIN_BATCH or chooses or packs_cells:
+        return caches, batch, _AS_THEY_ARE
+    n_tokens = TOKENS * batch.n_seq
+    general = batch._replace(
+        n_tokens=n_tokens,
+        n_outputs=n_tokens if batch.n_outputs == batch.n_tokens else batch.n_outputs,
+        n_ctx=int(batch.n_ctx > batch.n_ctx_short),
+        n_ctx_short=0,
+    )
+    counts = powers(batch.n_per_seq, caches.n_cells, caches.n_cells_sliding)
+    return Caches(n_cells=CELLS, n_cells_sliding=SLIDING_CELLS), general, counts
+
+
+@lru_cache(maxsize=_CACHE_SIZE)
+def _paddings(recording: Recording, counts: tuple[int, ...]) -> Paddings:
+    return Paddings(work_out(size, counts) for size in recording.sizes)
 
 
 @lru_cache(maxsize=_CACHE_SIZE)
@@ -275,13 +304,14 @@ def compute_bytes(
     alike = _alike(architecture, shapes)
     spots = [_spot(architecture, alike, places, idx) for idx in kept]
     walk = shorten(range(len(spots)) if every or pipeline else spots)
+    general_caches, general_batch, counts = _stand_in(architecture, caches, batch)
     try:
-        backends = _record(
+        recording = _record(
             architecture,
             shapes,
             tuple(spots[place] for place in walk.kept),
-            caches,
-            batch,
+            general_caches,
+            general_batch,
             output_home=places.output,
             n_devices=places.n_devices,
             op_offload=op_offload,
@@ -290,7 +320,7 @@ def compute_bytes(
     except (ArithmeticError, LookupError, ValueError):
         # keys and tensors contradict each other: the engine would refuse the file, a figure is still owed
         return (_crude_bytes(architecture, batch),) * (places.n_devices + 1)
-    measured = _replay(backends, walk, kept, sizes)
+    measured = _replay(recording, _paddings(recording, counts), walk, kept, sizes)
     if architecture.known:
         return measured
     percent = _EXOTIC_PERCENT if architecture.name in _EXOTIC else _UNKNOWN_PERCENT
@@ -298,16 +328,18 @@ def compute_bytes(
 
 
 def _replay(
-    backends: tuple[tuple[Segment, ...], ...], walk: Walk, kept: Sequence[int], sizes: Shapes | None
+    recording: Recording, paddings: Paddings, walk: Walk, kept: Sequence[int], sizes: Shapes | None
 ) -> tuple[int, ...]:
     """Return what each backend's buffer reaches with a quantization's weights, block by block."""
     blocks = [_NONE if sizes is None else _bytes_by_name(sizes.blocks[idx]) for idx in kept]
     table = _NONE if sizes is None else _bytes_by_name(sizes.table)
     return tuple(
         largest(
-            [(before, _NONE), *((during[step], block) for step, block in zip(walk.steps, blocks, strict=True))], table
+            [(before, _NONE), *((during[step], block) for step, block in zip(walk.steps, blocks, strict=True))],
+            table,
+            paddings,
         )
-        for before, *during in backends
+        for before, *during in recording.pools
     )
 
 

@@ -2,10 +2,10 @@
 
 Restates ``ggml_dyn_tallocr`` (``ggml/src/ggml-alloc.c``, llama.cpp build 11434). It does not know graphs: what comes and
 goes is told to it in segments, one for what precedes the blocks and one for each block, which can be replayed in another
-order and with weights of other sizes than those of the graph that they were taken from.
+order, for another step and with weights of other sizes than those of the graph that they were taken from.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
@@ -78,7 +78,10 @@ class Pool:
 
 
 class Event(NamedTuple):
-    """A tensor takes ``size`` bytes of its pool, or those of the segment's weight of that index, or gives them back."""
+    """A tensor takes memory of its pool, or gives it back.
+
+    It takes the size of that index among those of its recording, or that of the segment's weight of that index.
+    """
 
     register: int
     size: int
@@ -106,6 +109,30 @@ class Segment:
         """Whether it leaves everything as it was."""
 
 
+class Recording:
+    """What comes and goes of each pool: before the first block, then during each; and the sizes that its events name.
+
+    Compared by identity, like its segments.
+    """
+
+    __slots__ = ("pools", "sizes")
+
+    def __init__(self, pools: tuple[tuple[Segment, ...], ...], sizes: tuple[int, ...]) -> None:
+        """Take what was recorded."""
+        self.pools = pools
+        self.sizes = sizes
+
+
+class Paddings:
+    """The bytes that each size of a recording takes of its pool. Compared by identity: worked out once, used often."""
+
+    __slots__ = ("sizes",)
+
+    def __init__(self, sizes: Iterable[int]) -> None:
+        """Pad sizes in bytes."""
+        self.sizes: Sequence[int] = [padded(size) for size in sizes]
+
+
 class _State(NamedTuple):
     """Of a pool between two segments: what is free, and what is held in the order of the registers."""
 
@@ -122,7 +149,7 @@ def padded(size: int) -> int:
 
 
 @lru_cache(maxsize=16384)
-def _pass(segment: Segment, state: _State, sizes: tuple[int, ...]) -> tuple[_State, int]:
+def _pass(segment: Segment, state: _State, paddings: Paddings, weights: tuple[int, ...]) -> tuple[_State, int]:
     """Replay a segment: the state behind it, and the end of the last byte that was ever taken.
 
     Remembered, because a pool soon comes back to a state in which it was, and the quantizations of a model share theirs
@@ -130,20 +157,20 @@ def _pass(segment: Segment, state: _State, sizes: tuple[int, ...]) -> tuple[_Sta
     """
     pool = Pool(state.free)
     held = list(state.held)
-    take, give, hold = pool.take, pool.give, held.append
+    take, give, hold, sizes = pool.take, pool.give, held.append, paddings.sizes
     for register, size, weight in segment.events:
         if size == GIVEN_BACK:
             offset, n_bytes = held[register]
             give(offset, n_bytes)
         else:
-            n_bytes = size if weight == UNWEIGHED else padded(sizes[weight])
+            n_bytes = sizes[size] if weight == UNWEIGHED else padded(weights[weight])
             hold((take(n_bytes), n_bytes))
     free = tuple([(offset, size) for offset, size in pool.free])
     return _State(free, tuple([held[register] for register in segment.left])), pool.max_size
 
 
-def largest(segments: Iterable[tuple[Segment, Sizes]], table: Sizes) -> int:
-    """Return the bytes that a pool reaches over segments, each with the weights of its block.
+def largest(segments: Iterable[tuple[Segment, Sizes]], table: Sizes, paddings: Paddings) -> int:
+    """Return the bytes that a pool reaches over segments of one recording, each with the weights of its block.
 
     ``table`` has the weights outside the blocks; what neither tells of takes nothing.
     """
@@ -151,7 +178,7 @@ def largest(segments: Iterable[tuple[Segment, Sizes]], table: Sizes) -> int:
     for segment, block in segments:
         if segment.is_idle:
             continue
-        sizes = tuple([(table if place == OUTSIDE else block).get(name, 0) for place, name in segment.weights])
-        state, reached = _pass(segment, state, sizes)
+        weights = tuple([(table if place == OUTSIDE else block).get(name, 0) for place, name in segment.weights])
+        state, reached = _pass(segment, state, paddings, weights)
         most = max(most, reached)
     return most

@@ -23,7 +23,7 @@ from launcher.planner.footprint.graph import (
     Graph,
     Tensor,
 )
-from launcher.planner.footprint.replay import GIVEN_BACK, OUTSIDE, UNWEIGHED, Event, Segment, WeightKey, padded
+from launcher.planner.footprint.replay import GIVEN_BACK, OUTSIDE, UNWEIGHED, Event, Recording, Segment, WeightKey
 
 OFFLOAD_MIN_BATCH: Final = 32
 """Smaller batches are not worth the copy of host weights (``ggml_backend_cuda_device_offload_op``)."""
@@ -196,8 +196,9 @@ def _pipeline_leafs(graph: Graph, splits: list[Split]) -> list[Tensor]:
 class _Roll:
     """What comes and goes of one backend's memory, cut into segments."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: dict[int, int]) -> None:
         self.segments: list[Segment] = []
+        self._sizes = sizes
         self._events: list[Event] = []
         self._weights: dict[WeightKey, int] = {}
         self._n_taken = self._held_before = self._next_number = 0
@@ -213,7 +214,8 @@ class _Roll:
         weight = UNWEIGHED
         if node.key is not None:
             weight = self._weights.setdefault(node.key, len(self._weights))
-        self._events.append(Event(number, padded(node.n_bytes), weight))
+        sizes = self._sizes
+        self._events.append(Event(number, sizes.setdefault(node.n_bytes, len(sizes)), weight))
 
     def pass_on(self, parent: Tensor, node: Tensor) -> None:
         """Record that a tensor has the memory of another from now on."""
@@ -237,7 +239,9 @@ class _Recorder:
     """``ggml_gallocr``: tensors share registers as they take memory over, freed when their last reader is done."""
 
     def __init__(self, n_backends: int) -> None:
-        self.rolls = [_Roll() for _ in range(n_backends)]
+        self.sizes: dict[int, int] = {}
+        """The index of each size that a tensor had, in bytes."""
+        self.rolls = [_Roll(self.sizes) for _ in range(n_backends)]
 
     def allocate(self, node: Tensor, backend: int) -> None:
         """Give memory to a tensor whose memory is ``WANTED``: an operand's where that may be, else the backend's."""
@@ -312,7 +316,7 @@ def _by_block(nodes: list[Tensor], n_blocks: int) -> list[list[Tensor]]:
 
 def record(
     graph: Graph, n_blocks: int, n_devices: int, *, op_offload: bool = False, pipeline: bool = False
-) -> tuple[tuple[Segment, ...], ...]:
+) -> Recording:
     """Return what comes and goes on each device and, last, on the CPU: before the first block, then during each.
 
     The graph's tensors are marked while it is recorded, so a graph is recorded once.
@@ -339,4 +343,4 @@ def record(
     for part in _by_block(nodes, n_blocks):
         recorder.compute(part)
         recorder.cut()
-    return tuple(tuple(roll.segments) for roll in recorder.rolls)
+    return Recording(tuple(tuple(roll.segments) for roll in recorder.rolls), tuple(recorder.sizes))
