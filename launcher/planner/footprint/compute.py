@@ -8,7 +8,6 @@ without what only repeats, and its events are replayed for each of them with its
 engine's defaults or how layers were placed.
 """
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -25,7 +24,7 @@ from launcher.planner.architecture import (
 from launcher.planner.footprint.blocks import Batch, Heads, Layer, Weight
 from launcher.planner.footprint.families import build_graph
 from launcher.planner.footprint.family import Model, counts_blocks
-from launcher.planner.footprint.replay import Paddings, Recording, Sizes, largest
+from launcher.planner.footprint.replay import NO_WEIGHTS, Paddings, Recording, Weights, largest
 from launcher.planner.footprint.scheduler import OFFLOAD_MIN_BATCH, record
 from launcher.planner.footprint.standin import CELLS, SLIDING_CELLS, TOKENS, powers, work_out
 from launcher.planner.footprint.walk import Walk, shorten
@@ -53,7 +52,6 @@ _EXOTIC_PERCENT: Final = 350
 _CACHE_SIZE: Final = 4096
 _AS_THEY_ARE: Final = (1,)
 """What the digits of sizes count where nothing stood in for a dimension."""
-_NONE: Final[Sizes] = {}
 
 
 class Shapes(Struct, frozen=True, cache_hash=True):
@@ -124,12 +122,14 @@ def _kept(architecture: Architecture, sizes: Shapes, places: Places) -> list[int
     """Return the blocks needed to see every neighbourhood ``_REPEATS`` times, in order."""
     n_trunk = architecture.n_layer - architecture.n_layer_nextn
     kinds = _kinds(architecture, sizes, places)[:n_trunk]
-    seen: Counter[tuple[int, ...]] = Counter()
+    seen: dict[tuple[int, int, int], int] = {}
     kept = []
-    for idx in range(n_trunk):
-        around = kinds[max(0, idx - 1) : idx + 2]
-        seen[around] += 1
-        if seen[around] <= _REPEATS or idx == n_trunk - 1 or idx < _FIRST_LAYERS:
+    for idx, around in enumerate(zip((-1, *kinds), kinds, (*kinds[1:], -1), strict=False)):
+        n_seen = seen.get(around, 0)
+        if n_seen < _REPEATS:
+            seen[around] = n_seen + 1
+            kept.append(idx)
+        elif idx == n_trunk - 1 or idx < _FIRST_LAYERS:
             kept.append(idx)
     return kept
 
@@ -210,13 +210,11 @@ def _kinds(architecture: Architecture, shapes: Shapes, places: Places) -> tuple[
     """
     plain, sized = _weight_kinds(shapes)
     cpu, layers = places.n_devices, _layer_kinds(architecture)
-    homes = zip(places.blocks, places.experts, strict=True)
-    return _number(
-        [
-            (home, experts, layers[idx], plain[idx], sized[idx] if cpu in {home, experts} else -1)
-            for idx, (home, experts) in enumerate(homes)
-        ]
-    )
+    homes = list(zip(places.blocks, places.experts, strict=True))
+    if cpu in places.blocks or cpu in places.experts:
+        told = [size if cpu in home else -1 for home, size in zip(homes, sized, strict=True)]
+        return _number(zip(homes, layers, plain, told, strict=False))
+    return _number(zip(homes, layers, plain, strict=False))
 
 
 def _crude_bytes(architecture: Architecture, batch: Batch) -> int:
@@ -303,7 +301,7 @@ def compute_bytes(
     kept = list(range(n_trunk)) if every else _kept(architecture, sizes or shapes, places)
     alike = _alike(architecture, shapes)
     spots = [_spot(architecture, alike, places, idx) for idx in kept]
-    walk = shorten(range(len(spots)) if every or pipeline else spots)
+    walk = shorten(range(len(spots)) if every or pipeline else _number(spots))
     general_caches, general_batch, counts = _stand_in(architecture, caches, batch)
     try:
         recording = _record(
@@ -331,18 +329,24 @@ def _replay(
     recording: Recording, paddings: Paddings, walk: Walk, kept: Sequence[int], sizes: Shapes | None
 ) -> tuple[int, ...]:
     """Return what each backend's buffer reaches with a quantization's weights, block by block."""
-    blocks = [_NONE if sizes is None else _bytes_by_name(sizes.blocks[idx]) for idx in kept]
-    table = _NONE if sizes is None else _bytes_by_name(sizes.table)
+    blocks, table = [NO_WEIGHTS] * len(kept), NO_WEIGHTS
+    if sizes is not None:
+        by_block, table = _weights(sizes)
+        blocks = [by_block[idx] for idx in kept]
     return tuple(
         largest(
-            [(before, _NONE), *((during[step], block) for step, block in zip(walk.steps, blocks, strict=True))],
-            table,
-            paddings,
+            [(before, NO_WEIGHTS), *zip([during[step] for step in walk.steps], blocks, strict=True)], table, paddings
         )
         for before, *during in recording.pools
     )
 
 
-@lru_cache(maxsize=_CACHE_SIZE)
-def _bytes_by_name(tensors: tuple[tuple[str, Weight], ...]) -> Sizes:
-    return {name: weight.n_bytes for name, weight in tensors}
+@lru_cache(maxsize=256)
+def _weights(sizes: Shapes) -> tuple[list[Weights], Weights]:
+    """Return the bytes of each block's weights, and of those outside the blocks."""
+    numbers = _weight_kinds(sizes)[1]
+    first = {
+        number: Weights({name: weight.n_bytes for name, weight in block})
+        for number, block in dict(zip(numbers, sizes.blocks, strict=True)).items()
+    }
+    return [first[number] for number in numbers], Weights({name: weight.n_bytes for name, weight in sizes.table})

@@ -21,9 +21,6 @@ _ENDLESS: Final = 1 << 62
 
 WeightKey: TypeAlias = tuple[int, str]
 """The place of a block among those of a graph, or ``OUTSIDE``, then the tensor's name."""
-"""The place of a block among those of a graph, -1 for what is in none, and the tensor's name."""
-Sizes: TypeAlias = Mapping[str, int]
-"""Bytes of weights by name."""
 _Blocks: TypeAlias = tuple[tuple[int, int], ...]
 """Offset and size of stretches of memory."""
 
@@ -133,11 +130,35 @@ class Paddings:
         self.sizes: Sequence[int] = [padded(size) for size in sizes]
 
 
-class _State(NamedTuple):
-    """Of a pool between two segments: what is free, and what is held in the order of the registers."""
+class Weights:
+    """Bytes of weights by name. Compared by identity: the blocks of a model that have equal ones share them."""
 
-    free: _Blocks
-    held: _Blocks
+    __slots__ = ("sizes",)
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        """Take what the weights are."""
+        self.sizes = sizes
+
+
+NO_WEIGHTS: Final = Weights({})
+
+
+class _State:
+    """Of a pool between two segments: what is free, and what is held in the order of the registers.
+
+    Compared by identity, for one is looked up for every block: ``_state`` makes one of each.
+    """
+
+    __slots__ = ("free", "held")
+
+    def __init__(self, free: _Blocks, held: _Blocks) -> None:
+        self.free = free
+        self.held = held
+
+
+@lru_cache(maxsize=16384)
+def _state(free: _Blocks, held: _Blocks) -> _State:
+    return _State(free, held)
 
 
 _EMPTY: Final = _State(((0, _ENDLESS),), ())
@@ -166,10 +187,16 @@ def _pass(segment: Segment, state: _State, paddings: Paddings, weights: tuple[in
             n_bytes = sizes[size] if weight == UNWEIGHED else padded(weights[weight])
             hold((take(n_bytes), n_bytes))
     free = tuple([(offset, size) for offset, size in pool.free])
-    return _State(free, tuple([held[register] for register in segment.left])), pool.max_size
+    return _state(free, tuple([held[register] for register in segment.left])), pool.max_size
 
 
-def largest(segments: Iterable[tuple[Segment, Sizes]], table: Sizes, paddings: Paddings) -> int:
+@lru_cache(maxsize=16384)
+def _weights(segment: Segment, block: Weights, table: Weights) -> tuple[int, ...]:
+    """Return the bytes of a segment's weights in the order of their indices."""
+    return tuple([(table if place == OUTSIDE else block).sizes.get(name, 0) for place, name in segment.weights])
+
+
+def largest(segments: Iterable[tuple[Segment, Weights]], table: Weights, paddings: Paddings) -> int:
     """Return the bytes that a pool reaches over segments of one recording, each with the weights of its block.
 
     ``table`` has the weights outside the blocks; what neither tells of takes nothing.
@@ -178,7 +205,8 @@ def largest(segments: Iterable[tuple[Segment, Sizes]], table: Sizes, paddings: P
     for segment, block in segments:
         if segment.is_idle:
             continue
-        weights = tuple([(table if place == OUTSIDE else block).get(name, 0) for place, name in segment.weights])
+        weights = _weights(segment, block, table) if segment.weights else ()
         state, reached = _pass(segment, state, paddings, weights)
-        most = max(most, reached)
+        if reached > most:  # noqa: PLR1730 - asked for every block
+            most = reached
     return most

@@ -31,6 +31,8 @@ PIPELINE_COPIES: Final = 4
 """Copies of each input with pipeline parallelism (``GGML_SCHED_MAX_COPIES``)."""
 _REUSING: Final = frozenset({IN_PLACE, ROPE})
 _UNPLACED: Final = -1
+_IDLE: Final = Segment((), 0, (), ())
+"""Of a pool in which nothing comes or goes."""
 
 
 class Split:
@@ -202,11 +204,13 @@ class _Roll:
         self._events: list[Event] = []
         self._weights: dict[WeightKey, int] = {}
         self._n_taken = self._held_before = self._next_number = 0
+        self._is_idle = True
         self._held: dict[int, int] = {}
         """The number within this segment of each register, those first whose memory is longest in the same hands."""
 
     def take(self, node: Tensor) -> None:
         """Record that a tensor takes memory."""
+        self._is_idle = False
         register = node.register = self._n_taken
         self._n_taken += 1
         number = self._held[register] = self._next_number
@@ -219,15 +223,21 @@ class _Roll:
 
     def pass_on(self, parent: Tensor, node: Tensor) -> None:
         """Record that a tensor has the memory of another from now on."""
+        self._is_idle = False
         node.register = parent.register
         self._held[node.register] = self._held.pop(node.register)
 
     def give(self, node: Tensor) -> None:
         """Record that a tensor gives its memory back."""
+        self._is_idle = False
         self._events.append(Event(self._held.pop(node.register), GIVEN_BACK))
 
     def cut(self) -> None:
         """End a segment."""
+        if self._is_idle:
+            self.segments.append(_IDLE)
+            return
+        self._is_idle = True
         left = tuple(self._held.values())
         self.segments.append(Segment(tuple(self._events), self._held_before, left, tuple(self._weights)))
         self._events, self._weights = [], {}

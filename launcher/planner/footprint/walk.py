@@ -4,7 +4,7 @@ It must not know what the sequence is of.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 
 class Walk(NamedTuple):
@@ -18,34 +18,32 @@ class Walk(NamedTuple):
     steps: tuple[int, ...]
 
 
-class _Surroundings(NamedTuple):
-    """All that a member and the beginning of the next can have to do with.
+_Surroundings: TypeAlias = tuple[frozenset[Hashable], Hashable, Hashable, Hashable, tuple[Hashable, ...]]
+"""All that a member and the beginning of the next can have to do with.
 
-    What came before, its neighbours, and what comes after the next one, in the order of first occurrence.
-    """
-
-    before: frozenset[Hashable]
-    previous: Hashable
-    own: Hashable
-    following: Hashable
-    after: tuple[Hashable, ...]
+What came before, the previous one, itself, the following one, and what comes after that, in the order of first occurrence.
+"""
 
 
 def _surroundings(kinds: Sequence[Hashable]) -> list[_Surroundings]:
     after: list[tuple[Hashable, ...]] = [(), ()]
+    latest: tuple[Hashable, ...] = ()
+    preceded: dict[tuple[Hashable, tuple[Hashable, ...]], tuple[Hashable, ...]] = {}
     for kind in kinds[:1:-1]:
-        latest = after[-1]
-        after.append(latest if latest[:1] == (kind,) else (kind, *(other for other in latest if other != kind)))
+        key = kind, latest
+        found = preceded.get(key)
+        if found is None:
+            found = preceded[key] = (kind, *[other for other in latest if other != kind])
+        latest = found
+        after.append(latest)
     after.reverse()
+    befores: list[frozenset[Hashable]] = []
     before: frozenset[Hashable] = frozenset()
-    found = []
-    for idx, kind in enumerate(kinds):
-        previous = kinds[idx - 1] if idx else None
-        following = kinds[idx + 1] if idx + 1 < len(kinds) else None
-        found.append(_Surroundings(before, previous, kind, following, after[idx]))
+    for kind in kinds:
+        befores.append(before)
         if kind not in before:
             before |= {kind}
-    return found
+    return list(zip(befores, (None, *kinds), kinds, (*kinds[1:], None), after, strict=False))
 
 
 def shorten(kinds: Sequence[Hashable]) -> Walk:
