@@ -34,6 +34,7 @@ from launcher.planner.footprint.graph import (
     reshape,
     rope,
     shape,
+    span,
     store,
     sum_rows,
     transpose,
@@ -647,7 +648,7 @@ class Blocks:
 
     def _clear_state(self, rows: Tensor) -> None:
         zero = view(rows, shape(rows.ne[0]), rows.nb)
-        self.graph.expand(Tensor(STORE, F32, zero.ne, (zero,), nb=zero.nb, root=zero.root))
+        self.graph.expand(Tensor(STORE, F32, zero.ne, (zero,), zero.nb, zero.root))
 
     def _keep_others(self, cache: Tensor, gathered: Tensor) -> None:
         """Copy the states of sequences that the batch leaves alone: none when the graph is reserved."""
@@ -683,6 +684,6 @@ def rotate_heads(x: Tensor, matrix: Tensor) -> Tensor:
     """``llama_mul_mat_hadamard``."""
     n_rot = matrix.ne[0]
     n_elements = x.ne[0] * x.ne[1] * x.ne[2] * x.ne[3]
-    if x.n_bytes != 4 * n_elements:
+    if span(x) != 4 * n_elements:
         x = cont(x)
     return reshape(mul_mat(matrix, reshape(x, n_rot, n_elements // n_rot)), *x.ne)

@@ -51,8 +51,8 @@ class Tensor:
 
     ``root`` is the tensor whose memory a view shows. ``external`` memory (weights, caches) is not the graph's;
     ``home`` is the index of the backend it is in. ``key`` tells which weight it is, or a copy of which: whoever built the
-    graph chose it. ``pool`` and ``register`` say
-    which memory it has.
+    graph chose it. ``n_bytes`` are those of its own memory: none of a view with strides of its own (``span``).
+    ``backend`` is set once the graph is placed, ``pool`` and ``register`` once it has memory: they say which.
     """
 
     __slots__ = (
@@ -77,51 +77,55 @@ class Tensor:
         "src",
         "visited",
     )
+    backend: int
+    home: int
+    pool: int
+    register: int
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - made by the ten thousand, and names take as long to pass as all the rest
         self,
         op: str,
         element: Element,
         ne: Shape,
         src: "tuple[Tensor, ...]" = (),
-        *,
         nb: Shape | None = None,
         root: "Tensor | None" = None,
+        n_bytes: int = 0,
     ) -> None:
-        """Derive strides and bytes; without ``nb`` the memory is contiguous."""
+        """Derive strides and bytes: without ``nb`` the memory is contiguous."""
         self.op = op
         self.element = element
         self.ne = ne
         self.src = src
         self.root = root
         if nb is None:
-            nb1 = element.size * (ne[0] // element.block)
-            nb2 = nb1 * ne[1]
-            nb3 = nb2 * ne[2]
+            n, n_rows, n_planes, n_spaces = ne
+            nb1 = element.size * (n // element.block)
+            nb2 = nb1 * n_rows
+            nb3 = nb2 * n_planes
             self.nb: Shape = (element.size, nb1, nb2, nb3)
-            self.n_bytes = nb3 * ne[3]
+            self.n_bytes = nb3 * n_spaces
         else:
             self.nb = nb
-            self.n_bytes = _span(element, ne, nb)
+            self.n_bytes = n_bytes
         self.external = self.is_weight = self.is_input = self.is_output = self.visited = False
-        self.home = self.backend = -1
-        self.n_children = self.n_views = self.pool = self.register = 0
+        self.n_children = self.n_views = 0
         self.key: WeightKey | None = None
         self.memory = WANTED if root is None else GONE
 
 
-def _span(element: Element, ne: Shape, nb: Shape) -> int:
-    """Bytes from the first to the last element of a strided tensor (``ggml_nbytes``)."""
+def span(tensor: Tensor) -> int:
+    """Return the bytes from the first to the last element of a strided tensor (``ggml_nbytes``)."""
+    ne, nb = tensor.ne, tensor.nb
     if not all(ne):
         return 0
-    first = ne[0] * nb[0] // element.block
+    first = ne[0] * nb[0] // tensor.element.block
     return first + (ne[1] - 1) * nb[1] + (ne[2] - 1) * nb[2] + (ne[3] - 1) * nb[3]
 
 
-def shape(*ne: int) -> Shape:
+def shape(n: int, n_rows: int = 1, n_planes: int = 1, n_spaces: int = 1) -> Shape:
     """Pad dimensions with ones to ggml's four."""
-    a, b, c, d = (*ne, 1, 1, 1)[:4]
-    return a, b, c, d
+    return n, n_rows, n_planes, n_spaces
 
 
 class Graph:
@@ -137,10 +141,18 @@ class Graph:
         if tensor is None or tensor.visited:
             return
         tensor.visited = True
+        if tensor.op is LEAF:
+            self.leafs.append(tensor)
+            return
         for operand in tensor.src:
-            if not operand.visited:
+            if operand.visited:
+                continue
+            if operand.op is LEAF:
+                operand.visited = True
+                self.leafs.append(operand)
+            else:
                 self.expand(operand)
-        (self.leafs if tensor.op is LEAF else self.nodes).append(tensor)
+        self.nodes.append(tensor)
 
 
 def new_input(element: Element, *ne: int) -> Tensor:
@@ -170,21 +182,21 @@ def new_weight(ne: Shape, home: int, key: WeightKey | None = None) -> Tensor:
 
 def view(source: Tensor, ne: Shape, nb: Shape) -> Tensor:
     """``ggml_view_*``: another shape over the same memory."""
-    return Tensor(VIEW, source.element, ne, (source,), nb=nb, root=source.root or source)
+    return Tensor(VIEW, source.element, ne, (source,), nb, source.root or source)
 
 
-def reshape(source: Tensor, *ne: int) -> Tensor:
+def reshape(source: Tensor, n: int, n_rows: int = 1, n_planes: int = 1, n_spaces: int = 1) -> Tensor:
     """``ggml_reshape_*``: contiguous memory under other dimensions."""
-    return Tensor(VIEW, source.element, shape(*ne), (source,), root=source.root or source)
+    return Tensor(VIEW, source.element, (n, n_rows, n_planes, n_spaces), (source,), None, source.root or source)
 
 
 def permute(source: Tensor, *axes: int) -> Tensor:
     """``ggml_permute``: dimension ``i`` becomes dimension ``axes[i]``."""
+    from_ne, from_nb = source.ne, source.nb
     ne, nb = [0] * 4, [0] * 4
     for idx, axis in enumerate(axes):
-        ne[axis], nb[axis] = source.ne[idx], source.nb[idx]
-    a, b = tuple(ne), tuple(nb)
-    return view(source, (a[0], a[1], a[2], a[3]), (b[0], b[1], b[2], b[3]))
+        ne[axis], nb[axis] = from_ne[idx], from_nb[idx]
+    return view(source, (ne[0], ne[1], ne[2], ne[3]), (nb[0], nb[1], nb[2], nb[3]))
 
 
 def transpose(source: Tensor) -> Tensor:
@@ -192,9 +204,17 @@ def transpose(source: Tensor) -> Tensor:
     return permute(source, 1, 0, 2, 3)
 
 
+def _alike(op: str, like: Tensor, element: Element, src: tuple[Tensor, ...]) -> Tensor:
+    """Return a contiguous tensor of the shape of another, whose strides it has where that has memory of its own."""
+    if like.root is None and like.n_bytes and like.element is element:
+        return Tensor(op, element, like.ne, src, like.nb, None, like.n_bytes)
+    return Tensor(op, element, like.ne, src)
+
+
 def mul_mat(weights: Tensor, x: Tensor) -> Tensor:
     """``ggml_mul_mat``: always f32."""
-    return Tensor(MUL_MAT, F32, (weights.ne[1], x.ne[1], x.ne[2], x.ne[3]), (weights, x))
+    _, n_rows, n_planes, n_spaces = x.ne
+    return Tensor(MUL_MAT, F32, (weights.ne[1], n_rows, n_planes, n_spaces), (weights, x))
 
 
 def mul_mat_id(weights: Tensor, x: Tensor, ids: Tensor) -> Tensor:
@@ -209,7 +229,8 @@ def get_rows(table: Tensor, ids: Tensor) -> Tensor:
 
 def in_place(*operands: Tensor) -> Tensor:
     """Return the result of an operation that may take over an operand's memory, of the first operand's shape."""
-    return Tensor(IN_PLACE, operands[0].element, operands[0].ne, operands)
+    first = operands[0]
+    return _alike(IN_PLACE, first, first.element, operands)
 
 
 def fresh(ne: Shape, *operands: Tensor, element: Element = F32) -> Tensor:
@@ -219,17 +240,17 @@ def fresh(ne: Shape, *operands: Tensor, element: Element = F32) -> Tensor:
 
 def like(*operands: Tensor) -> Tensor:
     """``fresh`` of the first operand's shape."""
-    return Tensor(FRESH, F32, operands[0].ne, operands)
+    return _alike(FRESH, operands[0], F32, operands)
 
 
 def cont(source: Tensor) -> Tensor:
     """``ggml_cont``: a contiguous copy."""
-    return Tensor(FRESH, source.element, source.ne, (source,))
+    return _alike(FRESH, source, source.element, (source,))
 
 
 def rope(x: Tensor, positions: Tensor, *factors: Tensor) -> Tensor:
     """``ggml_rope_ext``."""
-    return Tensor(ROPE, x.element, x.ne, (x, positions, *factors))
+    return _alike(ROPE, x, x.element, (x, positions, *factors))
 
 
 def concat(a: Tensor, b: Tensor, axis: int) -> Tensor:
@@ -242,7 +263,7 @@ def concat(a: Tensor, b: Tensor, axis: int) -> Tensor:
 def store(value: Tensor, into: Tensor, *ids: Tensor) -> Tensor:
     """``ggml_set_rows`` or ``ggml_cpy``: the result is a view of what was written to."""
     # set_rows keeps (value, ids, destination) as operands, cpy (value, destination)
-    return Tensor(STORE, into.element, into.ne, (value, *ids, into), nb=into.nb, root=into.root or into)
+    return Tensor(STORE, into.element, into.ne, (value, *ids, into), into.nb, into.root or into)
 
 
 def argsort_top_k(scores: Tensor, k: int) -> Tensor:

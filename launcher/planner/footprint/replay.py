@@ -7,7 +7,7 @@ order, for another step and with weights of other sizes than those of the graph 
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, TypeAlias
 
 ALIGNMENT: Final = 32
 """Of CPU and RPC buffers (``TENSOR_ALIGNMENT``); CUDA's 128 changes a total by a few KiB."""
@@ -74,15 +74,9 @@ class Pool:
         blocks.insert(at, [offset, size])
 
 
-class Event(NamedTuple):
-    """A tensor takes memory of its pool, or gives it back.
-
-    It takes the size of that index among those of its recording, or that of the segment's weight of that index.
-    """
-
-    register: int
-    size: int
-    weight: int = UNWEIGHED
+Event: TypeAlias = tuple[int, int, int]
+"""A tensor takes memory of its pool: its register, then the index of its size among those of the recording, then that of
+its weight among those of the segment or ``UNWEIGHED``. Or it gives it back: its register, ``GIVEN_BACK``, ``UNWEIGHED``."""
 
 
 class Segment:

@@ -22,6 +22,7 @@ from launcher.planner.footprint.graph import (
     WANTED,
     Graph,
     Tensor,
+    span,
 )
 from launcher.planner.footprint.replay import GIVEN_BACK, OUTSIDE, UNWEIGHED, Event, Recording, Segment, WeightKey
 
@@ -60,12 +61,13 @@ def _batch(node: Tensor) -> int:
 
 def _place_by_memory(tensor: Tensor, cpu: int, *, op_offload: bool) -> int:
     """``ggml_backend_sched_backend_id_from_cur``: where the operands' memory puts a tensor, or ``_UNPLACED``."""
-    home = tensor if tensor.root is None else tensor.root
+    home = tensor.root or tensor
     if home.external:
         return home.home
     if tensor.is_input:
         return cpu
-    if tensor.op is ROPE or tensor.op is FLASH_ATTN:
+    op = tensor.op
+    if op is ROPE or op is FLASH_ATTN:
         return _UNPLACED
     for operand in tensor.src:
         if operand.is_weight:
@@ -98,9 +100,8 @@ def _settle_views(graph: Graph, cpu: int) -> None:
 
 
 def _copy(source: Tensor, *, pinned: bool) -> Tensor:
-    copy = Tensor(LEAF, source.element, source.ne)
-    copy.nb = source.nb
-    copy.n_bytes = source.n_bytes
+    n_bytes = source.n_bytes if source.root is None else span(source)
+    copy = Tensor(LEAF, source.element, source.ne, (), source.nb, None, n_bytes)
     copy.key = source.key
     copy.is_input = copy.is_output = pinned
     return copy
@@ -219,7 +220,7 @@ class _Roll:
         if node.key is not None:
             weight = self._weights.setdefault(node.key, len(self._weights))
         sizes = self._sizes
-        self._events.append(Event(number, sizes.setdefault(node.n_bytes, len(sizes)), weight))
+        self._events.append((number, sizes.setdefault(node.n_bytes, len(sizes)), weight))
 
     def pass_on(self, parent: Tensor, node: Tensor) -> None:
         """Record that a tensor has the memory of another from now on."""
@@ -230,7 +231,7 @@ class _Roll:
     def give(self, node: Tensor) -> None:
         """Record that a tensor gives its memory back."""
         self._is_idle = False
-        self._events.append(Event(self._held.pop(node.register), GIVEN_BACK))
+        self._events.append((self._held.pop(node.register), GIVEN_BACK, UNWEIGHED))
 
     def cut(self) -> None:
         """End a segment."""
@@ -312,15 +313,25 @@ class _Recorder:
             roll.cut()
 
 
-def _by_block(nodes: list[Tensor], n_blocks: int) -> list[list[Tensor]]:
-    """Cut what the allocator walks where the first weight of each block is read: before the first block, then each."""
+def _count(nodes: list[Tensor], n_blocks: int) -> list[list[Tensor]]:
+    """Count who reads each tensor, and cut what the allocator walks where the first weight of each block is read.
+
+    Returns what is before the first block, then each block.
+    """
     place = OUTSIDE
     parts: list[list[Tensor]] = [[] for _ in range(n_blocks + 1)]
+    part = parts[0]
     for node in nodes:
+        root = node.root
+        if root is not None and node.op is not LEAF:
+            root.n_views += 1
         for operand in node.src:
-            if operand.key is not None and operand.key[0] > place:
-                place = operand.key[0]
-        parts[place + 1].append(node)
+            operand.n_children += 1
+            key = operand.key
+            if key is not None and key[0] > place:
+                place = key[0]
+                part = parts[place + 1]
+        part.append(node)
     return parts
 
 
@@ -344,13 +355,7 @@ def record(
     for leaf in leafs:
         if leaf.memory == WANTED:
             recorder.allocate(leaf, leaf.backend)
-    nodes = _order(graph, splits)
-    for node in nodes:
-        if node.root is not None and node.op is not LEAF:
-            node.root.n_views += 1
-        for operand in node.src:
-            operand.n_children += 1
-    for part in _by_block(nodes, n_blocks):
+    for part in _count(_order(graph, splits), n_blocks):
         recorder.compute(part)
         recorder.cut()
     return Recording(tuple(tuple(roll.segments) for roll in recorder.rolls), tuple(recorder.sizes))

@@ -40,7 +40,7 @@ _RESERVED_POSITIONS: Final = 256
 
 def _add_inplace(x: Tensor, y: Tensor) -> Tensor:
     """``ggml_add_inplace``: the sum is a view of the first operand."""
-    return Tensor(STORE, x.element, x.ne, (x, y), nb=x.nb, root=x.root or x)
+    return Tensor(STORE, x.element, x.ne, (x, y), x.nb, x.root or x)
 
 
 def _packed(x: Tensor, *ne: int) -> Tensor:
