@@ -4,6 +4,7 @@ It must not know engines, nor whose turn it is.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import aiohttp
@@ -46,11 +47,12 @@ class HttpError(Exception):
 class Client:
     """The client's side of one request."""
 
-    __slots__ = ("_loop", "began_s", "request", "sending_s")
+    __slots__ = ("_is_last", "_loop", "began_s", "request", "sending_s")
 
-    def __init__(self, request: web.BaseRequest) -> None:
-        """Begin with the head of a request."""
+    def __init__(self, request: web.BaseRequest, *, is_last: Callable[[], bool]) -> None:
+        """Begin with the head of a request; ``is_last`` tells whether its connection ends with the answer."""
         self._loop = asyncio.get_running_loop()
+        self._is_last = is_last
         self.request = request
         self.began_s = self._loop.time()
         self.sending_s: float | None = None
@@ -119,8 +121,8 @@ class Client:
         return response
 
     async def _prepare(self, response: web.StreamResponse) -> None:
-        if hdrs.UPGRADE in self.request.headers and not response.prepared:
-            # No upgrade is made, and aiohttp's parser loses what came behind a request for one: let it be sent anew.
+        # No upgrade is made, and aiohttp's parser loses what came behind a request for one: let it be sent anew.
+        if (hdrs.UPGRADE in self.request.headers or self._is_last()) and not response.prepared:
             response.force_close()
         await response.prepare(self.request)
 

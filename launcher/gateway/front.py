@@ -4,7 +4,12 @@ It must not know how a request gets its answer from an engine (`exchange`).
 """
 
 import asyncio
+import contextlib
+import ctypes
 import logging
+import socket
+import struct
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -16,6 +21,16 @@ from launcher.gateway.meters import Meters, route_of
 from launcher.gateway.policy import Limits
 
 _LINGER_S: Final = 5.0  # for the rest of a body that was refused: closed at once, the client might lose the answer
+_PARTING_S: Final = 0.25  # for the request of a client that has connected, or that thinks its connection will last
+_ATTACH_FILTER: Final = 26  # SO_ATTACH_FILTER of Linux, which the socket module does not name
+_DROP_SYN: Final = (
+    (0x30, 0, 0, 13),  # the flags of the TCP header
+    (0x54, 0, 0, 0x12),  # SYN and ACK of them
+    (0x15, 0, 1, 0x02),  # SYN alone
+    (0x06, 0, 0, 0),
+    (0x06, 0, 0, 0xFFFFFFFF),
+)
+"""For BPF: pass nothing of a packet that wants to begin a connection, everything of others."""
 _N_SPARE: Final = 64  # connections beyond the bound that are still told so
 _N_BACKLOG: Final = 256
 _REFUSED_METHODS: Final = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
@@ -61,6 +76,7 @@ class Front(web.Server):
         self._listener: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._n_connections = 0
+        self._is_leaving = False
         self.clients: set[Client] = set()
 
     async def listen(self, host: str, port: int) -> int:
@@ -80,14 +96,31 @@ class Front(web.Server):
         """Connections that are open."""
         return self._n_connections
 
+    def leave(self) -> None:
+        """End each connection with its next answer: what clients would send on it later might find nobody."""
+        self._is_leaving = True
+
     async def close(self, grace_s: float) -> None:
-        """Stop listening; close idle connections at once, the others after ``grace_s`` at the latest."""
+        """Stop listening; whoever has connected is heard for a moment, and answered for ``grace_s`` at the latest."""
         if self._sweeper is not None:
             self._sweeper.cancel()
-        if self._listener is not None:
-            self._listener.close()
+        self.leave()
+        listener, self._listener = self._listener, None
+        for listening in () if listener is None else listener.sockets:
+            _deafen(listening)
+        await self._hear_out()
+        if listener is not None:
+            listener.close()
         self.pre_shutdown()
         await self.shutdown(grace_s)
+
+    async def _hear_out(self) -> None:
+        """Wait for those who are in the kernel's queue, or think that their connection will last: closed, it is reset."""
+        loop = asyncio.get_running_loop()
+        begun_s = loop.time()
+        least_s = begun_s + _PARTING_S / 10
+        while loop.time() < least_s or (self._n_connections and loop.time() < begun_s + _PARTING_S):  # noqa: ASYNC110 - no single place knows
+            await asyncio.sleep(_PARTING_S / 50)
 
     # --- Connections ---
 
@@ -133,7 +166,7 @@ class Front(web.Server):
     # --- Requests ---
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        client = Client(request)
+        client = Client(request, is_last=lambda: self._is_leaving)
         path = request.rel_url.raw_path
         self.clients.add(client)
         status = 499  # as nginx counts it: the client left first
@@ -178,6 +211,17 @@ class Front(web.Server):
             raise HttpError(405, "bad-method", f"{request.method} is not served here", last=True)
         if not request.rel_url.raw_path.startswith("/"):  # `OPTIONS *`; behind an engine's address it would be a host
             raise HttpError(400, "bad-target", "the request's target is no path", last=True)
+
+
+def _deafen(listening: socket.socket) -> None:
+    """Begin no more connections, where the kernel can: who comes between the last one and the end would be reset."""
+    if sys.platform != "linux":
+        return
+    filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _DROP_SYN))
+    with contextlib.suppress(OSError):
+        listening.setsockopt(
+            socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HP", len(_DROP_SYN), ctypes.addressof(filters))
+        )
 
 
 def check_reads(request: web.BaseRequest) -> None:

@@ -150,6 +150,7 @@ class Gateway:
     async def stop(self, timeout_s: float, reason: str = "the server is stopping") -> None:
         """Refuse what waits and what comes, let run what runs for ``timeout_s``, then end it and stop listening."""
         self._line.close(reason)
+        self._front.leave()
         await self._run_dry(timeout_s, reason)
         await self._front.close(_LAST_WORDS_S)
         if self._exchange is not None:

@@ -3,9 +3,14 @@
 import asyncio
 import contextlib
 import gzip
+import http.client
 import io
 import json
 import logging
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any, Final
 
 import pytest
@@ -386,3 +391,55 @@ async def test_fields_beyond_ascii_pass_or_are_refused(engine: Engine, field: by
         request = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + field + b"\r\n\r\n"
         assert _answers(await served.raw(request))[0] in {200, 400}
         assert served.gateway._meters.n_faults == 0
+
+
+# --- At the end ---
+
+
+def _ask_until_refused(port: int, *, stays: bool) -> list[str]:
+    """Send one request after another, on one connection each or on one for all; return what became of those sent."""
+    ends: list[str] = []
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    while True:
+        try:
+            connection.connect()
+        except OSError:  # refused, or reset before it stood
+            return ends
+        is_open = True
+        while is_open:
+            try:
+                connection.request("POST", CHAT, b"{}")
+                answer = connection.getresponse()
+                answer.read()
+                ends.append(str(answer.status))
+                is_open = stays and not answer.will_close
+            except (OSError, http.client.HTTPException) as error:
+                ends.append(type(error).__name__)
+                is_open = False
+        connection.close()
+
+
+def _ask_from_eight_sides(port: int) -> Counter[str]:
+    """Ask without a pause until nobody listens; return what became of the requests."""
+    with ThreadPoolExecutor(8) as pool:
+        ends = pool.map(lambda idx: _ask_until_refused(port, stays=idx % 2 == 0), range(8))
+        return Counter(end for one in ends for end in one)
+
+
+async def test_whoever_has_connected_is_answered_while_it_stops(engine: Engine) -> None:
+    """In the kernel's queue, just accepted, or on a connection kept for the next request: none is reset."""
+    loop = asyncio.get_running_loop()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as clients:
+        for _ in range(4):
+            gateway = Gateway("tiny")
+            address = await gateway.start(Address(host="127.0.0.1", port=0))
+            gateway.attach(engine.url)
+            asked = loop.run_in_executor(clients, _ask_from_eight_sides, address.port or 0)
+            await until(partial(_has_served, gateway))
+            await gateway.stop(1.0)
+            ends = await asked
+            assert ends.keys() <= {"200", "503"}, ends
+
+
+def _has_served(gateway: Gateway) -> bool:
+    return gateway.load().n_received_bytes > 10_000
