@@ -37,33 +37,33 @@ class Form:
         self.choices: dict[tuple[tuple[Sequence[Device], ...], int, int, int | None], VllmChoice | str] = {}
         """How vLLM would serve it: by the devices of each host, context, requests and tensor parallelism; filled likewise."""
 
-    @property
+    @cached_property
     def weights_bytes(self) -> int:
         """Bytes of the weights that are loaded: no GPUs that hold less can serve it."""
-        return self._sums[0]
-
-    @property
-    def read_bytes(self) -> float:
-        """Bytes of weights that each generated token reads at least: of the experts its share, no embeddings."""
-        return self._sums[1]
+        return sum([n_bytes for _, n_bytes in self._loaded])
 
     @cached_property
-    def _sums(self) -> tuple[int, float]:
+    def read_bytes(self) -> float:
+        """Bytes of weights that each generated token reads at least: of the experts its share, no embeddings."""
         share = expert_share(self.spec)
+        read = [pair for pair in self._loaded if "embed_tokens." not in pair[0] and "wte." not in pair[0]]
+        if share == 1.0:
+            return sum([n_bytes for _, n_bytes in read])
+        return sum([n_bytes * share if is_expert(name) else n_bytes for name, n_bytes in read])
+
+    @cached_property
+    def _loaded(self) -> list[tuple[str, int]]:
+        """The name and the bytes of each tensor that is loaded."""
         # Tensors of one description share their shape: its identity is quicker to look up than its numbers.
         sizes: dict[tuple[int, int], int] = {}
-        loaded, read = 0, 0.0
+        loaded = []
         for tensor in self.spec.tensors:
-            name, key = tensor.name, (id(tensor.type), id(tensor.shape))
+            key = id(tensor.type), id(tensor.shape)
             n_bytes = sizes.get(key)
             if n_bytes is None:
                 n_bytes = sizes[key] = tensor.n_bytes
-            if name.startswith(_NOT_LOADED):
-                continue
-            loaded += n_bytes
-            if "embed_tokens." not in name and "wte." not in name:
-                read += n_bytes * share if is_expert(name) else n_bytes
-        return loaded, read
+            loaded.append((tensor.name, n_bytes))
+        return [pair for pair in loaded if not pair[0].startswith(_NOT_LOADED)]
 
     @cached_property
     def n_ctx_train(self) -> int:

@@ -168,7 +168,7 @@ def prepare(profile: Profile) -> tuple[Candidate, ...]:
     """
     candidates = []
     shared: dict[int, tuple[Architecture, float]] = {}
-    described: Described = {}
+    described = Described()
     for artifact in profile.artifacts:
         if artifact.format is not WeightsFormat.GGUF or artifact.spec is None:
             continue
@@ -192,7 +192,7 @@ def first_shape(candidate: Candidate, ask: Ask, target: Target) -> Shape:
     n_all = all_layers(candidate, target)
     n_batch = min(settings.n_batch or DEFAULT_N_BATCH, ask.n_ctx)
     type_k, type_v = settings.cache_type_k, settings.cache_type_v
-    if candidate.architecture.is_latent:  # one cache serves as both
+    if (type_k or type_v) and candidate.architecture.is_latent:  # one cache serves as both
         type_k, type_v = type_k or type_v, type_v or type_k
     return Shape(
         n_gpu_layers=n_all if settings.n_gpu_layers is None else min(settings.n_gpu_layers, n_all),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -34,7 +34,7 @@ from launcher.planner.architecture import (
 from launcher.planner.footprint.blocks import Batch, Weight
 from launcher.planner.footprint.compute import Caches, Places, Shapes, compute_bytes
 from launcher.planner.footprint.family import PLAIN, STYLES
-from launcher.planner.footprint.graph import F16, F32, Element, shape
+from launcher.planner.footprint.graph import F16, F32, Element, Shape, shape
 from launcher.tensor_types import TRAITS, TensorType, tensor_bytes
 from launcher.units import pad
 
@@ -282,21 +282,6 @@ class ModelWeights(Struct, frozen=True, kw_only=True):
         return self.dense_sums[-1] + self.expert_sums[-1] + self.input_bytes + self.output_bytes
 
 
-class _Described(NamedTuple):
-    """What a tensor's name and type mean here: its block or -1, and its weight with and without bytes."""
-
-    tensor: TensorInfo
-    layer: int
-    is_expert: bool
-    n_bytes: int
-    sized: tuple[str, Weight]
-    plain: tuple[str, Weight]
-
-
-Described: TypeAlias = dict[int, _Described]
-"""By the identity of each tensor: the quantizations of a model share those that are equal."""
-
-
 class _Name(NamedTuple):
     """What a tensor's name means: its block or -1, its name within, whether it holds routed experts."""
 
@@ -315,17 +300,100 @@ def _read_name(name: str) -> _Name:
     return _Name(idx, f"{within}.weight" if within.endswith("_norm") else within, is_expert(name))
 
 
-@lru_cache(maxsize=8192)  # the blocks of a model repeat
-def _pairs(name: str, ne: tuple[int, ...], kind: TensorType) -> tuple[tuple[str, Weight], tuple[str, Weight], int]:
-    """Return a tensor's name and weight, with bytes and without, and its bytes."""
-    n_bytes, padded = tensor_bytes(kind, ne), shape(*ne)
-    return (name, Weight(padded, n_bytes)), (name, Weight(padded, 0)), n_bytes
+def _padded(ne: tuple[int, ...]) -> Shape:
+    """Return the dimensions as ggml's four."""
+    return shape(*(ne or (1,))[:4])
 
 
-def _describe(tensor: TensorInfo) -> _Described:
-    layer, within, of_expert = _read_name(tensor.name)
-    sized, plain, n_bytes = _pairs(within, tensor.shape, tensor.type)
-    return _Described(tensor, layer, of_expert, n_bytes, sized, plain)
+class _Layout(NamedTuple):
+    """What the names and shapes of a model's tensors say: by their places among them, block for block.
+
+    Left out are those that are not loaded.
+    """
+
+    dense: tuple[tuple[int, ...], ...]
+    experts: tuple[tuple[int, ...], ...]
+    blocks: tuple[tuple[int, ...], ...]
+    """Both, in order."""
+    outside: tuple[tuple[int, int], ...]
+    """Their places and, of what is in none of the blocks but numbered, the number, else -1."""
+    plain: tuple[tuple[str, Weight], ...]
+    """Each tensor's name within its block, with its dimensions."""
+    sized: tuple[dict[int, tuple[str, Weight]], ...]
+    """The same with its bytes, by the identity of its type, as far as that was met; one for tensors that are alike."""
+    shapes: Shapes
+    """All of them, without bytes."""
+
+    def weigh(self, tensors: tuple[TensorInfo, ...]) -> list[tuple[str, Weight]]:
+        """Return each tensor's name within its block, with its dimensions and bytes."""
+        found = [known.get(id(tensor.type)) for known, tensor in zip(self.sized, tensors, strict=True)]
+        missing = [place for place, pair in enumerate(found) if pair is None]
+        for place in missing:
+            name, weight = self.plain[place]
+            tensor, known = tensors[place], self.sized[place]
+            if id(tensor.type) not in known:
+                known[id(tensor.type)] = name, weight._replace(n_bytes=tensor.n_bytes)
+            found[place] = known[id(tensor.type)]
+        return [pair for pair in found if pair is not None]
+
+
+class Described:
+    """How tensors are laid out, kept from one quantization of a model to the next: most have the same names and shapes."""
+
+    def __init__(self) -> None:
+        """Begin with nothing read."""
+        self._layouts: dict[tuple[object, ...], tuple[list[tuple[int, ...]], _Layout]] = {}
+
+    def layout(self, spec: ModelSpec, n_layer: int) -> _Layout:
+        """Return how a model's tensors are laid out."""
+        shapes = [tensor.shape for tensor in spec.tensors]
+        n_trunk = n_layer - count_nextn(spec, n_layer)
+        key = spec.architecture, n_layer, n_trunk, *[tensor.name for tensor in spec.tensors]
+        known = self._layouts.get(key)
+        if known is None or known[0] != shapes:
+            known = self._layouts[key] = shapes, _lay_out(spec, n_layer, n_trunk)
+        return known[1]
+
+
+def _lay_out(spec: ModelSpec, n_layer: int, n_trunk: int) -> _Layout:
+    """Sort tensors by their names; what blocks that predict ahead do not load is left out."""
+    loaded_ahead = _LOADED_AHEAD.get(spec.architecture, ())
+    dense: list[list[int]] = [[] for _ in range(n_layer)]
+    experts: list[list[int]] = [[] for _ in range(n_layer)]
+    blocks: list[list[int]] = [[] for _ in range(n_layer)]
+    outside: list[tuple[int, int]] = []
+    plain: list[tuple[str, Weight]] = []
+    made: dict[tuple[str, tuple[int, ...]], tuple[str, Weight]] = {}
+    sized: dict[tuple[str, tuple[int, ...]], dict[int, tuple[str, Weight]]] = {}
+    sized_of: list[dict[int, tuple[str, Weight]]] = []
+    for place, tensor in enumerate(spec.tensors):
+        idx, within, of_expert = _read_name(tensor.name)
+        key = within, tensor.shape
+        if key not in made:
+            made[key], sized[key] = (within, Weight(_padded(tensor.shape), 0)), {}
+        plain.append(made[key])
+        sized_of.append(sized[key])
+        if n_trunk <= idx < n_layer and not within.startswith(loaded_ahead):
+            continue
+        if 0 <= idx < n_layer:
+            blocks[idx].append(place)
+            (experts if of_expert else dense)[idx].append(place)
+        else:
+            outside.append((place, idx))
+    return _Layout(
+        dense=tuple(map(tuple, dense)),
+        experts=tuple(map(tuple, experts)),
+        blocks=tuple(map(tuple, blocks)),
+        outside=tuple(outside),
+        plain=tuple(plain),
+        sized=tuple(sized_of),
+        shapes=_shared(
+            Shapes(
+                tuple([tuple([plain[place] for place in block]) for block in blocks]),
+                tuple([(spec.tensors[place].name, plain[place][1]) for place, _ in outside]),
+            )
+        ),
+    )
 
 
 @lru_cache(maxsize=256)
@@ -339,31 +407,19 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
 
     ``described`` is what the caller keeps from one quantization of a model to the next, empty at first.
     """
-    known: Described = {} if described is None else described
-    sizes: list[list[tuple[str, Weight]]] = [[] for _ in range(n_layer)]
-    shapes: list[list[tuple[str, Weight]]] = [[] for _ in range(n_layer)]
+    layout = (described or Described()).layout(spec, n_layer)
+    sized = layout.weigh(spec.tensors)
+    sizes = [weight.n_bytes for _, weight in sized]
     table: list[tuple[str, Weight]] = []
-    plain: list[tuple[str, Weight]] = []
-    dense, experts = [0] * n_layer, [0] * n_layer
-    n_trunk, loaded_ahead = n_layer - count_nextn(spec, n_layer), _LOADED_AHEAD.get(spec.architecture, ())
+    dense = [sum([sizes[place] for place in block]) for block in layout.dense]
+    experts = [sum([sizes[place] for place in block]) for block in layout.experts]
     input_bytes = output_bytes = largest_output = 0
     embedding: TensorInfo | None = None
     has_output = False
-    for tensor in spec.tensors:
-        found = known.get(id(tensor))
-        if found is None:
-            found = known[id(tensor)] = _describe(tensor)
-        _, idx, of_expert, n_bytes, sized_pair, plain_pair = found
-        if n_trunk <= idx < n_layer and not sized_pair[0].startswith(loaded_ahead):
-            continue
-        if 0 <= idx < n_layer:
-            sizes[idx].append(sized_pair)
-            shapes[idx].append(plain_pair)
-            (experts if of_expert else dense)[idx] += n_bytes
-            continue
+    for place, idx in layout.outside:
+        tensor, n_bytes = spec.tensors[place], sizes[place]
         name = tensor.name
-        table.append((name, sized_pair[1]))
-        plain.append((name, plain_pair[1]))
+        table.append((name, sized[place][1]))
         if name in _BESIDE_FIRST_BLOCK and n_layer:
             dense[0] += n_bytes
         elif idx < 0 and not name.startswith(_OUTPUT_NAMES):
@@ -374,10 +430,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
             largest_output = max(largest_output, n_bytes)
             has_output = has_output or name == "output.weight"
     return ModelWeights(
-        blocks=tuple(
-            BlockWeights(dense_bytes=n_dense, expert_bytes=n_expert)
-            for n_dense, n_expert in zip(dense, experts, strict=True)
-        ),
+        blocks=tuple([_block_weights(n_dense, n_expert) for n_dense, n_expert in zip(dense, experts, strict=True)]),
         dense_sums=tuple(accumulate(dense, initial=0)),
         expert_sums=tuple(accumulate(experts, initial=0)),
         input_bytes=input_bytes,
@@ -391,9 +444,14 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         else embedding.type,
         n_tied_rows=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
         always_twice=spec.architecture in _ALWAYS_TWICE,
-        shapes=_shared(Shapes(tuple(map(tuple, shapes)), tuple(plain))),
-        sizes=Shapes(tuple(map(tuple, sizes)), tuple(table)),
+        shapes=layout.shapes,
+        sizes=Shapes(tuple([tuple([sized[place] for place in block]) for block in layout.blocks]), tuple(table)),
     )
+
+
+@lru_cache(maxsize=4096)  # the blocks of a model repeat
+def _block_weights(dense_bytes: int, expert_bytes: int) -> BlockWeights:
+    return BlockWeights(dense_bytes=dense_bytes, expert_bytes=expert_bytes)
 
 
 class Held(NamedTuple):

@@ -220,8 +220,9 @@ def lay_out_kv(model: VllmModel, config: VllmConfig) -> KvLayout:
     """Divide the layers into groups as ``get_kv_cache_groups`` does, after making their pages equally large."""
     tp = config.tensor_parallel_size
     element = 1 if config.kv_cache_dtype.startswith("fp8") else model.dtype_bytes
-    states = [layer.state_bytes(tp, model.dtype_bytes) for layer in model.layers if isinstance(layer, StateKv)]
-    tokens = [layer.bytes_per_token(tp, element) for layer in model.layers if isinstance(layer, FullKv | SlidingKv)]
+    different = {id(layer): layer for layer in model.layers if layer is not None}.values()  # most blocks share theirs
+    states = [layer.state_bytes(tp, model.dtype_bytes) for layer in different if isinstance(layer, StateKv)]
+    tokens = [layer.bytes_per_token(tp, element) for layer in different if isinstance(layer, FullKv | SlidingKv)]
     largest = max(tokens, default=0)
     # A state has to fit in the page of an attention layer: tokens are added to the block until it does.
     block = config.block_size
@@ -231,17 +232,19 @@ def lay_out_kv(model: VllmModel, config: VllmConfig) -> KvLayout:
     # Batches may be in flight at once: two with asynchronous scheduling, one more per further stage.
     n_in_flight = (config.pipeline_parallel_size + 1) * config.max_num_batched_tokens
     kinds: dict[tuple[int | None, int | None, int], list[int]] = {}
+    kind_of = {id(layer): _kind(layer, block, page, tp, element) for layer in different}
     for idx, layer in enumerate(model.layers):
         if layer is not None:
-            kinds.setdefault(_kind(layer, block, page, tp, element), []).append(idx)
+            kinds.setdefault(kind_of[id(layer)], []).append(idx)
     windows = {window for _, window, _ in kinds}
     if len(windows) <= 1 and not states:
         # All layers need the same tokens: one group, each layer with a page of its own size.
-        per_layer = tuple(
-            (idx, layer.bytes_per_token(tp, element) * block)
-            for idx, layer in enumerate(model.layers)
+        pages = {
+            id(layer): layer.bytes_per_token(tp, element) * block
+            for layer in different
             if isinstance(layer, FullKv | SlidingKv)
-        )
+        }
+        per_layer = [(idx, pages[id(layer)]) for idx, layer in enumerate(model.layers) if id(layer) in pages]
         groups = [
             KvGroup(
                 layers=tuple(idx for idx, _ in per_layer),

@@ -30,6 +30,8 @@ MAX_COUNT: Final = 2**40
 
 _TEXT: Final = "text_config."
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
+_NUMBERED: Final = re.compile(r"((?:^|\.)(?:layers|h|blocks)\.)(\d{1,6})\.")
+"""The same in three parts: what is before the number, it, and what is behind it."""
 _EXPERTS: Final = re.compile(r"\.experts\.")
 _ENCODER: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|audio\w*|multi_modal_projector|embed_vision|embed_audio)\.")
 _DRAFT: Final = re.compile(r"^(?:model\.)?mtp\.")
@@ -178,13 +180,22 @@ class VllmModel(Struct, frozen=True, kw_only=True):
         Tied embeddings are one tensor unless the first and the last stage are different ranks (``models/llama.py``).
         """
         n_bytes = self.rope_bytes + self.latent_copy_elements // tp * self.dtype_bytes * len(layers)
+        held: dict[tuple[Split, int], int] = {}  # blocks repeat
+        block, at_input = Place.BLOCK, Place.INPUT
         for parameter in self.parameters:
-            at_input = parameter.place is Place.INPUT and (
-                first or (last and self.tied and parameter.split is Split.VOCAB)
-            )
-            in_block = parameter.place is Place.BLOCK and parameter.layer in layers
-            if at_input or in_block or (parameter.place is Place.OUTPUT and last):
-                n_bytes += self._held_bytes(parameter, tp)
+            place, split = parameter.place, parameter.split
+            if place is block:
+                counts = parameter.layer in layers
+            elif place is at_input:
+                counts = first or (last and self.tied and split is Split.VOCAB)
+            else:
+                counts = last
+            if counts:
+                key = split, parameter.n_bytes
+                own = held.get(key)
+                if own is None:
+                    own = held[key] = self._held_bytes(parameter, tp)
+                n_bytes += own
         return n_bytes
 
     def read_bytes(self, layers: range, tp: int, *, last: bool) -> float:
@@ -333,8 +344,9 @@ class _Role(Struct, frozen=True):
     module: str
     kind: str
     place: Place
-    sized: dict[tuple[int, int], tuple[Split, int]]
-    """How tensors of a type and shape are divided, and their bytes as they are held; by identity, which is quick."""
+    in_block: bool
+    sized: dict[tuple[int, int], tuple[int, int]]
+    """The number of how tensors of a type and shape are divided, and their bytes as they are held; by identity, which is quick."""
 
 
 def _parameters(
@@ -342,34 +354,44 @@ def _parameters(
 ) -> tuple[tuple[Parameter, ...], Iterable[str]]:
     """Sum the tensors that are loaded: draft layers are not, nor a head that is tied though the file has it.
 
-    With them come the names that there are, one for all blocks.
+    With them come the names that there are, of all blocks the first's.
     """
-    sums: dict[tuple[Place, int, Split], int] = {}
-    roles: dict[str, _Role | None] = {}
+    sums: dict[tuple[int, int], int] = {}
+    """By the block's number and that of the place and the division."""
+    numbers: dict[tuple[Place, Split], int] = {}
+    roles: dict[tuple[str, ...], _Role | None] = {}
+    names: list[str] = []
+    split_name = _NUMBERED.split
     for tensor in tensors:
-        name = tensor.name
-        match = _LAYER.search(name)
-        key = name if match is None else f"{name[: match.start(1)]}*{name[match.end(1) :]}"
-        role = roles[key] if key in roles else roles.setdefault(key, _role(tensor, drop_head=drop_head))
+        parts = split_name(tensor.name, 1)
+        layer = int(parts.pop(2)) if len(parts) > 1 else 0
+        key = tuple(parts)
+        if key not in roles:
+            roles[key] = _role(tensor, drop_head=drop_head)
+            names.append(tensor.name)
+        role = roles[key]
         if role is None:
             continue
-        layer = int(match[1]) if match and role.place is Place.BLOCK else 0
-        if layer >= n_layer and role.place is Place.BLOCK:
+        if not role.in_block:
+            layer = 0
+        elif layer >= n_layer:
             continue
         key_of_size = id(tensor.type), id(tensor.shape)
         known = role.sized.get(key_of_size)
         if known is None:
             wide = tensor.type in _FLOATS and role.kind in {"weight", "bias"}
             n_bytes = tensor.n_elements * dtype_bytes if wide else tensor.n_bytes
-            known = role.sized[key_of_size] = _split(tensor, role.module, role.kind), n_bytes
-        split, n_bytes = known
-        place = (role.place, layer, split)
+            division = role.place, _split(tensor, role.module, role.kind)
+            known = role.sized[key_of_size] = numbers.setdefault(division, len(numbers)), n_bytes
+        number, n_bytes = known
+        place = layer, number
         sums[place] = sums.get(place, 0) + n_bytes
+    divisions = tuple(numbers)
     parameters = tuple(
-        Parameter(n_bytes=n_bytes, place=place, layer=layer, split=split)
-        for (place, layer, split), n_bytes in sums.items()
+        Parameter(n_bytes=n_bytes, place=divisions[number][0], layer=layer, split=divisions[number][1])
+        for (layer, number), n_bytes in sums.items()
     )
-    return parameters, roles.keys()
+    return parameters, names
 
 
 def _role(tensor: TensorInfo, *, drop_head: bool) -> _Role | None:
@@ -384,7 +406,7 @@ def _role(tensor: TensorInfo, *, drop_head: bool) -> _Role | None:
         place = Place.INPUT
     else:
         place = Place.OUTPUT
-    return _Role(module=module, kind=kind, place=place, sized={})
+    return _Role(module=module, kind=kind, place=place, in_block=place is Place.BLOCK, sized={})
 
 
 def _split(tensor: TensorInfo, module: str, kind: str) -> Split:  # noqa: PLR0911 - one return per kind of division
