@@ -5,6 +5,7 @@ goes is told to it in segments, one for what precedes the blocks and one for eac
 order, for another step and with weights of other sizes than those of the graph that they were taken from.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, TypeAlias
@@ -28,50 +29,66 @@ _Blocks: TypeAlias = tuple[tuple[int, int], ...]
 class Pool:
     """One backend's buffer: best fit with merging of neighbours (``ggml_dyn_tallocr``)."""
 
-    __slots__ = ("free", "max_size")
+    __slots__ = ("_is_odd", "max_size", "rooms", "starts")
 
     def __init__(self, free: _Blocks = ((0, _ENDLESS),)) -> None:
         """Start with one free block that has no end, or with the given ones."""
-        self.free: list[list[int]] = [[*block] for block in free]
+        self.starts = [start for start, _ in free]
+        self.rooms = [room for _, room in free]
         self.max_size = 0
+        self._is_odd = 0 in self.rooms or self.starts != sorted(self.starts)
+        """Blocks may be empty, or, since some were, be out of order."""
+
+    @property
+    def free(self) -> _Blocks:
+        """What is free, in the order in which it is looked through."""
+        return tuple(zip(self.starts, self.rooms, strict=True))
 
     def take(self, size: int) -> int:
         """Reserve ``size`` bytes; return the offset."""
-        blocks = self.free
+        rooms = self.rooms
         # the block without end is the largest, though not always the last: empty ones may be given back beyond it
-        best, best_size = blocks[-1], _ENDLESS
-        for block in blocks:
-            room = block[1]
+        best, best_size = -1, _ENDLESS
+        for idx, room in enumerate(rooms):
             if size <= room <= best_size:
-                best, best_size = block, room
-        offset = best[0]
-        if best[1] == size:
-            blocks.remove(best)
+                best, best_size = idx, room
+        offset = self.starts[best]
+        end = offset + size
+        if rooms[best] == size:
+            del rooms[best], self.starts[best]
         else:
-            best[0] = offset + size
-            best[1] -= size
-        if offset + size > self.max_size:  # noqa: PLR1730 - asked for every tensor, and max takes several times as long
-            self.max_size = offset + size
+            self.starts[best] = end
+            rooms[best] -= size
+        if end > self.max_size:  # noqa: PLR1730 - asked for every tensor, and max takes several times as long
+            self.max_size = end
         return offset
 
     def give(self, offset: int, size: int) -> None:
-        """Return bytes to the pool."""
-        blocks = self.free
+        """Return bytes to the pool: to the first block that ends where they begin, or begins where they end."""
+        starts, rooms = self.starts, self.rooms
         end = offset + size
-        for idx, block in enumerate(blocks):
-            start, room = block
+        idx = self._find(offset, end) if self._is_odd else bisect_left(starts, offset)
+        if idx and starts[idx - 1] + rooms[idx - 1] == offset:
+            rooms[idx - 1] += size
+            if idx < len(starts) and starts[idx] == end:
+                rooms[idx - 1] += rooms[idx]
+                del starts[idx], rooms[idx]
+        elif idx < len(starts) and starts[idx] == end:
+            starts[idx] = offset
+            rooms[idx] += size
+        else:
+            starts.insert(idx, offset)
+            rooms.insert(idx, size)
+            self._is_odd = self._is_odd or size == 0
+
+    def _find(self, offset: int, end: int) -> int:
+        """Return behind which block bytes belong where blocks are odd."""
+        for idx, (start, room) in enumerate(self.free):
             if start + room == offset:
-                block[1] = room + size
-                if idx + 1 < len(blocks) and end == blocks[idx + 1][0]:
-                    block[1] += blocks[idx + 1][1]
-                    del blocks[idx + 1]
-                return
-            if end == start:
-                block[0] = offset
-                block[1] = room + size
-                return
-        at = next((idx for idx, block in enumerate(blocks) if block[0] >= offset), len(blocks))
-        blocks.insert(at, [offset, size])
+                return idx + 1
+            if start == end:
+                return idx
+        return next((idx for idx, start in enumerate(self.starts) if start >= offset), len(self.starts))
 
 
 Event: TypeAlias = tuple[int, int, int]
@@ -180,8 +197,7 @@ def _pass(segment: Segment, state: _State, paddings: Paddings, weights: tuple[in
         else:
             n_bytes = sizes[size] if weight == UNWEIGHED else padded(weights[weight])
             hold((take(n_bytes), n_bytes))
-    free = tuple([(offset, size) for offset, size in pool.free])
-    return _state(free, tuple([held[register] for register in segment.left])), pool.max_size
+    return _state(pool.free, tuple([held[register] for register in segment.left])), pool.max_size
 
 
 @lru_cache(maxsize=16384)

@@ -30,7 +30,6 @@ OFFLOAD_MIN_BATCH: Final = 32
 """Smaller batches are not worth the copy of host weights (``ggml_backend_cuda_device_offload_op``)."""
 PIPELINE_COPIES: Final = 4
 """Copies of each input with pipeline parallelism (``GGML_SCHED_MAX_COPIES``)."""
-_REUSING: Final = frozenset({IN_PLACE, ROPE})
 _UNPLACED: Final = -1
 _IDLE: Final = Segment((), 0, (), ())
 """Of a pool in which nothing comes or goes."""
@@ -59,19 +58,17 @@ def _batch(node: Tensor) -> int:
     return 0 if op is GET_ROWS else ne[1] * ne[2] * ne[3]
 
 
-def _place_by_memory(tensor: Tensor, cpu: int, *, op_offload: bool) -> int:
-    """``ggml_backend_sched_backend_id_from_cur``: where the operands' memory puts a tensor, or ``_UNPLACED``."""
-    home = tensor.root or tensor
-    if home.external:
-        return home.home
-    if tensor.is_input:
-        return cpu
-    op = tensor.op
+def _place_by_memory(node: Tensor, cpu: int, *, op_offload: bool) -> int:
+    """``ggml_backend_sched_backend_id_from_cur``: where the memory puts what a view shows or operands are, or ``_UNPLACED``."""
+    root = node.root
+    if root is not None and root.external:
+        return root.home
+    op = node.op
     if op is ROPE or op is FLASH_ATTN:
         return _UNPLACED
-    for operand in tensor.src:
+    for operand in node.src:
         if operand.is_weight:
-            if op_offload and operand.home == cpu and _batch(tensor) >= OFFLOAD_MIN_BATCH:
+            if op_offload and operand.home == cpu and _batch(node) >= OFFLOAD_MIN_BATCH:
                 return 0
             return operand.home
     return _UNPLACED
@@ -205,13 +202,12 @@ class _Roll:
         self._events: list[Event] = []
         self._weights: dict[WeightKey, int] = {}
         self._n_taken = self._held_before = self._next_number = 0
-        self._is_idle = True
+        self._passed_on = False
         self._held: dict[int, int] = {}
         """The number within this segment of each register, those first whose memory is longest in the same hands."""
 
     def take(self, node: Tensor) -> None:
         """Record that a tensor takes memory."""
-        self._is_idle = False
         register = node.register = self._n_taken
         self._n_taken += 1
         number = self._held[register] = self._next_number
@@ -224,21 +220,20 @@ class _Roll:
 
     def pass_on(self, parent: Tensor, node: Tensor) -> None:
         """Record that a tensor has the memory of another from now on."""
-        self._is_idle = False
+        self._passed_on = True
         node.register = parent.register
         self._held[node.register] = self._held.pop(node.register)
 
     def give(self, node: Tensor) -> None:
         """Record that a tensor gives its memory back."""
-        self._is_idle = False
         self._events.append((self._held.pop(node.register), GIVEN_BACK, UNWEIGHED))
 
     def cut(self) -> None:
         """End a segment."""
-        if self._is_idle:
+        if not self._events and not self._passed_on:
             self.segments.append(_IDLE)
             return
-        self._is_idle = True
+        self._passed_on = False
         left = tuple(self._held.values())
         self.segments.append(Segment(tuple(self._events), self._held_before, left, tuple(self._weights)))
         self._events, self._weights = [], {}
@@ -257,7 +252,8 @@ class _Recorder:
     def allocate(self, node: Tensor, backend: int) -> None:
         """Give memory to a tensor whose memory is ``WANTED``: an operand's where that may be, else the backend's."""
         node.memory = HELD
-        if node.op in _REUSING and self._take_over(node):
+        op = node.op
+        if (op is IN_PLACE or op is ROPE) and self._take_over(node):
             return
         node.pool = backend
         self.rolls[backend].take(node)
@@ -278,34 +274,34 @@ class _Recorder:
             return True
         return False
 
-    def _free(self, node: Tensor) -> None:
-        """Give a tensor's memory back, unless it must outlast the graph."""
-        if node.is_output:
-            return
-        self.rolls[node.pool].give(node)
-        node.memory = GONE
-
     def compute(self, nodes: list[Tensor]) -> None:
-        """Give memory to each node's operands and result, then free what it was the last to read."""
+        """Give memory to each node's operands and result, then free what it was the last to read.
+
+        What must outlast the graph is never freed.
+        """
+        allocate = self.allocate
+        gives = [roll.give for roll in self.rolls]
         for node in nodes:
             src = node.src
             for operand in src:
                 if operand.memory == WANTED:
-                    self.allocate(operand, node.backend)
+                    allocate(operand, node.backend)
             if node.memory == WANTED:
-                self.allocate(node, node.backend)
+                allocate(node, node.backend)
             for parent in src:
-                parent.n_children -= 1
-                if parent.n_children or parent.n_views:
+                n_children = parent.n_children = parent.n_children - 1
+                if n_children or parent.n_views:
                     continue
-                root = parent.root
-                if root is None:
-                    if parent.memory == HELD:
-                        self._free(parent)
-                    continue
-                root.n_views -= 1
-                if root.n_views == 0 and root.memory == HELD and root.n_children == 0:
-                    self._free(root)
+                owner = parent.root
+                if owner is None:
+                    owner = parent
+                else:
+                    owner.n_views -= 1
+                    if owner.n_views or owner.n_children:
+                        continue
+                if owner.memory == HELD and not owner.is_output:
+                    gives[owner.pool](owner)
+                    owner.memory = GONE
 
     def cut(self) -> None:
         """End a segment."""
@@ -344,9 +340,10 @@ def record(
     """
     cpu = n_devices
     op_offload = op_offload and n_devices > 0
-    for tensors in (graph.leafs, graph.nodes):
-        for tensor in tensors:
-            tensor.backend = _place_by_memory(tensor, cpu, op_offload=op_offload)
+    for leaf in graph.leafs:
+        leaf.backend = leaf.home if leaf.external else cpu if leaf.is_input else _UNPLACED
+    for node in graph.nodes:
+        node.backend = _place_by_memory(node, cpu, op_offload=op_offload)
     _spread([node for node in graph.nodes if node.op is not VIEW], cpu)
     _settle_views(graph, cpu)
     splits = _split(graph, pinned=pipeline)
