@@ -32,6 +32,8 @@ _TEXT: Final = "text_config."
 _LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 _NUMBERED: Final = re.compile(r"((?:^|\.)(?:layers|h|blocks)\.)(\d{1,6})\.")
 """The same in three parts: what is before the number, it, and what is behind it."""
+_MAX_DIGITS: Final = 6
+"""Of a block's number."""
 _EXPERTS: Final = re.compile(r"\.experts\.")
 _ENCODER: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|audio\w*|multi_modal_projector|embed_vision|embed_audio)\.")
 _DRAFT: Final = re.compile(r"^(?:model\.)?mtp\.")
@@ -361,20 +363,26 @@ def _parameters(
     numbers: dict[tuple[Place, Split], int] = {}
     roles: dict[tuple[str, ...], _Role | None] = {}
     names: list[str] = []
-    split_name = _NUMBERED.split
+    role: _Role | None = None
+    before = behind = ""
     for tensor in tensors:
-        parts = split_name(tensor.name, 1)
-        layer = int(parts.pop(2)) if len(parts) > 1 else 0
-        key = tuple(parts)
-        if key not in roles:
-            roles[key] = _role(tensor, drop_head=drop_head)
-            names.append(tensor.name)
-        role = roles[key]
+        name = tensor.name
+        # mostly the same of the next block: seen at once, and looking for the number takes as long as all the rest
+        number = name[len(before) : -len(behind)]
+        if not (number.isdecimal() and len(number) <= _MAX_DIGITS and name == f"{before}{number}{behind}"):
+            parts = tuple(_NUMBERED.split(name, 1))
+            key = parts[:2] + parts[3:]
+            if key not in roles:
+                roles[key] = _role(tensor, drop_head=drop_head)
+                names.append(name)
+            role = roles[key]
+            before, number, behind = "", "0", ""
+            if len(parts) > 1:
+                before, number, behind = parts[0] + parts[1], parts[2], f".{parts[3]}"
         if role is None:
             continue
-        if not role.in_block:
-            layer = 0
-        elif layer >= n_layer:
+        layer = int(number) if role.in_block else 0
+        if role.in_block and layer >= n_layer:
             continue
         key_of_size = id(tensor.type), id(tensor.shape)
         known = role.sized.get(key_of_size)
@@ -383,8 +391,8 @@ def _parameters(
             n_bytes = tensor.n_elements * dtype_bytes if wide else tensor.n_bytes
             division = role.place, _split(tensor, role.module, role.kind)
             known = role.sized[key_of_size] = numbers.setdefault(division, len(numbers)), n_bytes
-        number, n_bytes = known
-        place = layer, number
+        division_number, n_bytes = known
+        place = layer, division_number
         sums[place] = sums.get(place, 0) + n_bytes
     divisions = tuple(numbers)
     parameters = tuple(
