@@ -311,10 +311,12 @@ class _Layout(NamedTuple):
     Left out are those that are not loaded.
     """
 
-    dense: tuple[tuple[int, ...], ...]
+    order: tuple[int, ...]
+    """Of what is in blocks: one block after the other."""
+    blocks: tuple[slice, ...]
+    """What of that order is in each block."""
     experts: tuple[tuple[int, ...], ...]
-    blocks: tuple[tuple[int, ...], ...]
-    """Both, in order."""
+    """Places of each block's routed experts."""
     outside: tuple[tuple[int, int], ...]
     """Their places and, of what is in none of the blocks but numbered, the number, else -1."""
     plain: tuple[tuple[str, Weight], ...]
@@ -358,7 +360,6 @@ class Described:
 def _lay_out(spec: ModelSpec, n_layer: int, n_trunk: int) -> _Layout:
     """Sort tensors by their names; what blocks that predict ahead do not load is left out."""
     loaded_ahead = _LOADED_AHEAD.get(spec.architecture, ())
-    dense: list[list[int]] = [[] for _ in range(n_layer)]
     experts: list[list[int]] = [[] for _ in range(n_layer)]
     blocks: list[list[int]] = [[] for _ in range(n_layer)]
     outside: list[tuple[int, int]] = []
@@ -377,13 +378,14 @@ def _lay_out(spec: ModelSpec, n_layer: int, n_trunk: int) -> _Layout:
             continue
         if 0 <= idx < n_layer:
             blocks[idx].append(place)
-            (experts if of_expert else dense)[idx].append(place)
+            if of_expert:
+                experts[idx].append(place)
         else:
             outside.append((place, idx))
     return _Layout(
-        dense=tuple(map(tuple, dense)),
+        order=tuple([place for block in blocks for place in block]),
+        blocks=tuple([slice(start, end) for start, end in pairwise(accumulate(map(len, blocks), initial=0))]),
         experts=tuple(map(tuple, experts)),
-        blocks=tuple(map(tuple, blocks)),
         outside=tuple(outside),
         plain=tuple(plain),
         sized=tuple(sized_of),
@@ -411,8 +413,10 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
     sized = layout.weigh(spec.tensors)
     sizes = [weight.n_bytes for _, weight in sized]
     table: list[tuple[str, Weight]] = []
-    dense = [sum([sizes[place] for place in block]) for block in layout.dense]
-    experts = [sum([sizes[place] for place in block]) for block in layout.experts]
+    ordered = tuple([sized[place] for place in layout.order])
+    in_order = [sizes[place] for place in layout.order]
+    experts = [sum([sizes[place] for place in places]) if places else 0 for places in layout.experts]
+    dense = [sum(in_order[block]) - n_expert for block, n_expert in zip(layout.blocks, experts, strict=True)]
     input_bytes = output_bytes = largest_output = 0
     embedding: TensorInfo | None = None
     has_output = False
@@ -445,7 +449,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         n_tied_rows=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
         always_twice=spec.architecture in _ALWAYS_TWICE,
         shapes=layout.shapes,
-        sizes=Shapes(tuple([tuple([sized[place] for place in block]) for block in layout.blocks]), tuple(table)),
+        sizes=Shapes(tuple([ordered[block] for block in layout.blocks]), tuple(table)),
     )
 
 
