@@ -7,7 +7,6 @@ It chooses nothing: every value comes in ``LlamaCppConfig``.
 """
 
 import struct
-from bisect import bisect_left
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
@@ -218,6 +217,14 @@ class Placement(Struct, frozen=True, kw_only=True):
     runs: tuple[Run, ...]
 
 
+def _first_from(bound: float, n_items: int) -> int:
+    """Return the first item whose part of all lies at ``bound`` or above, in single precision; their number at most."""
+    item = max(0, int(bound * n_items) - 1)  # that one is surely below, unless it is the first
+    while item < n_items and _f32(item / n_items) < bound:
+        item += 1
+    return item
+
+
 @lru_cache(maxsize=4096)  # the artifacts of a model are tried at the same counts
 def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> Placement:
     """Assign blocks to devices: the last ``n_gpu_layers - 1`` blocks, and before them the output layer.
@@ -230,8 +237,7 @@ def place_layers(n_layer: int, n_gpu_layers: int, shares: tuple[float, ...]) -> 
         return Placement(blocks=(None,) * n_layer, output=None, runs=(Run(None, 0, n_layer),))
     sums = list(accumulate(shares, lambda total, share: _f32(total + _f32(share)), initial=0.0))[1:]
     bounds = [_f32(total / sums[-1]) for total in sums]
-    items = range(n_items)
-    ends = [bisect_left(items, bound, key=lambda item: _f32(item / n_items)) for bound in bounds[:-1]]
+    ends = [_first_from(bound, n_items) for bound in bounds[:-1]]
     start = n_layer + 1 - n_items
     runs = [Run(None, 0, start)]
     runs += [
