@@ -17,14 +17,8 @@ from msgspec.structs import replace
 
 from launcher.domain import CacheType, ModelSpec, TensorInfo, WeightsFormat
 from launcher.planner.architecture import Architecture, read_architecture
-from launcher.planner.footprint.llama_cpp import (
-    X86_REPACKED,
-    Backend,
-    LlamaCppConfig,
-    ModelWeights,
-    estimate_footprint,
-    sum_weights,
-)
+from launcher.planner.footprint.llama_cpp import X86_REPACKED, Backend, LlamaCppConfig, estimate_footprint
+from launcher.planner.footprint.weights import ModelWeights, sum_weights
 from launcher.profiles import load_profile
 from launcher.tensor_types import TensorType
 from launcher.units import MIB

@@ -68,9 +68,9 @@ def footprint(
         Backend,
         LlamaCppConfig,
         estimate_footprint,
-        sum_weights,
     )
     from launcher.planner.footprint.serving import add_serving_defaults
+    from launcher.planner.footprint.weights import sum_weights
     from launcher.render.footprint import render_footprint, render_footprint_json
 
     settings = opt.parse_settings(

@@ -33,15 +33,13 @@ from launcher.planner.footprint.llama_cpp import (
     DEFAULT_N_BATCH,
     DEFAULT_N_UBATCH,
     Backend,
-    Described,
     Held,
     LlamaCppConfig,
-    ModelWeights,
     estimate_footprint,
     held_bytes,
     place_layers,
-    sum_weights,
 )
+from launcher.planner.footprint.weights import Described, ModelWeights, sum_weights
 from launcher.planner.parameters import count_active
 from launcher.planner.quality import cache_kl, cache_types_worth_trying, kl_divergence
 from launcher.planner.speed import estimate_speed

@@ -15,7 +15,8 @@ from msgspec import Struct
 
 from launcher.domain import HOST_MEMORY, Calibration, Device, DeviceKind, Footprint, Host, Provenance, Speed
 from launcher.planner.architecture import Architecture, FullAttention, SlidingAttention
-from launcher.planner.footprint.llama_cpp import Backend, LlamaCppConfig, ModelWeights, Placement
+from launcher.planner.footprint.llama_cpp import Backend, LlamaCppConfig, Placement
+from launcher.planner.footprint.weights import ModelWeights
 
 
 class Rates(Struct, frozen=True, kw_only=True):

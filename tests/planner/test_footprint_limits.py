@@ -8,15 +8,9 @@ from msgspec.structs import replace
 from launcher.domain import CacheType, MetadataValue, ModelSpec, TensorInfo, WeightsFormat
 from launcher.planner.architecture import NoCache, read_architecture
 from launcher.planner.footprint.limits import can_flash, can_pack_heads, find_contradiction
-from launcher.planner.footprint.llama_cpp import (
-    X86_REPACKED,
-    Backend,
-    LlamaCppConfig,
-    estimate_footprint,
-    place_layers,
-    sum_weights,
-)
+from launcher.planner.footprint.llama_cpp import X86_REPACKED, Backend, LlamaCppConfig, estimate_footprint, place_layers
 from launcher.planner.footprint.replay import Pool
+from launcher.planner.footprint.weights import sum_weights
 from launcher.tensor_types import TensorType
 
 N_EMBD, N_VOCAB, N_LAYER = 512, 1024, 4

@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks.footprint_error import Figures, shipped_figures, shipped_rows, shipped_spec
 from launcher.planner.architecture import read_architecture
-from launcher.planner.footprint.llama_cpp import LlamaCppConfig, count_cells, place_layers, sum_weights
+from launcher.planner.footprint.llama_cpp import LlamaCppConfig, count_cells, place_layers
+from launcher.planner.footprint.weights import sum_weights
 
 _ROWS = shipped_rows()
 _spec = cache(shipped_spec)

@@ -13,8 +13,9 @@ from benchmarks.footprint_error import Figures, unseen_figures, unseen_lines, un
 from launcher.domain import ModelSpec, TensorInfo, WeightsFormat
 from launcher.planner.architecture import read_architecture
 from launcher.planner.footprint import compute
-from launcher.planner.footprint.llama_cpp import LlamaCppConfig, estimate_footprint, sum_weights
+from launcher.planner.footprint.llama_cpp import LlamaCppConfig, estimate_footprint
 from launcher.planner.footprint.walk import Walk
+from launcher.planner.footprint.weights import sum_weights
 from launcher.tensor_types import TensorType
 
 _LINES = unseen_lines()

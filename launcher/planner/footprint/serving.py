@@ -10,7 +10,8 @@ from msgspec.structs import replace
 
 from launcher.domain import Footprint
 from launcher.planner.architecture import Architecture, AttentionAndState, RecurrentState, SlidingAttention
-from launcher.planner.footprint.llama_cpp import LlamaCppConfig, ModelWeights, count_cells, layer_cache_bytes
+from launcher.planner.footprint.llama_cpp import LlamaCppConfig, count_cells, layer_cache_bytes
+from launcher.planner.footprint.weights import ModelWeights
 from launcher.units import GIB
 
 DEFAULT_CACHE_RAM_BYTES: Final = 8 * GIB
