@@ -270,6 +270,7 @@ class Run:
         episode = self.episode
         if kind in GROUPED and episode.group is None:
             return
+        await self._until_engine_lives()
         since, began_s = len(episode.told), time.monotonic()
         await KINDS[kind](self)
         outcome = await self._watch(kind, since, began_s)
@@ -280,6 +281,24 @@ class Run:
         outcome = msgspec.structs.replace(outcome, n_orphans=n_orphans)
         self.outcomes.append(outcome)
         _print_outcome(len(self.outcomes), outcome)
+
+    async def _until_engine_lives(self) -> None:
+        """Wait out what still follows from the fault before: an engine that is being replaced cannot be signalled."""
+        end_s = time.monotonic() + _READY_S
+        while not _lives(self.episode.engine_pid()):
+            if time.monotonic() > end_s:
+                raise SystemExit(f"no engine came back: {self.episode.words_of_end()}")  # noqa: EM102, TRY003
+            await asyncio.sleep(0.05)
+
+    async def _hog_is_done(self) -> bool:
+        """Wait, for some seconds, until the kernel has killed somebody for the hog: strain may be told before that."""
+        assert self.hog is not None  # noqa: S101 - the fault started it
+        assert self.hog.stdout is not None  # noqa: S101 - a pipe
+        try:
+            async with asyncio.timeout(_ABSORB_S):
+                return bool(await asyncio.to_thread(self.hog.stdout.readline))
+        except TimeoutError:
+            return False
 
     async def _watch(self, kind: str, since: int, began_s: float) -> Outcome:
         """Follow a fault from its act until it serves again."""
@@ -292,15 +311,19 @@ class Run:
         if kind == "hog-at-start" and detected is not None:
             after = episode.told.index(detected) + 1
             await episode.await_told(lambda told: _is_detection(told) or _is_ready(told), after, _DETECT_S)
+        if kind == "cgroup-oom" and detected is not None and await self._hog_is_done():
+            detected = await episode.await_told(_is_end, since, _SETTLE_S) or detected
         self._relieve(kind)
         if detected is None:
             wrong = "" if may_be_absorbed and not episode.has_ended else "not detected"
             return msgspec.structs.replace(outcome, is_absorbed=not wrong, wrong=wrong)
         if kind == "corrupt":
             return await self._serve_anew(outcome, since, began_s)
-        ready = await episode.await_told(_is_ready, episode.told.index(detected), _READY_S)
+        # where the engine was killed, that a hog was told, and waited for, does not make it ready
+        is_back = _is_new if kind == "hog-at-start" or _is_end(detected) else _is_ready
+        ready = await episode.await_told(is_back, episode.told.index(detected), _READY_S)
         while ready is not None and (again := self._failed_after(ready)) is not None:
-            ready = await episode.await_told(_is_ready, episode.told.index(again), _READY_S)
+            ready = await episode.await_told(is_back, episode.told.index(again), _READY_S)
         self._lift()
         story = tuple(f"{told.at_s - began_s:.2f} {told.event}: {told.text}" for told in episode.told[since:])
         if ready is None:
@@ -387,6 +410,22 @@ def _lift_limit(pid: int) -> None:
 
 def _is_ready(told: Told) -> bool:
     return told.event in {"engine.ready", "memory.relieved", "ladder.none"}
+
+
+def _is_new(told: Told) -> bool:
+    return told.event == "engine.ready"
+
+
+def _is_end(told: Told) -> bool:
+    return told.event == "engine.failed"
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _is_detection(told: Told) -> bool:
