@@ -4,7 +4,7 @@ A trial is one candidate under one configuration. The searches here find the pla
 fewest devices, with experts on the host, with layers on the host. Which trial is best is ``fit.py``'s to say.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import takewhile
 from typing import Final
@@ -495,12 +495,20 @@ def _host_weights(candidate: Candidate, ask: Ask, target: Target, shape: Shape) 
     return held[-1].weights_bytes
 
 
-def _rooms(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> list[int]:
-    """Return what weights and cache leave of each device's budget for compute buffers."""
-    config = build_config(ask, target, shape)
-    held = held_bytes(candidate.architecture, candidate.weights, config)
-    budgets = _corrected(target, candidate, config).budgets
-    return [budget.budget_bytes - sum(one) for budget, one in zip(budgets, held, strict=False)]
+def _rooms(candidate: Candidate, ask: Ask, target: Target, like: Shape) -> Callable[[Shape], list[int]]:
+    """Return what tells how much weights and cache leave of each device's budget for compute buffers.
+
+    It is asked of shapes that differ from ``like`` in what is on the host, and in nothing else.
+    """
+    config = build_config(ask, target, like)
+    budgets = [budget.budget_bytes for budget in _corrected(target, candidate, config).budgets]
+
+    def left_by(shape: Shape) -> list[int]:
+        of = replace(config, n_gpu_layers=shape.n_gpu_layers, n_cpu_moe=shape.n_cpu_moe)
+        held = held_bytes(candidate.architecture, candidate.weights, of)
+        return [budget - sum(one) for budget, one in zip(budgets, held, strict=False)]
+
+    return left_by
 
 
 def _last_with_room(
@@ -511,9 +519,12 @@ def _last_with_room(
     Device memory grows with the layers given to it, but not strictly where several devices share them: beyond the
     boundary that bisection finds a few more are looked at.
     """
+    if not shapes:
+        return -1
+    left_by = _rooms(candidate, ask, target, shapes[0])
 
     def leaves_room(idx: int) -> bool:
-        rooms = _rooms(candidate, ask, target, shapes[idx])
+        rooms = left_by(shapes[idx])
         return all(room >= n_bytes for room, n_bytes in zip(rooms, compute or (0,) * len(rooms), strict=True))
 
     fitting, failing = -1, len(shapes)
@@ -549,7 +560,7 @@ def _largest(
             best = trial
             known.add(trial)
             idx += 1
-            if idx > upper or _is_surely_over(_rooms(candidate, ask, target, shapes[idx]), compute):
+            if idx > upper or _is_surely_over(_rooms(candidate, ask, target, shapes[0])(shapes[idx]), compute):
                 break
         else:
             upper = idx - 1
