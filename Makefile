@@ -30,7 +30,7 @@ help:
 	@echo 'make speed       error of the predicted speeds; a calibrated plan against an exhaustive grid (20 minutes)'
 	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
-	@echo 'make chaos       200 faults under load, real engines: kills, hangs, memory exhausted (40 minutes)'
+	@echo 'make chaos       200 faults under load, real engines: kills, hangs, memory exhausted (half an hour)'
 	@echo 'make mutation    faults put into the planner that its tests notice, of a sample (half an hour)'
 	@echo 'make golden      rewrite the recorded texts of tests/scenarios; read the difference'
 
