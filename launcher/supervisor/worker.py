@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import secrets as random_source
-import signal
 import time
 from collections import deque
 from collections.abc import Coroutine
@@ -28,6 +27,7 @@ from launcher.supervisor.options import RunOptions
 from launcher.supervisor.processes import probe_listeners, socket_owners
 from launcher.supervisor.reclaim import reclaim
 from launcher.supervisor.restarts import Death, next_delay_s, remember
+from launcher.supervisor.signals import handling
 from launcher.supervisor.tether import Tether
 
 _LOOK_S: Final = 0.05
@@ -130,17 +130,8 @@ class _Keeper:
         self._lines: deque[str] = deque(maxlen=_N_LINES)
 
     async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        # What is ignored on purpose stays so: `nohup` ignores SIGHUP, a shell's background job SIGINT.
-        handled = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
-        for number in handled:
-            loop.add_signal_handler(number, self._stop.set)
-        try:
+        with handling(asyncio.get_running_loop(), lambda _: self._stop.set()):
             await self._keep()
-        finally:
-            for number in handled:
-                loop.remove_signal_handler(number)
         self._account.update(state=State.STOPPED, reason=None, details=(), engine=None, guard=None)
         self._account.notify("instance.stopped", "stopped; nothing of the worker is left")
 
