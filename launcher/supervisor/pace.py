@@ -11,6 +11,8 @@ it is a fault.
 from collections.abc import Sequence
 from statistics import median
 
+from msgspec.structs import replace
+
 from launcher.domain import Noun, Provenance, Speed
 from launcher.supervisor.faults import Fault
 from launcher.supervisor.signs import Cause
@@ -67,11 +69,9 @@ def follow(before: Pacing, paces: Sequence[Pace], planned: Speed | None, policy:
     rates = [pace.tps for pace in latest]
     floors = [speed for speed, floor in expected if max(rates) < floor]
     if floors and before.slow is None:
-        return Pacing(
-            since_s=after.since_s, first=first, latest=latest, slow=Slow(tps=median(rates), expected=floors[0])
-        )
+        return replace(after, slow=Slow(tps=median(rates), expected=floors[0]))
     if all(min(rates) >= floor for _, floor in expected):
-        return Pacing(since_s=after.since_s, first=first, latest=latest)
+        return replace(after, slow=None)
     return after
 
 
