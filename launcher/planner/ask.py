@@ -113,6 +113,27 @@ def with_less_context(ask: Ask) -> Iterator[Ask]:
         yield with_context(ask, n_ctx)
 
 
+def with_halved_context(ask: Ask, least: int) -> Iterator[Ask]:
+    """Yield the ask with ever half the context of each request, down to ``least`` tokens; nothing where the user fixed it."""
+    n_ctx = ask.n_ctx_per_request
+    while n_ctx > least and not ask.settings.fix_context:
+        n_ctx = max(least, n_ctx // 2)
+        yield with_context(ask, n_ctx)
+
+
+def with_fewer_requests(ask: Ask) -> Iterator[Ask]:
+    """Yield the ask for ever half as many requests of the same context, down to one.
+
+    Nothing is yielded where the user fixed how many there are, or the tokens that they share.
+    """
+    if ask.settings.n_parallel is not None or ask.settings.n_ctx is not None:
+        return
+    n_parallel = ask.n_parallel // 2
+    while n_parallel >= 1:
+        yield with_context(replace(ask, n_parallel=n_parallel), ask.n_ctx_per_request)
+        n_parallel //= 2
+
+
 def with_more_context(ask: Ask, n_ctx_train: int) -> Iterator[Ask]:
     """For the objective ``context``, yield the ask with ever more of it, in powers of two, as far as the model was trained."""
     if ask.objective is not Objective.CONTEXT or ask.settings.fix_context:

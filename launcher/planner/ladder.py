@@ -23,7 +23,7 @@ from launcher.domain import (
     Request,
     Rung,
 )
-from launcher.planner.ask import Ask, resolve_ask, with_context
+from launcher.planner.ask import Ask, resolve_ask, with_fewer_requests, with_halved_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.corrections import planned_bytes
 from launcher.planner.quality import cache_types_worth_trying
@@ -85,24 +85,25 @@ def step_down(
         target = target.without_margins()
     start = _place_of(plan, floors, prepared)
     if start is None:
-        return _refuse(plan, memory, floors, ("its weights are no longer described by the profile",))
+        return refuse_step(plan, memory, floors, "its weights are no longer described by the profile")
     # What was learnt comes first: a margin set without it would take the same bytes from the budget once more.
     target = correct_target(start.candidate, start.ask, target, start.shape)
     target = _tightened(target, memory, planned_bytes(plan, memory) - relief)
     need = _Need(memory=memory, limit_bytes=loaded_bytes(plan, memory) - relief, min_tps=floors.min_tps, target=target)
     if while_serving and memory == HOST_MEMORY and (trial := need.size(start)).fits:
-        return build_plan(trial, start.ask, inventory, lowered(start, floors, memory))
+        return build_plan(trial, start.ask, inventory, lowered(start.ask, floors, f"{memory} ran out of memory"))
     place = start
     for rung in request.profile.fallback.ladder:
         places = tuple(_PLACES[rung](place, floors, target, prepared))
         chosen = _mildest(places, need, is_ordered=rung is Rung.OFFLOAD)
         if chosen is not None:
-            return build_plan(need.size(chosen), chosen.ask, inventory, lowered(chosen, floors, memory))
+            facts = lowered(chosen.ask, floors, f"{memory} ran out of memory")
+            return build_plan(need.size(chosen), chosen.ask, inventory, facts)
         # What a rung gave is kept although it was not enough: the next one goes on from there.
         if places and need.use(need.size(places[-1])) < need.use(need.size(place)):
             place = places[-1]
     tried = ", ".join(request.profile.fallback.ladder) or "nothing, the ladder is empty"
-    return _refuse(plan, memory, floors, (f"tried in turn: {tried}",))
+    return refuse_step(plan, memory, floors, f"tried in turn: {tried}")
 
 
 class _Need(Struct, frozen=True, kw_only=True):
@@ -175,15 +176,14 @@ def tightest(plan: Plan) -> str:
     return min(plan.budgets, key=lambda budget: budget.budget_bytes - planned_bytes(plan, budget.name)).name
 
 
-def lowered(place: Place, wished: Ask, memory: str) -> tuple[str, ...]:
+def lowered(ask: Ask, wished: Ask, why: str) -> tuple[str, ...]:
     """Say what the step took of what was wished for, one fact per line."""
-    ask = place.ask
     facts = []
     if ask.n_ctx_per_request < wished.n_ctx_per_request:
         facts.append(f"context lowered from {wished.n_ctx_per_request} to {ask.n_ctx_per_request} tokens per request")
     if ask.n_parallel < wished.n_parallel:
         facts.append(f"parallel requests lowered from {wished.n_parallel} to {ask.n_parallel}")
-    return tuple(f"{fact}: {memory} ran out of memory" for fact in facts)
+    return tuple(f"{fact}: {why}" for fact in facts)
 
 
 def _place_of(plan: Plan, wished: Ask, prepared: tuple[Candidate, ...]) -> Place | None:
@@ -203,15 +203,16 @@ def _place_of(plan: Plan, wished: Ask, prepared: tuple[Candidate, ...]) -> Place
     return Place(candidate=candidate, ask=ask, shape=shape)
 
 
-def _refuse(plan: Plan, memory: str, ask: Ask, derivation: tuple[str, ...]) -> Refusal:
+def refuse_step(plan: Plan, memory: str, ask: Ask, why: str, what: str | None = None) -> Refusal:
+    """Say ``why`` there is no next step, and ``what`` made one necessary where it was not that memory ran out."""
     planned = planned_bytes(plan, memory)
     code = RefusalCode.EXCEEDS_HOST_MEMORY if memory == HOST_MEMORY else RefusalCode.EXCEEDS_DEVICE_MEMORY
+    what = what or f"ran out of memory on {memory}, where {format_bytes(planned)} were planned"
     return Refusal(
         code=code,
         model=plan.model,
-        fact=f"`{plan.model}` at {plan.quantization} ran out of memory on {memory}, where {format_bytes(planned)} were "
-        "planned, and no smaller plan keeps its floors",
-        derivation=(*derivation, f"floors: {ask.min_tps:g} tokens/s, {_min_ctx(ask)} tokens per request"),
+        fact=f"`{plan.model}` at {plan.quantization} {what}, and no smaller plan keeps its floors",
+        derivation=(why, f"floors: {ask.min_tps:g} tokens/s, {min_ctx(ask)} tokens per request"),
         needed_bytes=planned,
         footprint=plan.footprint,
         budgets=plan.budgets,
@@ -221,7 +222,8 @@ def _refuse(plan: Plan, memory: str, ask: Ask, derivation: tuple[str, ...]) -> R
 # --- The rungs: each yields places ever further down, the mildest first ------------------------------------------
 
 
-def _min_ctx(ask: Ask) -> int:
+def min_ctx(ask: Ask) -> int:
+    """Return the least context of a request that a step may leave."""
     return min(ask.min_n_ctx_per_request or DEFAULT_MIN_CTX, ask.n_ctx_per_request)
 
 
@@ -244,24 +246,14 @@ def _smaller_cache(place: Place, wished: Ask, _target: Target, _prepared: tuple[
         yield replace(place, shape=replace(shape, cache_type_k=kind, cache_type_v=kind))
 
 
-def _fewer_requests(place: Place, wished: Ask, _target: Target, _prepared: tuple[Candidate, ...]) -> Iterator[Place]:
-    if wished.settings.n_parallel is not None or wished.settings.n_ctx is not None:
-        return
-    n_parallel = place.ask.n_parallel // 2
-    while n_parallel >= 1:
-        ask = with_context(replace(place.ask, n_parallel=n_parallel), place.ask.n_ctx_per_request)
+def _fewer_requests(place: Place, _wished: Ask, _target: Target, _prepared: tuple[Candidate, ...]) -> Iterator[Place]:
+    for ask in with_fewer_requests(place.ask):
         yield replace(place, ask=ask)
-        n_parallel //= 2
 
 
 def _less_context(place: Place, wished: Ask, _target: Target, _prepared: tuple[Candidate, ...]) -> Iterator[Place]:
-    if wished.settings.fix_context:
-        return
-    floor = _min_ctx(wished)
-    n_ctx = place.ask.n_ctx_per_request
-    while n_ctx > floor:
-        n_ctx = max(floor, n_ctx // 2)
-        yield replace(place, ask=with_context(place.ask, n_ctx))
+    for ask in with_halved_context(place.ask, min_ctx(wished)):
+        yield replace(place, ask=ask)
 
 
 def _more_offload(place: Place, wished: Ask, target: Target, _prepared: tuple[Candidate, ...]) -> Iterator[Place]:

@@ -18,21 +18,18 @@ from launcher.domain import (
     Inventory,
     Outcome,
     Plan,
-    Refusal,
-    RefusalCode,
     Request,
     Rung,
     WeightsFormat,
 )
-from launcher.planner.ask import Ask, resolve_ask, with_context
+from launcher.planner.ask import Ask, resolve_ask, with_context, with_fewer_requests, with_halved_context
 from launcher.planner.corrections import planned_bytes
 from launcher.planner.fit import decide
 from launcher.planner.footprint.vllm import CONTEXT_BYTES, CONTEXT_PARALLEL_BYTES, MARGIN_BYTES
 from launcher.planner.forms import Form, prepare_forms
-from launcher.planner.ladder import DEFAULT_MIN_CTX, least_relief
+from launcher.planner.ladder import least_relief, lowered, min_ctx, refuse_step
 from launcher.planner.vllm_fit import build_vllm_plan, try_form
 from launcher.planner.vllm_plan import VllmTrial
-from launcher.units import format_bytes
 
 _LEAST_SHARE: Final = 32
 """A step frees at least this fraction of what was planned: the share of a GPU could else shrink by a thousandth each time,
@@ -77,12 +74,14 @@ def step_down_vllm(
     """
     forms = prepare_forms(request.profile) if forms is None else forms
     floors = resolve_ask(request)
+    what = "left too little for its cache" if short.is_cache else None
     form = next((form for form in forms if form.artifact.quantization == plan.quantization), None)
     if form is None:
-        return _refuse(plan, short, floors, "its weights are no longer described by the profile")
+        return refuse_step(plan, short.memory, floors, "its weights are no longer described by the profile", what)
     ask = replace(floors, n_ctx=plan.n_ctx, n_ctx_per_request=plan.n_ctx_per_request, n_parallel=plan.n_parallel)
     place = _Place(form=form, ask=ask, n_devices=max(1, len(plan.footprint.devices)))
     machine = inventory if short.is_cache else _tightened(inventory, plan, short)
+    why = "the cache did not hold a request" if short.is_cache else f"{short.memory} ran out of memory"
     rungs = request.profile.fallback.ladder
     tries = [((place,) if not short.is_cache else ()), *(_PLACES[rung] for rung in rungs if rung in _PLACES)]
     for rung in tries:
@@ -90,16 +89,15 @@ def step_down_vllm(
         for candidate in places:
             trial = try_form(candidate.form, candidate.ask, machine, n_least=candidate.n_devices)
             if isinstance(trial, VllmTrial):
-                smaller = build_vllm_plan(
-                    trial, candidate.ask, inventory, tuple(_lowered(candidate.ask, floors, short))
-                )
+                smaller = build_vllm_plan(trial, candidate.ask, inventory, lowered(candidate.ask, floors, why))
                 if _relieves(smaller, plan, short):
                     return smaller
         # What a rung gave is kept although it was not enough: the next one goes on from there.
         place = places[-1] if places else place
     if Rung.QUANTIZATION in rungs and (other := _other_engine(request, inventory, calibration)) is not None:
         return other
-    return _refuse(plan, short, floors, f"tried in turn: {', '.join(rungs) or 'nothing, the ladder is empty'}")
+    tried = ", ".join(rungs) or "nothing, the ladder is empty"
+    return refuse_step(plan, short.memory, floors, f"tried in turn: {tried}", what)
 
 
 def _limit_bytes(plan: Plan, short: Shortness) -> int:
@@ -144,14 +142,6 @@ def _weights_bytes(plan: Plan) -> int:
     return sum(use.weights_bytes for use in plan.footprint.devices) + plan.footprint.host.weights_bytes
 
 
-def _lowered(ask: Ask, wished: Ask, short: Shortness) -> Iterator[str]:
-    why = "the cache did not hold a request" if short.is_cache else f"{short.memory} ran out of memory"
-    if ask.n_ctx_per_request < wished.n_ctx_per_request:
-        yield f"context lowered from {wished.n_ctx_per_request} to {ask.n_ctx_per_request} tokens per request: {why}"
-    if ask.n_parallel < wished.n_parallel:
-        yield f"parallel requests lowered from {wished.n_parallel} to {ask.n_parallel}: {why}"
-
-
 def _other_engine(request: Request, inventory: Inventory, calibration: Calibration | None) -> Plan | None:
     """Return what another engine of the profile would serve here; ``None`` where vLLM or its weights were ordered."""
     fixed = request.settings.engine or request.profile.pins.engine
@@ -165,42 +155,14 @@ def _other_engine(request: Request, inventory: Inventory, calibration: Calibrati
     return outcome if isinstance(outcome, Plan) else None
 
 
-def _refuse(plan: Plan, short: Shortness, ask: Ask, why: str) -> Refusal:
-    planned = planned_bytes(plan, short.memory)
-    code = RefusalCode.EXCEEDS_HOST_MEMORY if short.memory == HOST_MEMORY else RefusalCode.EXCEEDS_DEVICE_MEMORY
-    what = (
-        "left too little for its cache"
-        if short.is_cache
-        else f"ran out of memory on {short.memory}, where {format_bytes(planned)} were planned"
-    )
-    return Refusal(
-        code=code,
-        model=plan.model,
-        fact=f"`{plan.model}` at {plan.quantization} {what}, and no smaller plan keeps its floors",
-        derivation=(why, f"floors: {ask.min_tps:g} tokens/s, {_min_ctx(ask)} tokens per request"),
-        needed_bytes=planned,
-        footprint=plan.footprint,
-        budgets=plan.budgets,
-    )
-
-
 # --- The rungs: each yields places ever further down, the mildest first ------------------------------------------
 
 
-def _min_ctx(ask: Ask) -> int:
-    return min(ask.min_n_ctx_per_request or DEFAULT_MIN_CTX, ask.n_ctx_per_request)
-
-
 def _fewer_requests(
-    place: _Place, wished: Ask, _short: Shortness, _forms: tuple[Form, ...], _machine: Inventory
+    place: _Place, _wished: Ask, _short: Shortness, _forms: tuple[Form, ...], _machine: Inventory
 ) -> Iterator[_Place]:
-    if wished.settings.n_parallel is not None or wished.settings.n_ctx is not None:
-        return
-    n_parallel = place.ask.n_parallel // 2
-    while n_parallel >= 1:
-        ask = with_context(replace(place.ask, n_parallel=n_parallel), place.ask.n_ctx_per_request)
+    for ask in with_fewer_requests(place.ask):
         yield replace(place, ask=ask)
-        n_parallel //= 2
 
 
 def _less_context(
@@ -209,12 +171,11 @@ def _less_context(
     """The length that the engine named first, then halves."""
     if wished.settings.fix_context:
         return
-    floor, n_ctx = _min_ctx(wished), place.ask.n_ctx_per_request
-    if short.n_ctx is not None and floor <= short.n_ctx < n_ctx:
+    floor = min_ctx(wished)
+    if short.n_ctx is not None and floor <= short.n_ctx < place.ask.n_ctx_per_request:
         yield replace(place, ask=with_context(place.ask, short.n_ctx))
-    while n_ctx > floor:
-        n_ctx = max(floor, n_ctx // 2)
-        yield replace(place, ask=with_context(place.ask, n_ctx))
+    for ask in with_halved_context(place.ask, floor):
+        yield replace(place, ask=ask)
 
 
 def _more_devices(
