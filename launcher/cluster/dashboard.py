@@ -83,7 +83,8 @@ class Dashboard:
     def _read(self, answer: urllib3.BaseHTTPResponse) -> bytes:
         deadline_s = time.monotonic() + MAX_ANSWER_S
         body = bytearray()
-        for part in answer.stream(_CHUNK_BYTES, decode_content=True):
+        # Whatever has come: `stream` would wait until a part is full, and the time was not looked at meanwhile.
+        while part := answer.read1(_CHUNK_BYTES, decode_content=True):
             body += part
             if len(body) > MAX_ANSWER_BYTES:
                 message = f"{self.url} answers with more than {format_bytes(MAX_ANSWER_BYTES)}"

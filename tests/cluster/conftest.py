@@ -16,7 +16,10 @@ TOKEN = "0123456789abcdef"  # noqa: S105 - shown to a server of ours on loopback
 
 
 class FakeDashboard:
-    """The recorded answers, or others; ``token`` is what is asked for, ``asked`` what came."""
+    """The recorded answers, or others; ``token`` is what is asked for, ``asked`` what came.
+
+    With ``hold`` no more than the first byte of an answer is sent, and the connection ends when it is set.
+    """
 
     def __init__(self) -> None:
         """Listen on a free port of loopback; nothing is served before ``serve``."""
@@ -25,6 +28,7 @@ class FakeDashboard:
         }
         self.token: str | None = None
         self.redirect: str | None = None
+        self.hold: threading.Event | None = None
         self.asked: list[str] = []
         dashboard = self
 
@@ -68,6 +72,10 @@ class FakeDashboard:
         request.send_response(status)
         request.send_header("Content-Length", str(len(body)))
         request.end_headers()
+        if self.hold is not None:
+            request.wfile.write(body[:1])
+            self.hold.wait()
+            return
         request.wfile.write(body)
 
 

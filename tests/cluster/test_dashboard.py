@@ -2,6 +2,7 @@
 
 import json
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,17 @@ def test_an_endless_answer_is_cut(dashboard: FakeDashboard, monkeypatch: pytest.
     monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 1000)
     with pytest.raises(ClusterError, match="answers with more than"):
         read_cluster(dashboard.url)
+
+
+def test_an_answer_that_trickles_is_cut(dashboard: FakeDashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of a whole answer is looked at whenever something of it has come, not once a large part is full."""
+    monkeypatch.setattr(module, "MAX_ANSWER_S", 0.0)
+    dashboard.hold = threading.Event()
+    try:
+        with pytest.raises(ClusterError, match="for one answer"):
+            read_cluster(dashboard.url)
+    finally:
+        dashboard.hold.set()
 
 
 def test_a_plan_for_a_cluster(dashboard: FakeDashboard) -> None:
