@@ -168,13 +168,18 @@ def list_alternatives(
     """
     if isinstance(inventory, Cluster):
         from launcher.planner.cluster_fit import list_on_cluster  # noqa: PLC0415 - only several machines need it
+        from launcher.planner.vllm_fit import build_vllm_plan  # noqa: PLC0415 - as above
 
         candidates = prepare(request.profile) if prepared is None else prepared
+        forms = prepare_forms(request.profile) if forms is None else forms
         return list_on_cluster(
             request,
             inventory,
-            lambda node: list_alternatives(request, node, prepared=candidates),
-            _list_vllm(request, inventory),
+            lambda node: list_alternatives(request, node, prepared=candidates, forms=forms),
+            [
+                build_vllm_plan(trial, ask, inventory, lowered)
+                for trial, ask, lowered in _list_vllm(request, inventory, forms)
+            ],
         )
     found: list[tuple[Trial | VllmTrial, Ask, tuple[str, ...]]] = []
     if not _only_vllm(request):
@@ -183,12 +188,7 @@ def list_alternatives(
         if not isinstance(question, Refusal):
             ask, target, candidates, _, lowered = question
             found += [(trial, ask, lowered) for trial in _every_trial(candidates, ask, target)]
-    if Engine.VLLM in {*request.profile.engines, _fixed_engine(request)} and _may_have_vllm(request, inventory):
-        from launcher.planner.vllm_fit import list_vllm  # noqa: PLC0415 - as above
-
-        known = prepare_forms(request.profile) if forms is None else forms
-        held, shown, lowered = list_vllm(request, inventory, known)
-        found += [(trial, held, lowered) for trial in shown]
+    found += _list_vllm(request, inventory, forms)
     asked = {id(trial): (ask, lowered) for trial, ask, lowered in found}
     return tuple(
         _build(trial, asked[id(trial)][0], inventory, asked[id(trial)][1])
@@ -196,14 +196,17 @@ def list_alternatives(
     )
 
 
-def _list_vllm(request: Request, machines: Machines) -> list[Plan]:
-    """Return vLLM's plans over several machines, where it is or may be."""
+def _list_vllm(
+    request: Request, machines: Machines, forms: tuple[Form, ...] | None
+) -> "list[tuple[VllmTrial, Ask, tuple[str, ...]]]":
+    """Return what vLLM could serve where it is or may be, each with what was asked for and the wishes that were lowered."""
     if Engine.VLLM not in {*request.profile.engines, _fixed_engine(request)} or not _may_have_vllm(request, machines):
         return []
-    from launcher.planner.vllm_fit import build_vllm_plan, list_vllm  # noqa: PLC0415 - as above
+    from launcher.planner.vllm_fit import list_vllm  # noqa: PLC0415 - as above
 
-    held, shown, lowered = list_vllm(request, machines, prepare_forms(request.profile))
-    return [build_vllm_plan(trial, held, machines, lowered) for trial in shown]
+    known = prepare_forms(request.profile) if forms is None else forms
+    held, shown, lowered = list_vllm(request, machines, known)
+    return [(trial, held, lowered) for trial in shown]
 
 
 # --- Either engine ----------------------------------------------------------------------------------------------
