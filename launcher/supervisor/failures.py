@@ -13,7 +13,7 @@ from launcher.errors import EngineFailedError, LauncherError, PlacementError, Po
 from launcher.supervisor import faults
 from launcher.supervisor.preflight import Preflight
 from launcher.supervisor.preflight import describe as describe_preflight
-from launcher.supervisor.restarts import Death
+from launcher.supervisor.restarts import Death, crowded
 from launcher.supervisor.setback import Setback, Shortage, Step
 from launcher.supervisor.signs import Cause, Part
 from launcher.supervisor.strain import Strain
@@ -180,11 +180,10 @@ def of_lost_guard(log: Sequence[str]) -> Failure:
 
 def of_many_deaths(last: Failure, deaths: Sequence[Death]) -> Failure:
     """Word that the last death was one too many, or that other processes held the memory for too long."""
-    crowded = [death.at_s for death in deaths if death.is_crowded]
-    if deaths[-1].is_crowded:
-        waited_s = crowded[-1] - crowded[0]
+    if waits := crowded(deaths):
+        waited_s = waits[-1].at_s - waits[0].at_s
         help_ = "end what holds the memory, or ask for less: `launch plan` says what fits now"
         return replace(last, message=f"{last.message} (waited for {waited_s:.0f} s, no further start)", help=help_)
-    n_deaths = len(deaths) - len(crowded)
+    n_deaths = sum(not death.is_crowded for death in deaths)
     message = f"{last.message} ({n_deaths} deaths, no further start)" if n_deaths > 1 else last.message
     return replace(last, message=message)

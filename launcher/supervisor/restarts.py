@@ -63,9 +63,14 @@ def next_delay_s(deaths: Sequence[Death], policy: RestartPolicy) -> float | None
     return _delay_s(len(own), policy.max_delay_s, policy)
 
 
+def crowded(deaths: Sequence[Death]) -> tuple[Death, ...]:
+    """Return the latest of the deaths in a row, oldest first, that other processes' memory is the reason of."""
+    return tuple(takewhile(lambda death: death.is_crowded, reversed(deaths)))[::-1]
+
+
 def _next_crowded_delay_s(deaths: Sequence[Death], policy: RestartPolicy) -> float | None:
-    row = list(takewhile(lambda death: death.is_crowded, reversed(deaths)))
-    if row[0].at_s - row[-1].at_s >= policy.crowded_s:
+    row = crowded(deaths)
+    if row[-1].at_s - row[0].at_s >= policy.crowded_s:
         return None
     return _delay_s(len(row), policy.max_crowded_delay_s, policy)
 

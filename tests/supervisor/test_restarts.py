@@ -3,6 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.supervisor.failures import Failure, of_many_deaths
 from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
 
 POLICY = RestartPolicy(n_deaths=4, window_s=100.0, n_start_deaths=2, jitter_s=0.0)
@@ -69,3 +70,14 @@ def test_what_was_waited_for_does_not_count_against_an_engine() -> None:
     assert next_delay_s((*waits, Death(at_s=9.0)), patient) == 1.0
     assert next_delay_s((*waits, Death(at_s=9.0), Death(at_s=10.0, is_crowded=True)), patient) == 1.0
     assert next_delay_s((*waits, Death(at_s=9.0), Death(at_s=10.0)), patient) is None
+
+
+def test_who_gives_up_says_how_long_it_waited_this_time() -> None:
+    """As the bound counts it: what was waited for before a death of the engine's own is no part of it."""
+    before = (Death(at_s=0.0, is_crowded=True), Death(at_s=300.0, ready_s=1.0))
+    waits = (*before, *(Death(at_s=at_s, is_crowded=True) for at_s in (400.0, 700.0, 1000.0)))
+    assert next_delay_s(waits[:-1], POLICY) is not None
+    assert next_delay_s(waits, POLICY) is None
+    last = Failure(message="m")
+    assert of_many_deaths(last, waits).message == "m (waited for 600 s, no further start)"
+    assert of_many_deaths(last, (*waits, Death(at_s=1001.0))).message == "m (2 deaths, no further start)"
