@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from launcher.store import find_instance
+from launcher.supervisor.checks import free_port
 from tests.fakes.harness import poll
 
 _PROGRAM = """\
@@ -27,13 +28,6 @@ print("Starting RPC server", *sys.argv[1:], flush=True)
 while True:
     server.accept()[0].close()
 """
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Running:
@@ -70,7 +64,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @contextlib.contextmanager
 def _worker(*words: str) -> Iterator[Running]:
     """Run a worker that listens; on leaving it is ended."""
-    port = _free_port()
+    port = free_port("127.0.0.1")
     argv = [sys.executable, "-m", "launcher", "worker", "--port", str(port), "--threads", "1", *words]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -157,7 +151,7 @@ def test_a_port_in_use_is_named() -> None:
 def test_a_program_that_ends_at_once_is_given_up(folder: Path) -> None:
     """Twice, then the reason and what it printed."""
     (folder / "ggml-rpc-server").write_text("#!/bin/sh\necho error: unknown device: Foo >&2\nexit 1\n")
-    done = _run("--port", str(_free_port()), "--threads", "1")
+    done = _run("--port", str(free_port("127.0.0.1")), "--threads", "1")
     assert done.returncode == 1
     assert "error[engine-failed]: the worker ended (exit code 1), 2 times" in done.stderr
     assert "unknown device: Foo" in done.stderr
