@@ -25,7 +25,7 @@ from launcher.domain import (
 from launcher.planner.ask import Ask, resolve_ask, with_context, with_fewer_requests, with_halved_context
 from launcher.planner.corrections import planned_bytes
 from launcher.planner.fit import decide
-from launcher.planner.footprint.vllm import CONTEXT_BYTES, CONTEXT_PARALLEL_BYTES, MARGIN_BYTES
+from launcher.planner.footprint.vllm import MARGIN_BYTES, context_bytes
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.ladder import least_relief, lowered, min_ctx, refuse_step
 from launcher.planner.vllm_fit import build_vllm_plan, try_form
@@ -111,8 +111,7 @@ def _tightened(inventory: Inventory, plan: Plan, short: Shortness) -> Inventory:
     """Return the machine with no more free on any GPU than leads to a smaller plan: another GPU is no way out for long."""
     if short.memory == HOST_MEMORY:
         return inventory
-    context = CONTEXT_BYTES if len(plan.footprint.devices) == 1 else CONTEXT_PARALLEL_BYTES
-    most = _limit_bytes(plan, short) + context + MARGIN_BYTES
+    most = _limit_bytes(plan, short) + context_bytes(len(plan.footprint.devices)) + MARGIN_BYTES
     devices = tuple(replace(device, free_bytes=min(device.known_free_bytes, most)) for device in inventory.devices)
     return replace(inventory, devices=devices)
 

@@ -30,10 +30,9 @@ from launcher.planner.ask import Ask
 from launcher.planner.basis import basis_of_free
 from launcher.planner.copies import host_bytes
 from launcher.planner.footprint.vllm import (
-    CONTEXT_BYTES,
-    CONTEXT_PARALLEL_BYTES,
     HOST_BYTES,
     VllmChoice,
+    context_bytes,
     weakest_capability,
 )
 from launcher.planner.footprint.vllm_support import activation_dtype
@@ -147,7 +146,7 @@ def _memories(
     if not choice.devices:
         use = host_use_on_cpu(choice, trial.weights_bytes)
         return Footprint(devices=(), host=use), (host_budget(hosts[0].host),)
-    context_bytes = CONTEXT_BYTES if choice.config.n_rank == 1 else CONTEXT_PARALLEL_BYTES
+    taken_bytes = context_bytes(choice.config.n_rank)
     of_rank = [slot.host_idx for slot in choice.ranks.slots for _ in slot.devices]
     names = [host.name if is_cluster else None for host in hosts]
     ranks = list(zip(choice.estimate.ranks, choice.ranks.devices, of_rank, strict=True))
@@ -161,7 +160,7 @@ def _memories(
         )
         for rank, _, idx in ranks
     ]
-    budgets = [replace(device_budget(device, context_bytes), host=names[idx]) for _, device, idx in ranks]
+    budgets = [replace(device_budget(device, taken_bytes), host=names[idx]) for _, device, idx in ranks]
     on_host = []
     for idx, n_bytes in host_bytes(choice.ranks).items():
         here = sum(rank.weights_bytes for rank, _, at in ranks if at == idx)

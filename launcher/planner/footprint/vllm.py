@@ -356,11 +356,15 @@ def cuda_total_bytes(device: Device) -> int:
     return max(0, device.total_bytes - DRIVER_RESERVED_BYTES)
 
 
+def context_bytes(n_rank: int) -> int:
+    """Return what is taken on each of so many GPUs before the engine first looks."""
+    return CONTEXT_BYTES if n_rank == 1 else CONTEXT_PARALLEL_BYTES
+
+
 def free_at_start_bytes(device: Device, config: VllmConfig) -> int:
     """Return what is free when the engine first looks, after the CUDA context and NCCL took their part."""
     free = cuda_total_bytes(device) if device.free_bytes is None else device.free_bytes
-    taken = CONTEXT_BYTES if config.n_rank == 1 else CONTEXT_PARALLEL_BYTES
-    return max(0, min(free, cuda_total_bytes(device)) - taken)
+    return max(0, min(free, cuda_total_bytes(device)) - context_bytes(config.n_rank))
 
 
 # --- The whole --------------------------------------------------------------------------------------------------
