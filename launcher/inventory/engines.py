@@ -4,7 +4,6 @@ It must not know which engine a plan wants, nor what the machine's own drivers s
 crashes or answers with something else is a note, never an error.
 """
 
-import contextlib
 import os
 import shutil
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from launcher.domain import Engine, EngineDevice, EngineInstall
+from launcher.inventory.distributions import read_version
 from launcher.inventory.engine_cache import (
     Capabilities,
     build_id,
@@ -288,11 +288,8 @@ def _package_dir(module: str) -> Path | None:
 
 def _distribution_version(distribution: str, folder: Path) -> str | None:
     """Return the version of a distribution whose package is in ``folder``: its metadata stand beside, unless it is linked."""
-    for found in folder.parent.glob(f"{distribution.replace('-', '_')}-*.dist-info"):
-        with contextlib.suppress(OSError), (found / "METADATA").open(errors="replace") as lines:
-            for line in iter(lines.readline, "\n"):
-                if not line or line.startswith("Version:"):
-                    return line.partition(":")[2].strip() or None
+    if (told := read_version(distribution, folder.parent)) is not None:
+        return told
     from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - 8 ms, seldom needed
 
     try:

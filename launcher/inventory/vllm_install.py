@@ -4,7 +4,6 @@ Importing vLLM, even for its version, takes ten seconds; so its metadata and the
 not know which options a plan needs.
 """
 
-import contextlib
 import os
 import shutil
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from launcher.domain import Engine, EngineInstall
+from launcher.inventory.distributions import read_version
 from launcher.inventory.engine_cache import Capabilities, read_capabilities, write_capabilities
 from launcher.inventory.vllm_holes import find_holes
 
@@ -103,21 +103,12 @@ def _describe(python: Path, package: Path, cache_dir: Path | None) -> VllmProbe:
 
 def _version(package: Path) -> tuple[str | None, bool]:
     """Return the version, a build for CPUs marked ``+cpu``, and whether its command finds metadata of its own name."""
-    told = {name: _metadata_version(name, package.parent) for name in _DISTRIBUTIONS}
+    told = {name: read_version(name, package.parent) for name in _DISTRIBUTIONS}
     named, for_cpu = told["vllm"], told[_CPU_DISTRIBUTION]
     version = named or for_cpu
     if version is not None and for_cpu is not None and "+" not in version:
         version = f"{version}+cpu"
     return version, named is not None
-
-
-def _metadata_version(distribution: str, folder: Path) -> str | None:
-    for found in folder.glob(f"{distribution}-*.dist-info"):
-        with contextlib.suppress(OSError), (found / "METADATA").open(errors="replace") as lines:
-            for line in iter(lines.readline, "\n"):
-                if not line or line.startswith("Version:"):
-                    return line.partition(":")[2].strip() or None
-    return None
 
 
 def _remembered_flags(package: Path, version: str | None, cache_dir: Path | None) -> frozenset[str]:
