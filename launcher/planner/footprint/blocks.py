@@ -450,11 +450,24 @@ class Blocks:
         iswa: bool = False,
     ) -> Tensor:
         """``build_attn`` with a K and a V cache; without ``k`` its owner's cache is read as it is."""
-        heads, batch = layer.heads, self.batch
-        if batch.cacheless and k is not None and v is not None:
+        heads = layer.heads
+        if self.batch.cacheless and k is not None and v is not None:
             x = self._attend_batch(heads, q, k, v)
             return x if output is None else self.project(layer, output, x)
         inp = self._attention_input(heads)
+        q, k_view, v_view = self._cache_batch(layer, inp, (q, k, v), iswa=iswa)
+        sinks = self.weight(layer, "attn_sinks.weight")
+        x = self._mha(q, k_view, v_view, inp.mask, sinks, capped=capped)
+        if inp.v_rot is not None:
+            x = rotate_heads(x, inp.v_rot)
+        return x if output is None else self.project(layer, output, x)
+
+    def _cache_batch(
+        self, layer: Layer, inp: _AttentionInput, qkv: tuple[Tensor, Tensor | None, Tensor | None], *, iswa: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Store keys and values, where there are any; return the queries and what is cached, as attention reads them."""
+        heads, batch = layer.heads, self.batch
+        q, k, v = qkv
         if inp.k_rot is not None:
             q = rotate_heads(q, inp.k_rot)
             k = None if k is None else rotate_heads(k, inp.k_rot)
@@ -469,13 +482,7 @@ class Blocks:
             self.graph.expand(self._store_rows(k, cache_k, inp.k_idxs))
         if v is not None:
             self.graph.expand(self._store_v(v, cache_v, inp.v_idxs))
-        k_view = self._cache_view(cache_k, heads.head_k, heads.n_head_kv)
-        v_view = self._v_view(cache_v, heads)
-        sinks = self.weight(layer, "attn_sinks.weight")
-        x = self._mha(q, k_view, v_view, inp.mask, sinks, capped=capped)
-        if inp.v_rot is not None:
-            x = rotate_heads(x, inp.v_rot)
-        return x if output is None else self.project(layer, output, x)
+        return q, self._cache_view(cache_k, heads.head_k, heads.n_head_kv), self._v_view(cache_v, heads)
 
     def _attend_batch(self, heads: Heads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """``build_attn`` without a cache."""

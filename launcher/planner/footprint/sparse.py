@@ -71,39 +71,24 @@ class _SparseBlocks(Blocks):
 
     def attend_chosen(self, layer: Layer, model: Model, x: Tensor, qkv: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """The sparse branch of ``llama_model_minimax_m3::graph``, for more than one token a stream."""
-        heads, batch = layer.heads, self.batch
+        batch = self.batch
         n_index = size_of(model, "attention.indexer.head_count")
         iq = reshape(self.project(layer, "indexer.q_proj", x), layer.n_index, n_index, batch.n_tokens)
         ik = reshape(self.project(layer, "indexer.k_proj", x), layer.n_index, 1, batch.n_tokens)
         iq, ik = self.norm(iq, layer, "indexer.q_norm"), self.norm(ik, layer, "indexer.k_norm")
         iq, ik = rope(iq, self.positions), rope(ik, self.positions)
-        inp = self._attention_input(heads)
+        inp = self._attention_input(layer.heads)
         shared = self.chosen
         if shared is None:
             shared = self.chosen = _Chosen(batch, inp.mask, size_of(model, "attention.indexer.block_size"))
         keys = self._cache(layer, "index", batch.element_k, layer.n_index)
         self.graph.expand(self._store_rows(ik, keys, shared.index_ids))
-        q, k, v = qkv
-        if inp.k_rot is not None:
-            q, k = rotate_heads(q, inp.k_rot), rotate_heads(k, inp.k_rot)
-        if inp.v_rot is not None:
-            v = rotate_heads(v, inp.v_rot)
-        for tensor in (q, k, v):
-            self.graph.expand(tensor)
-        cache_k = self._cache(layer, "k", batch.element_k, heads.head_k * heads.n_head_kv)
-        cache_v = self._cache(layer, "v", batch.element_v, heads.head_v * heads.n_head_kv)
-        self.graph.expand(self._store_rows(k, cache_k, inp.k_idxs))
-        self.graph.expand(self._store_rows(v, cache_v, inp.v_idxs))
-        k_view = self._cache_view(cache_k, heads.head_k, heads.n_head_kv)
-        v_view = self._cache_view(cache_v, heads.head_v, heads.n_head_kv)
+        q, k_view, v_view = self._cache_batch(layer, inp, qkv, iswa=True)
         n_top = min(size_of(model, "attention.indexer.top_k"), shared.n_blocks)
-        out: Tensor | None = None
-        for _ in range(batch.n_stream):
-            mask = self._mask_chosen(shared, iq, keys, n_index, n_top)
-            part = self._attend_stream(q, k_view, v_view, mask)
-            out = part if out is None else concat(out, part, 1)
-        if out is None:
-            raise ValueError(batch.n_stream)
+        masks = [self._mask_chosen(shared, iq, keys, n_index, n_top) for _ in range(batch.n_stream)]
+        out, *others = (self._attend_stream(q, k_view, v_view, mask) for mask in masks)
+        for other in others:
+            out = concat(out, other, 1)
         if inp.v_rot is not None:
             out = rotate_heads(out, inp.v_rot)
         return self.project(layer, "attn_output", out)
