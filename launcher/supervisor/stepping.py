@@ -98,14 +98,7 @@ class MachineStepper:
             wait = "nothing smaller fits beside them; it is tried again, for they may give it back"
             return Step(plan=plan, story=(setback.words, measured, wait), is_retry=True, after_backoff=True)
         if isinstance(outcome, Refusal):
-            return advise(
-                replace(outcome, derivation=(setback.words, measured, *outcome.derivation)),
-                self._request,
-                machine,
-                argv=self._argv,
-                alternatives=self._alternatives,
-                calibration=known,
-            )
+            return self._refuse(outcome, (setback.words, measured), machine, known)
         return Step(plan=outcome, story=(setback.words, measured, *describe_step(plan, outcome)))
 
     def _may_go_on(self, setback: Setback, *, had: int, others: int) -> bool:
@@ -127,20 +120,25 @@ class MachineStepper:
             if not lost:
                 again = "all of its workers are there: the same plan is tried once more"
                 return Step(plan=plan, story=(setback.words, again), is_retry=True, after_backoff=True)
-            outcome = decide(self._request, machine, self._candidates(), self._known(machine))
+            known = self._known(machine)
+            outcome = decide(self._request, machine, self._candidates(), known)
             left = f"{', '.join(lost)} no longer answer{'s' if len(lost) == 1 else ''}; planned for what is left"
             if isinstance(outcome, Plan):
                 return Step(plan=outcome, story=(setback.words, left, *describe_step(plan, outcome)))
             if time.monotonic() >= end_s:
-                return advise(
-                    replace(outcome, derivation=(setback.words, left, *outcome.derivation)),
-                    self._request,
-                    machine,
-                    argv=self._argv,
-                    alternatives=self._alternatives,
-                    calibration=self._known(machine),
-                )
+                return self._refuse(outcome, (setback.words, left), machine, known)
             time.sleep(_RETURN_PAUSE_S)
+
+    def _refuse(self, refusal: Refusal, words: tuple[str, ...], machine: Inventory, known: Calibration) -> Refusal:
+        """Return a refusal with the words of what led to it, and its checked ways out."""
+        return advise(
+            replace(refusal, derivation=(*words, *refusal.derivation)),
+            self._request,
+            machine,
+            argv=self._argv,
+            alternatives=self._alternatives,
+            calibration=known,
+        )
 
     def _step_down(self, setback: Setback, memory: str, machine: Inventory, known: Calibration) -> Outcome:
         if setback.plan.engine is Engine.VLLM:
