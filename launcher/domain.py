@@ -603,6 +603,12 @@ class Footprint(Noun, frozen=True):
         """What is held in each host's memory."""
         return self.host, *self.further_hosts
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the weights, on devices and in host memory together."""
+        on_devices = sum(use.weights_bytes for use in self.devices)
+        return on_devices + sum(use.weights_bytes for use in self.hosts)
+
 
 class Budget(Noun, frozen=True):
     """What a plan may use of one memory: free bytes less the margin that stays free and the driver's residual."""

@@ -24,7 +24,7 @@ from launcher.domain import (
 )
 from launcher.planner.ask import merge_settings, resolve_ask
 from launcher.planner.choice import explain, pareto_front, pick
-from launcher.planner.forms import Form, prepare_forms
+from launcher.planner.forms import Form
 from launcher.planner.hosts import devices_of, distinct_nodes, on_node
 from launcher.planner.parameters import count_active
 from launcher.planner.quality import kl_divergence
@@ -57,15 +57,14 @@ class _Option(Struct, frozen=True):
     @property
     def weights_bytes(self) -> int:
         """Size of the weights, as far as they are on devices or in host memory."""
-        footprint = self.plan.footprint
-        return footprint.host.weights_bytes + sum(use.weights_bytes for use in footprint.devices)
+        return self.plan.footprint.weights_bytes
 
 
 def decide_on_cluster(
     request: Request,
     cluster: Cluster,
     decide_one: Callable[[Inventory], Outcome | None],
-    forms: tuple[Form, ...] | None,
+    forms: tuple[Form, ...],
 ) -> Outcome | None:
     """Plan or refuse; ``decide_one`` answers for one machine, ``None`` where it has nothing that is wanted."""
     kinds = distinct_nodes(cluster)
@@ -90,13 +89,13 @@ def list_on_cluster(
     return tuple(option.plan for option in pareto_front(options))
 
 
-def _decide_across(request: Request, cluster: Cluster, forms: tuple[Form, ...] | None) -> Outcome | None:
+def _decide_across(request: Request, cluster: Cluster, forms: tuple[Form, ...]) -> Outcome | None:
     """Return vLLM's answer over all machines; ``None`` where it is not to be chosen unasked."""
     if not is_rival(request, cluster):
         return None
     from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - a tenth of the start-up, seldom needed
 
-    return decide_vllm(request, cluster, prepare_forms(request.profile) if forms is None else forms)
+    return decide_vllm(request, cluster, forms)
 
 
 def _why_not_across(request: Request, cluster: Cluster) -> str:

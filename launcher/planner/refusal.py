@@ -141,7 +141,7 @@ def _slow_trial(candidate: Candidate, ask: Ask, target: Target, whole: Trial) ->
 def format_need(trial: Trial) -> str:
     """Return the derivation of a need: its parts, and their sum."""
     devices, host = trial.footprint.devices, trial.footprint.host
-    weights = host.weights_bytes + sum(use.weights_bytes for use in devices)
+    weights = trial.footprint.weights_bytes
     cache = host.kv_cache_bytes + sum(use.kv_cache_bytes for use in devices)
     compute = host.compute_bytes + sum(use.compute_bytes for use in devices)
     config = trial.config

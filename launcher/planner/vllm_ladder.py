@@ -132,13 +132,11 @@ def _relieves(smaller: Plan, plan: Plan, short: Shortness) -> bool:
 
 def _asks_less(smaller: Plan, plan: Plan) -> bool:
     """Whether fewer tokens are to be cached, smaller weights loaded, or more GPUs share both."""
-    before = (plan.n_ctx_per_request * plan.n_parallel, _weights_bytes(plan), -len(plan.footprint.devices))
-    after = (smaller.n_ctx_per_request * smaller.n_parallel, _weights_bytes(smaller), -len(smaller.footprint.devices))
-    return any(new < old for new, old in zip(after, before, strict=True))
 
+    def asked(of: Plan) -> tuple[int, int, int]:
+        return of.n_ctx_per_request * of.n_parallel, of.footprint.weights_bytes, -len(of.footprint.devices)
 
-def _weights_bytes(plan: Plan) -> int:
-    return sum(use.weights_bytes for use in plan.footprint.devices) + plan.footprint.host.weights_bytes
+    return any(new < old for new, old in zip(asked(smaller), asked(plan), strict=True))
 
 
 def _other_engine(request: Request, inventory: Inventory, calibration: Calibration | None) -> Plan | None:
