@@ -186,7 +186,7 @@ def view(source: Tensor, ne: Shape, nb: Shape) -> Tensor:
 
 
 def reshape(source: Tensor, n: int, n_rows: int = 1, n_planes: int = 1, n_spaces: int = 1) -> Tensor:
-    """``ggml_reshape_*``: contiguous memory under other dimensions."""
+    """``ggml_reshape_*``, or ``ggml_view_*`` of what begins it: contiguous memory under other dimensions."""
     return Tensor(VIEW, source.element, (n, n_rows, n_planes, n_spaces), (source,), None, source.root or source)
 
 

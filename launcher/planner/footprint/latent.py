@@ -32,7 +32,6 @@ from launcher.planner.footprint.graph import (
     transpose,
     view,
 )
-from launcher.planner.footprint.recurrent import packed
 
 
 class _Chooser:
@@ -153,8 +152,8 @@ def _delta_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor
     before = reshape(b.load_states(cache), head, head, n_head, n_seq)
     q, k = in_place(in_place(q)), in_place(in_place(k))
     result = fresh(shape(head * n_head, n_tokens + head * n_seq), q, k, v, gate, beta, before)
-    out = cont(view(result, (head, n_head, n_per_seq, n_seq), packed(head, n_head, n_per_seq, n_seq)))
-    b.save_states(view(result, (head, head, n_head, n_seq), packed(head, head, n_head, n_seq)), cache)
+    out = cont(reshape(result, head, n_head, n_per_seq, n_seq))
+    b.save_states(reshape(result, head, head, n_head, n_seq), cache)
     flat = reshape(reshape(x, x.ne[0], n_per_seq, n_seq), x.ne[0], n_tokens)
     second = mul_mat(b.need(layer, "ssm_g_b.weight"), mul_mat(b.need(layer, "ssm_g_a.weight"), flat))
     normed = b.norm(reshape(out, head, n_head, n_tokens), layer, "ssm_norm")

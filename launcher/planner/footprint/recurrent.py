@@ -77,7 +77,7 @@ def _mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     dt = in_place(mul_mat(b.need(layer, "ssm_dt.weight"), dt), b.need(layer, "ssm_dt.bias"))
     wide = reshape(x, 1, d_inner, n_per_seq, n_seq)
     y = _scan(b, layer, (wide, dt, b.need(layer, "ssm_a"), b_part, c_part), d_inner, model)
-    y = view(y, half, (4, 4 * d_inner, 4 * d_inner * n_per_seq, 4 * d_inner * n_per_seq * n_seq))
+    y = reshape(y, *half)
     y = in_place(y, in_place(x, b.need(layer, "ssm_d")))
     y = like(cont(z), y)
     out = b.project(layer, "ssm_out", y)
@@ -118,7 +118,7 @@ def _mamba2(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     b_part, c_part = view(x_bc, *group), view(x_bc, *group)
     dt = in_place(cont(dt), b.need(layer, "ssm_dt.bias"))
     y = _scan(b, layer, (x, dt, b.need(layer, "ssm_a"), b_part, c_part), d_inner, model)
-    y = view(y, heads, (4, x.nb[1], n_head * x.nb[1], n_per_seq * n_head * x.nb[1]))
+    y = reshape(y, *heads)
     y = in_place(y, in_place(x, b.need(layer, "ssm_d")))
     y = like(cont(z), y)
     if b.weight(layer, "ssm_norm.weight") is not None:
@@ -144,11 +144,11 @@ def _plamo2_mamba(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     names = ("ssm_b_norm", "ssm_c_norm", "ssm_dt_norm")
     b_part, c_part, dt = (b.norm(part, layer, name) for part, name in zip(parts, names, strict=True))
     dt = in_place(mul_mat(b.need(layer, "ssm_dt.weight"), dt), b.need(layer, "ssm_dt.bias"))
-    x = view(x, heads, packed(*heads))
+    x = reshape(x, *heads)
     group = (d_state, 1, n_per_seq, n_seq)
     decay = reshape(b.need(layer, "ssm_a"), 1, n_head)
-    operands = (x, dt, decay, view(b_part, group, packed(*group)), view(c_part, group, packed(*group)))
-    y = view(_scan(b, layer, operands, d_inner, model), heads, packed(*heads))
+    operands = (x, dt, decay, reshape(b_part, *group), reshape(c_part, *group))
+    y = reshape(_scan(b, layer, operands, d_inner, model), *heads)
     y = in_place(y, in_place(x, reshape(b.need(layer, "ssm_d"), 1, n_head)))
     y = like(cont(z), y)
     out = b.project(layer, "ssm_out", view(y, shape(d_inner, n_per_seq, n_seq), (4, y.nb[2], y.nb[3], y.nb[3])))
@@ -186,18 +186,12 @@ def _delta_net(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     if model.name == "qwen3next" and n_k != n_v:
         q, k = (_spread_heads(part, n_v) for part in (q, k))
     result = fresh(shape(d_inner, batch.n_tokens + head_v * n_seq), q, k, v, gate, beta, state)
-    out = view(result, (head_v, n_v, n_per_seq, n_seq), packed(head_v, n_v, n_per_seq, n_seq))
-    new_state = view(result, (head_v, head_v, n_v, n_seq), packed(head_v, head_v, n_v, n_seq))
-    b.save_states(new_state, cache)
+    out = reshape(result, head_v, n_v, n_per_seq, n_seq)
+    b.save_states(reshape(result, head_v, head_v, n_v, n_seq), cache)
     z = reshape(z, head_v, n_v, n_per_seq, n_seq)
     out = in_place(b.norm(out, layer, "ssm_norm"), in_place(z))
     out = b.project(layer, "ssm_out", reshape(out, d_inner, n_per_seq, n_seq))
     return reshape(out, out.ne[0], batch.n_tokens)
-
-
-def packed(*ne: int) -> tuple[int, int, int, int]:
-    """Strides of contiguous f32."""
-    return 4, 4 * ne[0], 4 * ne[0] * ne[1], 4 * ne[0] * ne[1] * ne[2]
 
 
 def _spread_heads(x: Tensor, n_head: int) -> Tensor:

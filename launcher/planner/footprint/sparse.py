@@ -43,13 +43,6 @@ def _add_inplace(x: Tensor, y: Tensor) -> Tensor:
     return Tensor(STORE, x.element, x.ne, (x, y), x.nb, x.root or x)
 
 
-def _packed(x: Tensor, *ne: int) -> Tensor:
-    """A view of contiguous memory within ``x``."""
-    a, b, c, d = shape(*ne)
-    size = x.element.size
-    return view(x, (a, b, c, d), (size, size * a, size * a * b, size * a * b * c))
-
-
 class _Chosen:
     """The inputs that all layers share (``llm_graph_input_msa``)."""
 
@@ -99,12 +92,12 @@ class _SparseBlocks(Blocks):
         dim = iq.ne[0]
         queries = view(iq, shape(dim, n_index, n_tokens), iq.nb)
         own_keys = view(keys, shape(dim, n_cells), (keys.nb[0], keys.nb[1], keys.nb[2], keys.nb[2]))
-        by_position = get_rows(own_keys, _packed(shared.cells, shared.n_positions, 1))
+        by_position = get_rows(own_keys, reshape(shared.cells, shared.n_positions, 1))
         scores = mul_mat(by_position, reshape(queries, dim, n_index * n_tokens))
         scores = reshape(scores, shared.n_positions, n_index, n_tokens)
-        scores = _add_inplace(scores, _packed(shared.visible, shared.n_positions, 1, n_tokens))
+        scores = _add_inplace(scores, reshape(shared.visible, shared.n_positions, 1, n_tokens))
         best = fresh(shape(n_blocks, n_index, n_tokens), scores)
-        bias = _packed(shared.bias, n_blocks, 1, n_tokens)
+        bias = reshape(shared.bias, n_blocks, 1, n_tokens)
         top = fresh(shape(n_top, n_index, n_tokens), in_place(best, bias), element=I32)
         hidden = in_place(bias)
         hidden = fresh(hidden.ne, hidden, element=F16)
@@ -116,9 +109,9 @@ class _SparseBlocks(Blocks):
         )
         shown = cont(permute(reshape(shown, n_blocks, n_index, n_tokens), 0, 2, 1, 3))
         by_block = cont(transpose(reshape(shown, n_blocks, n_rows)))
-        by_cell = get_rows(by_block, _packed(shared.blocks_of_cells, n_cells, 1))
+        by_cell = get_rows(by_block, reshape(shared.blocks_of_cells, n_cells, 1))
         wide = reshape(cont(transpose(by_cell)), n_cells, n_tokens, n_index)
-        wide = _add_inplace(wide, _packed(shared.mask, n_cells, n_tokens, 1))
+        wide = _add_inplace(wide, reshape(shared.mask, n_cells, n_tokens, 1))
         wide = reshape(wide, n_cells, n_tokens, 1, n_index)
         return fresh(wide.ne, wide, element=F16)
 
