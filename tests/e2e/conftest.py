@@ -2,10 +2,13 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
+
+from tests.fakes.processes import heirs
 
 
 @pytest.fixture
@@ -17,16 +20,4 @@ def environment(tmp_path: Path) -> dict[str, str]:
 @pytest.fixture
 def survivors(environment: dict[str, str]) -> Callable[[], list[psutil.Process]]:
     """Find every living process that inherited the test's environment: supervisors, guards and engines."""
-    mark = environment["LAUNCHER_STATE_DIR"]
-
-    def find() -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get("LAUNCHER_STATE_DIR") == mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
-
-    return find
+    return partial(heirs, environment["LAUNCHER_STATE_DIR"])

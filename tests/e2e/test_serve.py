@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from launcher.domain import EngineInstall
+from launcher.supervisor.checks import free_port
 from launcher.supervisor.options import RunOptions
 
 _READY_S: Final = 120.0
@@ -52,13 +53,6 @@ class Serve:
             connection.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def _await(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -69,7 +63,7 @@ def _await(condition: Callable[[], bool], what: str, timeout_s: float) -> None:
 @contextmanager
 def _serving(launch: tuple[str, ...], environment: dict[str, str], folder: Path, *words: str) -> Iterator[Serve]:
     """Run ``launch serve``; on leaving, make sure that it and all it started are gone."""
-    port = _free_port()
+    port = free_port("127.0.0.1")
     errors = folder / "stderr.txt"
     with ExitStack() as stack:
         stderr = stack.enter_context(errors.open("w"))

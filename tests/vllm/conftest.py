@@ -4,7 +4,6 @@ import contextlib
 import http.client
 import json
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,8 @@ from launcher.inventory.vllm_install import EXPLICIT_VARIABLE
 from launcher.metadata.load import read_spec
 from launcher.planner.fit import decide
 from launcher.profiles.local import profile_for_weights
+from launcher.supervisor.checks import free_port
+from tests.fakes.processes import heirs
 from tests.fakes.tiny_model import write_tiny_model
 
 READY_S: Final = 400.0
@@ -41,9 +42,7 @@ class Serve:
             "LAUNCHER_CACHE_DIR": str(folder / "cache"),
         }
         self.errors = folder / "stderr.txt"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self.port = free_port("127.0.0.1")
         with self.errors.open("w") as stderr:
             self.process = subprocess.Popen(
                 [*launch, "serve", *words, "--port", str(self.port)],
@@ -98,15 +97,7 @@ class Serve:
 
     def tree(self) -> list[psutil.Process]:
         """Return every living process that inherited the state directory."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                ours = process.environ().get("LAUNCHER_STATE_DIR") == str(self.state)
-                if ours and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return heirs(str(self.state))
 
     def engines(self, title: str) -> list[psutil.Process]:
         """Return the engine's processes of a title: ``vllm.entrypoints`` is the main one, ``EngineCore`` its core."""
