@@ -66,23 +66,21 @@ _CACHES_NOTHING: Final = frozenset({"deci"})
 """Layers without K have a cache of no width, which grows to the widest V without flash attention."""
 
 _BOTH: Final = frozenset({"falcon-h1"})
-_CACHELESS: Final = frozenset(
+ENCODERS: Final = frozenset(
     (
         "bert",
-        "dream",
         "eurobert",
         "gemma-embedding",
         "jina-bert-v2",
         "jina-bert-v3",
-        "llada",
-        "llada-moe",
         "modern-bert",
         "neo-bert",
         "nomic-bert",
         "nomic-bert-moe",
-        "rnd1",
     )
 )
+"""They embed texts: they put out no logits."""
+_CACHELESS: Final = ENCODERS | {"dream", "llada", "llada-moe", "rnd1"}
 """Encoders and diffusion models: tokens attend to all others of their batch (``create_memory`` returns nothing)."""
 _LOOPING: Final = frozenset({"nanbeige"})
 """Their files may ask for several rounds through all blocks."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Final
 
+from launcher.planner.architecture import ENCODERS
 from launcher.planner.footprint.blocks import Blocks, Layer
 from launcher.planner.footprint.family import (
     PLAIN,
@@ -38,7 +39,7 @@ _BAICHUAN_ROTATES: Final = 32
 """Only Baichuan of this depth (7B) rotates: the other has biases by distance."""
 _FACTORS_IN_FULL: Final = frozenset({"step35"})
 """Only layers that see everything use the file's frequency factors."""
-_NORMS_BEFORE: Final = ("eurobert", "gemma-embedding", "modern-bert", "neo-bert")
+_NORMS_BEFORE: Final = frozenset({"eurobert", "gemma-embedding", "modern-bert", "neo-bert"})
 """Encoders that norm what a part reads, as transformers do; the others norm what it puts out."""
 _NORMS_LATE: Final = frozenset({"hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"})
 """Queries and keys are normed after they were rotated."""
@@ -262,8 +263,7 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     **dict.fromkeys(("nemotron_h_moe", "plamo2", "mamba", "mamba2", "qwen35", "qwen35moe", "qwen3next"), _recurrent),
     "minimax-01": _lightning,
     "minimax-m3": _sparse,
-    **dict.fromkeys(_NORMS_BEFORE, _encoder),
-    **dict.fromkeys(("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe"), _encoder),
+    **dict.fromkeys(ENCODERS, _encoder),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"), _rwkv),
 }
 """Graphs that are not a transformer's. Their files are loaded by the model that needs one: a plan seldom does, and each

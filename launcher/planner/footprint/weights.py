@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from launcher.domain import ModelSpec, TensorInfo
-from launcher.planner.architecture import count_nextn, is_expert, layer_of
+from launcher.planner.architecture import ENCODERS, count_nextn, is_expert, layer_of
 from launcher.planner.footprint.blocks import Weight
 from launcher.planner.footprint.compute import Shapes
 from launcher.planner.footprint.family import PLAIN, STYLES
@@ -20,18 +20,7 @@ from launcher.planner.footprint.graph import Shape, shape
 from launcher.tensor_types import TensorType
 
 _OUTPUT_NAMES: Final = ("output", "altup_", "cls", "dense_", "enc.output_norm")
-_WITHOUT_LOGITS: Final = frozenset(
-    (
-        "bert",
-        "eurobert",
-        "jina-bert-v2",
-        "jina-bert-v3",
-        "modern-bert",
-        "neo-bert",
-        "nomic-bert",
-        "nomic-bert-moe",
-    )
-)
+_WITHOUT_OUTPUT: Final = ENCODERS - {"gemma-embedding"}
 """They have no output table; EmbeddingGemma is given one that it never uses."""
 _ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
 """Their output layer is created before the input layer, which then cannot be shared."""
@@ -254,7 +243,7 @@ def sum_weights(spec: ModelSpec, n_layer: int, described: Described | None = Non
         tied_output_type=None
         if embedding is None
         or has_output
-        or spec.architecture in _WITHOUT_LOGITS
+        or spec.architecture in _WITHOUT_OUTPUT
         or STYLES.get(spec.architecture, PLAIN).output_on_host
         else embedding.type,
         n_tied_rows=embedding.shape[1] if embedding and len(embedding.shape) > 1 else 0,
