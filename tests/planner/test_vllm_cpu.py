@@ -98,7 +98,7 @@ def test_a_version_that_may_not_be_started_is_refused(request_: Request, bad: di
     assert "a fault" in outcome.derivation[0] or "--max-model-len" in outcome.derivation[0]
 
 
-def test_a_missing_folder_is_no_model(tmp_path: Path) -> None:
+def test_a_tiny_model_is_read_as_it_was_written(tmp_path: Path) -> None:
     """The helper of these tests writes what the reader reads."""
     spec = read_spec(write_tiny_model(tmp_path / "m", n_layer=3))
     assert spec.metadata["num_hidden_layers"] == 3
