@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +20,7 @@ from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError, New
 from urllib3.util import Timeout, Url, parse_url
 
 from launcher.errors import ClusterAccessError, ClusterError, UsageError
+from launcher.inventory.addresses import is_loopback
 from launcher.inventory.text import printable
 from launcher.units import MIB, format_bytes
 
@@ -54,7 +54,7 @@ class Dashboard:
     def is_exposed(self) -> bool:
         """Whether the token goes there unencrypted, over a network."""
         parsed = parse_url(self.url)
-        return self._token is not None and parsed.scheme == "http" and not _is_loopback(parsed.host or "")
+        return self._token is not None and parsed.scheme == "http" and not _is_here(parsed)
 
     def get(self, path: str) -> bytes:
         """Return the body of the answer to ``path``.
@@ -118,7 +118,7 @@ def open_dashboard(url: str) -> Iterator[Dashboard]:
     parsed = _parse(url)
     token = read_token()
     address = parsed.url.rstrip("/")
-    if token is None and not _is_loopback(parsed.host or ""):
+    if token is None and not _is_here(parsed):
         message = f"{address} is beyond this machine, and there is no token to show it"
         help_ = f"set {TOKEN_VARIABLE}; a Ray dashboard without a token lets anybody on its network run programs"
         raise UsageError(message, help=help_)
@@ -171,13 +171,8 @@ def _parse(url: str) -> Url:
     return parsed._replace(port=port)
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def _is_here(parsed: Url) -> bool:
+    return is_loopback((parsed.host or "").strip("[]"))
 
 
 def _reason(error: Exception) -> str:

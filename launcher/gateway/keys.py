@@ -5,7 +5,6 @@ It must not know HTTP beyond a header's value. Keys are kept as digests, are nev
 
 import hashlib
 import hmac
-import ipaddress
 import os
 import stat
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import Final
 
 from launcher.domain import Address
 from launcher.errors import ApiKeyError, UsageError
+from launcher.inventory.addresses import is_loopback
 
 KEY_ENV: Final = "LAUNCHER_API_KEY"
 _MIN_KEY: Final = 16
@@ -106,11 +106,7 @@ def check_exposure(address: Address, keys: Keys) -> None:
     Raises:
         UsageError: the address is not of the loopback interface, and there is no key.
     """
-    try:
-        is_loopback = ipaddress.ip_address(address.host).is_loopback
-    except ValueError:
-        is_loopback = address.host == "localhost"
-    if not is_loopback and not keys:
+    if not is_loopback(address.host) and not keys:
         message = f"{address.host} can be reached from other machines, and the endpoint has no API key"
         raise UsageError(
             message, help="give it one with `--api-key-file FILE`, or serve on 127.0.0.1 and use an SSH tunnel"

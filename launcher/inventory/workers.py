@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from launcher.domain import Device, DeviceKind, Engine, EngineDevice, EngineInstall, Host, Inventory
 from launcher.errors import UsageError, WorkerError
+from launcher.inventory.addresses import is_loopback
 from launcher.inventory.llama_text import parse_devices
 from launcher.inventory.proc import run_bounded
 from launcher.units import GIB, MIB
@@ -199,7 +200,9 @@ class Workers:
         present = [worker for worker in self._workers if self._devices(able[0], worker)]
         told = [(worker, self._devices(able[0], worker)) for worker in present]
         devices = [device for worker, entries in told for device in _named(worker, entries)]
-        host, devices, shared = _shared(machine.host, devices, loopback={w.address for w in present if _is_loopback(w)})
+        host, devices, shared = _shared(
+            machine.host, devices, loopback={w.address for w in present if is_loopback(w.host)}
+        )
         return replace(
             machine,
             host=host,
@@ -263,10 +266,6 @@ def _named(worker: Worker, entries: tuple[EngineDevice, ...]) -> list[Device]:
         )
         for name, entry in zip(names, entries, strict=True)
     ]
-
-
-def _is_loopback(worker: Worker) -> bool:
-    return IPv4Address(worker.host).is_loopback
 
 
 def _shared(host: Host, devices: list[Device], *, loopback: set[str]) -> tuple[Host, list[Device], tuple[str, ...]]:
