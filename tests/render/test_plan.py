@@ -6,8 +6,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from msgspec.structs import replace
 
-from launcher.domain import HostUse, MemoryUse, Refusal, Request
+from launcher.domain import HostUse, MemoryUse, Plan, Refusal, Request
 from launcher.inventory import load_inventory
 from launcher.planner.advice import plan
 from launcher.profiles import load_profile
@@ -65,9 +66,15 @@ def test_equal_devices_share_a_bar() -> None:
 
 
 def test_a_plan_of_vllm_speaks_its_options() -> None:
-    """None of llama-server's options is named; what vLLM is told is."""
-    text = render_outcome(plan(Request(profile=load_profile("llama3.1-405b")), load_inventory("8xh100")))
+    """None of llama-server's options is named; what vLLM is told is, the cache's type too."""
+    outcome = plan(Request(profile=load_profile("llama3.1-405b")), load_inventory("8xh100"))
+    text = render_outcome(outcome)
     for option in ("--max-model-len 8192", "--max-num-seqs 1", "--gpu-memory-utilization", "--tensor-parallel-size 8"):
         assert option in text
     assert "--ctx-size" not in text
     assert "in steps of" not in text
+    assert "--kv-cache-dtype auto" in text
+    assert isinstance(outcome, Plan)
+    assert outcome.vllm is not None
+    other = replace(outcome, vllm=replace(outcome.vllm, kv_cache_dtype="fp8"))
+    assert "--kv-cache-dtype fp8" in render_outcome(other)
