@@ -239,12 +239,7 @@ class Blocks:
         where they are, which takes no memory.
         """
         home = self._output_home
-        x = self.norm_by(
-            x,
-            self.global_weight("output_norm.weight", home),
-            self.global_weight("output_norm.bias", home),
-            layer_norm=layer_norm,
-        )
+        x = self.norm_outside(x, "output_norm", home, layer_norm=layer_norm)
         x.is_output = True  # embeddings can be asked for, and drafts start from them
         if picks:
             x = self.pick_outputs(x)
@@ -270,6 +265,11 @@ class Blocks:
     def norm(self, x: Tensor, layer: Layer, name: str, *, layer_norm: bool = False) -> Tensor:
         """``build_norm`` with a block's weights."""
         weight, bias = self.weight(layer, f"{name}.weight"), self.weight(layer, f"{name}.bias")
+        return self.norm_by(x, weight, bias, layer_norm=layer_norm)
+
+    def norm_outside(self, x: Tensor, name: str, home: int, *, layer_norm: bool = False) -> Tensor:
+        """``build_norm`` with weights outside the blocks."""
+        weight, bias = self.global_weight(f"{name}.weight", home), self.global_weight(f"{name}.bias", home)
         return self.norm_by(x, weight, bias, layer_norm=layer_norm)
 
     @staticmethod

@@ -31,8 +31,7 @@ def _embed_types(b: Blocks, x: Tensor, model: Model) -> Tensor:
 
 
 def _norm_embedded(b: Blocks, x: Tensor, model: Model) -> Tensor:
-    weight, bias = (b.global_weight(f"token_embd_norm.{part}", model.layers[0].home) for part in ("weight", "bias"))
-    return b.norm_by(x, weight, bias, layer_norm=True)
+    return b.norm_outside(x, "token_embd_norm", model.layers[0].home, layer_norm=True)
 
 
 def _attend_after_norm(b: Blocks, x: Tensor, layer: Layer, *, rotates: bool) -> Tensor:

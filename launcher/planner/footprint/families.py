@@ -96,8 +96,9 @@ def _embed_positions(b: Blocks, x: Tensor, model: Model) -> Tensor:
     table = b.global_weight("position_embd.weight", model.cpu)
     if table is not None:
         x = in_place(x, get_rows(table, b.positions))
-    weight, bias = (b.global_weight(f"token_embd_norm.{part}", model.layers[0].home) for part in ("weight", "bias"))
-    return x if weight is None else b.norm_by(x, weight, bias, layer_norm=True)
+    if "token_embd_norm.weight" not in model.table:
+        return x
+    return b.norm_outside(x, "token_embd_norm", model.layers[0].home, layer_norm=True)
 
 
 def _parallel_part(

@@ -184,12 +184,7 @@ def rwkv(model: Model) -> Graph:
     n_per_seq, n_shift = batch.n_per_seq, 1 if over_qwen else 2
     b, x = begin(model, style)
     if not over_qwen:
-        x = b.norm_by(
-            x,
-            b.global_weight("token_embd_norm.weight", model.layers[0].home),
-            b.global_weight("token_embd_norm.bias", model.layers[0].home),
-            layer_norm=True,
-        )
+        x = b.norm_outside(x, "token_embd_norm", model.layers[0].home, layer_norm=True)
     first: Tensor | None = None
     for layer in model.layers:
         x = reshape(x, n_embd, n_per_seq, batch.n_seq)
