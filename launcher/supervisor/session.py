@@ -5,8 +5,6 @@ what the block does with the engine.
 """
 
 import asyncio
-import os
-import secrets as random_source
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
@@ -18,9 +16,9 @@ from launcher.store import Instance
 from launcher.supervisor import faults, placement
 from launcher.supervisor.checks import check_start
 from launcher.supervisor.environment import environment_of
+from launcher.supervisor.holding import Holding
 from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.reclaim import reclaim
-from launcher.supervisor.tether import Tether
 
 if TYPE_CHECKING:
     import aiohttp
@@ -31,55 +29,26 @@ _GUARD_PATIENCE_S: Final = 5.0
 _ORPHAN_GRACE_S: Final = 1.0
 
 
-class _Holding:
-    """One engine under its guard, and what it printed."""
+class _Engine:
+    """One engine, and what it printed."""
 
     def __init__(self, command: Command, instance: Instance) -> None:
         self._command = command
         self.env = environment_of(command)
-        self._secrets = secrets_of(self.env)
-        self.lines: deque[str] = deque(maxlen=_N_LINES)
-        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._signal: int | None = None
-        self._gone = asyncio.Event()
-        token = random_source.token_hex(16)
-        self.tether = Tether(
+        secrets = secrets_of(self.env)
+        self._lines: deque[str] = deque(maxlen=_N_LINES)
+        self.holding = Holding(
             command.argv,
             self.env,
-            record_path=instance.guard_path(token),
-            token=token,
+            instance=instance,
             orphan_grace_s=_ORPHAN_GRACE_S,
-            on_report=self._on_report,
-            on_line=lambda line: self.lines.append(redact(line, self._secrets)),
-            on_lost=self._on_lost,
+            on_line=lambda line: self._lines.append(redact(line, secrets)),
         )
-
-    def _end(self, how: str) -> None:
-        if not self.ended.done():
-            self.ended.set_result(how)
-
-    def _on_lost(self) -> None:
-        self._end("its guard was killed")
-        self._gone.set()  # nobody is left to report it: what remains is reclaimed by the record
-
-    def _on_report(self, report: dict[str, int | str]) -> None:
-        match report["event"]:
-            case "exited":
-                self.tether.drain()
-                code, number = report.get("code"), report.get("signal")
-                self._signal = None if number is None else int(number)
-                self._end(faults.describe_exit(None if code is None else int(code), self._signal))
-            case "spawn-failed" | "record-failed":
-                self._end(os.strerror(int(report.get("errno", 0))).lower())
-            case "gone":
-                self._gone.set()
-            case _:  # "spawned"
-                pass
 
     def fault(self) -> EngineFailedError:
         """Say how the engine ended, with its telling lines."""
-        found = faults.classify(faults.End(lines=tuple(self.lines), signal_number=self._signal))
-        message = f"the engine ended ({self.ended.result()}): {faults.describe(found)}"
+        found = faults.classify(faults.End(lines=tuple(self._lines), signal_number=self.holding.signal_number))
+        message = f"the engine ended ({self.holding.ended.result()}): {faults.describe(found)}"
         return EngineFailedError(message, help=found.help, details=found.lines)
 
     async def await_ready(self, session: "aiohttp.ClientSession", timeout_s: float) -> None:
@@ -87,30 +56,21 @@ class _Holding:
         from launcher.supervisor import readiness  # noqa: PLC0415 - imports aiohttp, which a plan does not need
 
         answer = asyncio.ensure_future(readiness.await_answer(session, self._command.ready_path))
-        events: set[asyncio.Future[Any]] = {answer, self.ended}
+        events: set[asyncio.Future[Any]] = {answer, self.holding.ended}
         try:
             done, _ = await asyncio.wait(events, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:
             answer.cancel()
-        if self.ended in done:
+        if self.holding.ended in done:
             raise self.fault()
         if not done:
             message = f"the engine was not ready within {timeout_s:.0f} s"
-            raise EngineFailedError(message, details=faults.telling_lines(tuple(self.lines)))
-        self.tether.drain()
-        realised = placement.parse_placement([line for line in self.lines if placement.is_telling(line)])
+            raise EngineFailedError(message, details=faults.telling_lines(tuple(self._lines)))
+        self.holding.tether.drain()
+        realised = placement.parse_placement([line for line in self._lines if placement.is_telling(line)])
         difference = placement.mismatch(realised, self._command.expected_gpu_layers, self._command.expected_footprint)
         if difference is not None:
             raise PlacementError(difference, help="see what the engine finds with `launch hardware`")
-
-    async def close(self) -> None:
-        """End the engine's whole tree."""
-        self.tether.terminate(_GRACE_S)
-        try:
-            await asyncio.wait_for(self._gone.wait(), _GRACE_S + _GUARD_PATIENCE_S)
-        except TimeoutError:
-            self.tether.kill_guard()
-        await self.tether.close()
 
 
 @asynccontextmanager
@@ -129,22 +89,16 @@ async def open_engine(
     await asyncio.to_thread(reclaim, instance)
     check_start(command, plan, instance.path)
     try:
-        holding = _Holding(command, instance)
+        engine = _Engine(command, instance)
     except OSError as error:
         message = f"no process can be started: {(error.strerror or str(error)).lower()}"
         raise EngineFailedError(message) from error
     try:
-        async with readiness.open_session(command, holding.env) as session:
-            await holding.await_ready(session, start_timeout_s)
+        async with readiness.open_session(command, engine.env) as session:
+            await engine.await_ready(session, start_timeout_s)
             yield session
     finally:
-        await _to_its_end(_let_go(holding, instance))
-
-
-async def _let_go(holding: _Holding, instance: Instance) -> None:
-    await holding.close()
-    # A guard that was killed leaves its record and perhaps its engine; one that obeyed leaves neither.
-    await asyncio.to_thread(reclaim, instance)
+        await _to_its_end(engine.holding.close(_GRACE_S, _GUARD_PATIENCE_S))
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

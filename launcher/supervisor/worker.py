@@ -6,21 +6,19 @@ engines lose it whenever one of them sends what it cannot stand, and find it aga
 
 import asyncio
 import contextlib
-import os
-import secrets as random_source
 import time
 from collections import deque
-from collections.abc import Coroutine
 from typing import Any, Final
 
 from launcher.domain import Address, ProcessId, State
 from launcher.errors import EngineFailedError
-from launcher.store import Instance, identify
+from launcher.store import Instance
 from launcher.supervisor import faults
 from launcher.supervisor.account import Account
 from launcher.supervisor.checks import check_port
 from launcher.supervisor.environment import inherited
 from launcher.supervisor.guard import descendants
+from launcher.supervisor.holding import Holding
 from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.notices import Report
 from launcher.supervisor.options import RunOptions
@@ -75,37 +73,6 @@ def serve_worker(
         account.close()
 
 
-class _Life:
-    """One process of the worker under its guard."""
-
-    def __init__(self) -> None:
-        self.exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self.gone = asyncio.Event()
-        self.engine: ProcessId | None = None
-
-    def end(self, how: str) -> None:
-        if not self.exited.done():
-            self.exited.set_result(how)
-
-    def on_report(self, report: dict[str, int | str]) -> None:
-        match report["event"]:
-            case "spawned":
-                self.engine = identify(int(report["pid"]))
-            case "exited":
-                code, number = report.get("code"), report.get("signal")
-                self.end(
-                    faults.describe_exit(None if code is None else int(code), None if number is None else int(number))
-                )
-            case "gone":
-                self.gone.set()
-            case _:  # "spawn-failed", "record-failed"
-                self.end(os.strerror(int(report.get("errno", 0))).lower())
-
-    def on_lost(self) -> None:
-        self.end("its guard was killed")
-        self.gone.set()
-
-
 class _Keeper:
     """Starts a worker, and starts it again; lives in one event loop."""
 
@@ -153,38 +120,34 @@ class _Keeper:
                 )
             self._account.update(state=State.BACKOFF, reason=reason, engine=None, guard=None)
             self._account.notify("instance.backoff", f"starting again in {delay_s:.1f} s", delay_s=round(delay_s, 3))
-            await _first(self._stop.wait(), delay_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), delay_s)
             self._account.update(n_restarts=self._account.record.n_restarts + 1)
 
     async def _live(self) -> tuple[str, float | None]:
         """Run one process until it ends or has to; return how it ended and for how long it listened."""
-        life = _Life()
-        token = random_source.token_hex(16)
         try:
-            tether = Tether(
+            holding = Holding(
                 self._argv,
                 self._env,
-                record_path=self._instance.guard_path(token),
-                token=token,
+                instance=self._instance,
                 orphan_grace_s=self._options.orphan_grace_s,
-                on_report=life.on_report,
                 on_line=self._on_line,
-                on_lost=life.on_lost,
             )
         except OSError as error:
             return (error.strerror or str(error)).lower(), None
         try:
-            ready_s = await self._watch(life, tether)
-            return life.exited.result() if life.exited.done() else "it never listened", ready_s
+            ready_s = await self._watch(holding)
+            return holding.ended.result() if holding.ended.done() else "it never listened", ready_s
         finally:
-            await self._end(life, tether)
+            await holding.close(self._options.grace_s, self._options.guard_patience_s)
 
-    async def _watch(self, life: _Life, tether: Tether) -> float | None:
+    async def _watch(self, holding: Holding) -> float | None:
         """Wait for the end of the worker or of the wish for it; return for how long it listened."""
-        self._account.update(state=State.STARTING, guard=tether.guard)
+        self._account.update(state=State.STARTING, guard=holding.tether.guard)
         stopped = asyncio.ensure_future(self._stop.wait())
-        listens = asyncio.ensure_future(self._await_listening(tether))
-        ends: set[asyncio.Future[Any]] = {life.exited, stopped}
+        listens = asyncio.ensure_future(self._await_listening(holding.tether))
+        ends: set[asyncio.Future[Any]] = {holding.ended, stopped}
         try:
             done, _ = await asyncio.wait(
                 {*ends, listens}, timeout=self._options.stall_timeout_s, return_when=asyncio.FIRST_COMPLETED
@@ -192,15 +155,15 @@ class _Keeper:
             if listens not in done:
                 return None
             since_s = time.monotonic()
-            self._announce(life)
+            self._announce(holding.process)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             return time.monotonic() - since_s
         finally:
             stopped.cancel()
             listens.cancel()
 
-    def _announce(self, life: _Life) -> None:
-        self._account.update(state=State.READY, engine=life.engine, ready_at=time.time(), reason=None, details=())
+    def _announce(self, worker: ProcessId | None) -> None:
+        self._account.update(state=State.READY, engine=worker, ready_at=time.time(), reason=None, details=())
         host, port = self._address.host, self._address.port
         self._account.notify("engine.ready", f"a worker listens at {host}:{port}", host=host, port=port)
 
@@ -212,23 +175,7 @@ class _Keeper:
                 return
             await asyncio.sleep(_LOOK_S)
 
-    async def _end(self, life: _Life, tether: Tether) -> None:
-        """End the worker's whole tree; a guard that was killed leaves its record, by which the rest is ended."""
-        tether.terminate(self._options.grace_s)
-        if not await _first(life.gone.wait(), self._options.grace_s + self._options.guard_patience_s):
-            tether.kill_guard()
-        await tether.close()
-        await asyncio.to_thread(reclaim, self._instance)
-
     def _on_line(self, line: str) -> None:
         line = redact(line, self._secrets)
         self._lines.append(line)
         self._account.write_line(line)
-
-
-async def _first(event: Coroutine[Any, Any, object], timeout_s: float) -> bool:
-    """Wait for something at most so long; say whether it came."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event, timeout_s)
-        return True
-    return False
