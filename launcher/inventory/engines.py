@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from launcher.domain import Engine, EngineDevice, EngineInstall
+from launcher.inventory.class_fields import annotated_fields
 from launcher.inventory.distributions import read_version
 from launcher.inventory.engine_cache import (
     Capabilities,
@@ -270,15 +271,7 @@ def parse_settings_flags(source: str) -> frozenset[str]:
     Raises:
         SyntaxError: the text is no Python.
     """
-    import ast  # noqa: PLC0415 - 5 ms, and what it finds is remembered
-
-    return frozenset(
-        f"--{statement.target.id}"
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name in {"ModelSettings", "ServerSettings"}
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-    )
+    return frozenset(f"--{name}" for name in annotated_fields(source, ("ModelSettings", "ServerSettings")))
 
 
 def _package_dir(module: str) -> Path | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from launcher.domain import Engine, EngineInstall
+from launcher.inventory.class_fields import annotated_fields
 from launcher.inventory.distributions import read_version
 from launcher.inventory.engine_cache import Capabilities, read_capabilities, write_capabilities
 from launcher.inventory.vllm_holes import find_holes
@@ -135,13 +136,6 @@ def parse_flags(source: str) -> Iterator[str]:
     Raises:
         SyntaxError: the text is no Python.
     """
-    import ast  # noqa: PLC0415 - 5 ms, and what it finds is remembered
-
-    for node in ast.parse(source).body:
-        if not isinstance(node, ast.ClassDef) or node.name not in _ARGUMENT_CLASSES:
-            continue
-        for statement in node.body:
-            if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-                name = statement.target.id
-                if not name.startswith("_"):
-                    yield f"--{name.replace('_', '-')}"
+    for name in annotated_fields(source, _ARGUMENT_CLASSES):
+        if not name.startswith("_"):
+            yield f"--{name.replace('_', '-')}"
