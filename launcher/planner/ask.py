@@ -114,7 +114,10 @@ def with_less_context(ask: Ask) -> Iterator[Ask]:
 
 
 def with_halved_context(ask: Ask, least: int) -> Iterator[Ask]:
-    """Yield the ask with ever half the context of each request, down to ``least`` tokens; nothing where the user fixed it."""
+    """Yield the ask with ever half the context of each request, down to ``least`` tokens.
+
+    Nothing is yielded where the user fixed the context.
+    """
     n_ctx = ask.n_ctx_per_request
     while n_ctx > least and not ask.settings.fix_context:
         n_ctx = max(least, n_ctx // 2)

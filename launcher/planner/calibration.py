@@ -12,7 +12,8 @@ from launcher.units import GIB
 def machine_id(inventory: Inventory) -> str:
     """Return what a calibration is valid for: the processor and how much of it, the memory, its own devices.
 
-    Workers come and go, and are of other machines. Free memory, driver and engines may change without invalidating what was measured.
+    Workers come and go, and are of other machines. Free memory, driver and engines may change without invalidating what
+    was measured.
     """
     import hashlib  # noqa: PLC0415 - OpenSSL's, which a plan for another machine does not need
 

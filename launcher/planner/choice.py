@@ -11,8 +11,8 @@ from launcher.domain import Engine, Objective, Speed
 MANY_REQUESTS: Final = 8
 """From so many requests at once their sum counts, not the speed of one; assumed."""
 NEAR_LOSSLESS: Final = 0.01
-"""Nats of loss that are given for it: a little above q6_k's, below q5_k_m's. vLLM's throughput was seen to grow with the requests while
-llama.cpp's stayed flat (published: Llama 3.1 8B on one H200, developers.redhat.com, 30 September 2025)."""
+"""Nats of loss that are given for it: a little above q6_k's, below q5_k_m's. vLLM's throughput was seen to grow with the
+requests while llama.cpp's stayed flat (published: Llama 3.1 8B on one H200, developers.redhat.com, 30 September 2025)."""
 
 
 class Option(Protocol):
@@ -45,8 +45,9 @@ AnyOption = TypeVar("AnyOption", bound=Option)
 def pick(options: Sequence[AnyOption], objective: Objective, n_parallel: int) -> AnyOption:
     """Pick by objective: the best quality that is at least half as fast as the fastest, or the fastest.
 
-    For many requests at once vLLM's are preferred that lose next to nothing. Of one engine's plans that lose equally much the largest file is taken (more bits under the same name), of several
-    engines' the fastest, of what is equal in that too the first.
+    For many requests at once vLLM's are preferred that lose next to nothing. Of one engine's plans that lose equally much
+    the largest file is taken (more bits under the same name), of several engines' the fastest, of what is equal in that
+    too the first.
     """
     if n_parallel >= MANY_REQUESTS:
         options = [option for option in options if _is_for_many(option)] or options

@@ -163,8 +163,8 @@ def list_alternatives(
 ) -> tuple[Plan, ...]:
     """Return the plans that no other beats in both quality and speed, best quality first; empty where none fits.
 
-    Floors do not apply: what lies below them is shown, for the user to judge. Nor does it matter whether this release can
-    start the engine: vLLM's plans are among them wherever it is, or may be. ``prepared`` and ``forms`` are as in ``decide``.
+    Floors do not apply: what lies below them is shown, for the user to judge. vLLM's plans are among them wherever it is in
+    a version that may be started, or may be. ``prepared`` and ``forms`` are as in ``decide``.
     """
     if isinstance(inventory, Cluster):
         from launcher.planner.cluster_fit import list_on_cluster  # noqa: PLC0415 - only several machines need it
@@ -199,7 +199,7 @@ def list_alternatives(
 def _list_vllm(
     request: Request, machines: Machines, forms: tuple[Form, ...] | None
 ) -> "list[tuple[VllmTrial, Ask, tuple[str, ...]]]":
-    """Return what vLLM could serve where it is or may be, each with what was asked for and the wishes that were lowered."""
+    """Return what vLLM could serve where it is or may be, each with what was asked for and the wishes lowered."""
     if Engine.VLLM not in {*request.profile.engines, _fixed_engine(request)} or not _may_have_vllm(request, machines):
         return []
     from launcher.planner.vllm_fit import list_vllm  # noqa: PLC0415 - as above

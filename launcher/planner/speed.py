@@ -117,7 +117,8 @@ class Leg(Struct, frozen=True, kw_only=True):
 class Work(Struct, frozen=True, kw_only=True):
     """What one token reads and passes through: bytes and layers per device, and on the host.
 
-    ``passed_bytes`` go into a device and come out of it: activations, from the last one the logits. ``host_prompt_bytes`` are the weights on the host that a batch of many tokens reads: every expert.
+    ``passed_bytes`` go into a device and come out of it: activations, from the last one the logits.
+    ``host_prompt_bytes`` are the weights on the host that a batch of many tokens reads: every expert.
     """
 
     device_bytes: tuple[float, ...]
