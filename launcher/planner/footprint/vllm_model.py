@@ -29,11 +29,10 @@ MAX_COUNT: Final = 2**40
 """Assumed: far above any count in a configuration."""
 
 _TEXT: Final = "text_config."
-_LAYER: Final = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
-_NUMBERED: Final = re.compile(r"((?:^|\.)(?:layers|h|blocks)\.)(\d{1,6})\.")
-"""The same in three parts: what is before the number, it, and what is behind it."""
 _MAX_DIGITS: Final = 6
 """Of a block's number."""
+_NUMBERED: Final = re.compile(rf"((?:^|\.)(?:layers|h|blocks)\.)(\d{{1,{_MAX_DIGITS}}})\.")
+"""It splits a name in three: what is before the block's number, it, and what is behind it."""
 _EXPERTS: Final = re.compile(r"\.experts\.")
 _ENCODER: Final = re.compile(r"(?:^|\.)(?:visual|vision\w*|audio\w*|multi_modal_projector|embed_vision|embed_audio)\.")
 _DRAFT: Final = re.compile(r"^(?:model\.)?mtp\.")
@@ -329,8 +328,8 @@ def _count_layers(spec: ModelSpec) -> int:
 
 
 def _layer_of(name: str) -> int | None:
-    match = None if _ENCODER.search(name) else _LAYER.search(name)
-    return int(match[1]) if match else None
+    match = None if _ENCODER.search(name) else _NUMBERED.search(name)
+    return int(match[2]) if match else None
 
 
 def _module(name: str) -> tuple[str, str]:
