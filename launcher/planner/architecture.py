@@ -213,6 +213,11 @@ class Architecture(Struct, frozen=True, kw_only=True, cache_hash=True):
         return self.n_layer // self.n_loop
 
     @property
+    def n_trunk(self) -> int:
+        """Number of layers that are computed: all but those that predict ahead."""
+        return self.n_layer - self.n_layer_nextn
+
+    @property
     def is_latent(self) -> bool:
         """Whether one compressed row per token serves as K and V (multi-head latent attention)."""
         return any(

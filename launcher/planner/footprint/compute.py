@@ -120,7 +120,7 @@ def _needs_every_layer(architecture: Architecture, shapes: Shapes, places: Place
 
 def _kept(architecture: Architecture, sizes: Shapes, places: Places) -> list[int]:
     """Return the blocks needed to see every neighbourhood ``_REPEATS`` times, in order."""
-    n_trunk = architecture.n_layer - architecture.n_layer_nextn
+    n_trunk = architecture.n_trunk
     kinds = _kinds(architecture, sizes, places)[:n_trunk]
     seen: dict[tuple[int, int, int], int] = {}
     kept = []
@@ -140,7 +140,7 @@ def _spot(architecture: Architecture, alike: tuple[int, ...], places: Places, id
         alike=alike[idx],
         home=places.blocks[block],
         experts_home=places.experts[block],
-        last=idx == architecture.n_layer - architecture.n_layer_nextn - 1,
+        last=idx == architecture.n_trunk - 1,
         borrows=owner != idx,
         owner_home=places.blocks[owner],
     )
@@ -294,7 +294,7 @@ def compute_bytes(
     ``shapes`` has no bytes of weights, ``sizes`` has: ``None`` where no weights can be copied to a device, so that all
     quantizations of a model are one question.
     """
-    n_trunk = architecture.n_layer - architecture.n_layer_nextn
+    n_trunk = architecture.n_trunk
     if n_trunk <= 0:
         return (0,) * (places.n_devices + 1)
     every = every_layer or _needs_every_layer(architecture, shapes, places)
