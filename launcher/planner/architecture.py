@@ -238,7 +238,6 @@ def layer_of(tensor_name: str) -> int | None:
     return int(match[1]) if match else None
 
 
-@lru_cache(maxsize=8192)
 def is_expert(tensor_name: str) -> bool:
     """Tell whether a tensor holds routed experts: what llama-server's ``--n-cpu-moe`` keeps on the host."""
     return _EXPERT_NAME.match(tensor_name) is not None
