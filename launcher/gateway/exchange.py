@@ -134,10 +134,8 @@ class Exchange:
                 self.idle.set()
 
         attempt = Attempt(task, asyncio.get_running_loop().time(), end)
-        if self.running:
-            attempt.was_alone = False
-            for other in self.running if len(self.running) == 1 else ():
-                other.was_alone = False
+        for other in self.running:
+            attempt.was_alone = other.was_alone = False
         self.running.add(attempt)
         return attempt
 
