@@ -113,5 +113,5 @@ def test_where_nothing_smaller_is_left_it_serves_on() -> None:
     """No plan, no drain: it is told, once."""
     posted, told = run_short(Answers(NONE))
     assert posted == []
-    assert told[-1].event == "ladder.none"
+    assert [notice.event for notice in told] == ["memory.strained", "ladder.none"]
     assert "it serves on, for no smaller plan keeps its floors" in told[-1].text
