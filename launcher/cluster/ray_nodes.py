@@ -194,8 +194,8 @@ def _build_node(
     reserved = min(len(devices), _ceil(usage.get("GPU", (0.0, 0.0))[0]))
     if reserved:
         notes.append(f"{reserved} of {declared} GPUs are reserved by applications: left out")
-        devices.sort(key=lambda device: -device.known_free_bytes)
-        devices = sorted(devices[: len(devices) - reserved], key=lambda device: device.name)
+        emptiest = sorted(devices, key=lambda device: -device.known_free_bytes)[: len(devices) - reserved]
+        devices = [device for device in devices if device in emptiest]
     host, host_note = _host(node, physical)
     if host_note is not None:
         provenance = Provenance.ASSUMED

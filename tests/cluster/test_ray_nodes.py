@@ -128,6 +128,17 @@ def test_reserved_gpus_are_left_out() -> None:
     assert "4 of 8 GPUs are reserved" in node.notes[0]
 
 
+def test_gpus_that_are_left_stay_in_order() -> None:
+    """By number, not by name: the tenth does not come before the second."""
+    answers = _answers()
+    (listed,) = (each for each in answers[_NODES]["data"]["result"]["result"] if each["node_ip"] == "127.0.0.3")
+    listed["resources_total"]["GPU"] = 12.0
+    by_node = answers[_STATUS]["data"]["clusterStatus"]["loadMetricsReport"]["usageByNode"]
+    by_node[listed["node_id"]]["GPU"] = [1.0, 12.0]
+    node = _build(answers).nodes[1]
+    assert [device.name for device in node.devices] == [f"gpu{idx}" for idx in range(11)]
+
+
 def test_a_lost_node_is_no_machine() -> None:
     """Recorded after a node was stopped: ``/nodes`` still called it alive, the state API did not."""
     answers = _answers() | RECORDED["after the second node was stopped"]
