@@ -200,7 +200,9 @@ def _list_vllm(
     request: Request, machines: Machines, forms: tuple[Form, ...] | None
 ) -> "list[tuple[VllmTrial, Ask, tuple[str, ...]]]":
     """Return what vLLM could serve where it is or may be, each with what was asked for and the wishes lowered."""
-    if Engine.VLLM not in {*request.profile.engines, _fixed_engine(request)} or not _may_have_vllm(request, machines):
+    fixed = _fixed_engine(request)
+    engines = request.profile.engines if fixed is None else (fixed,)
+    if Engine.VLLM not in engines or not may_have_vllm(machines):
         return []
     from launcher.planner.vllm_fit import list_vllm  # noqa: PLC0415 - as above
 
@@ -220,10 +222,6 @@ def _only_vllm(request: Request) -> bool:
     """Whether llama.cpp is out of the question: by name, or because the profile has no other engine."""
     fixed = _fixed_engine(request)
     return fixed is Engine.VLLM or (fixed is None and set(request.profile.engines) == {Engine.VLLM})
-
-
-def _may_have_vllm(request: Request, machines: Machines) -> bool:
-    return _fixed_engine(request) in {None, Engine.VLLM} and may_have_vllm(machines)
 
 
 def _instead_of(refusal: Refusal, request: Request, inventory: Inventory, rivals: tuple[Form, ...]) -> Outcome:
