@@ -111,23 +111,20 @@ def _instance(status: Status, health: Health) -> Iterator[Metric]:
 def _observed(observed: Observed) -> Iterator[Metric]:
     """Yield what was measured last, and nothing of what nobody tells."""
     loads = observed.loads
-    by_device: dict[str, tuple[str, dict[str, float | None]]] = {
-        "device_utilization_ratio": ("Share of time in which it computed.", {d.name: d.utilization for d in loads}),
-        "device_power_watts": ("Power it takes.", {d.name: d.power_w for d in loads}),
-        "device_power_limit_watts": ("Power it may take.", {d.name: d.power_limit_w for d in loads}),
-        "device_temperature_celsius": ("Its temperature.", {d.name: d.temperature_c for d in loads}),
-    }
-    by_memory: dict[str, tuple[str, dict[str, float | None]]] = {
-        "memory_free_bytes": ("Free bytes by memory.", dict(observed.free_bytes)),
-        "memory_held_bytes": ("Bytes that the engine's processes hold.", dict(observed.own_bytes)),
-    }
-    for label, families in (("memory", by_memory), ("device", by_device)):
-        for name, (text, values) in families.items():
-            family = GaugeMetricFamily(f"launcher_{name}", text, labels=(label,))
-            for key, value in values.items():
-                if value is not None:
-                    family.add_metric((key,), value)
-            yield family
+    figures: tuple[tuple[str, str, Mapping[str, float | None]], ...] = (
+        ("memory_free_bytes", "Free bytes by memory.", observed.free_bytes),
+        ("memory_held_bytes", "Bytes that the engine's processes hold.", observed.own_bytes),
+        ("device_utilization_ratio", "Share of time in which it computed.", {d.name: d.utilization for d in loads}),
+        ("device_power_watts", "Power it takes.", {d.name: d.power_w for d in loads}),
+        ("device_power_limit_watts", "Power it may take.", {d.name: d.power_limit_w for d in loads}),
+        ("device_temperature_celsius", "Its temperature.", {d.name: d.temperature_c for d in loads}),
+    )
+    for name, text, values in figures:
+        family = GaugeMetricFamily(f"launcher_{name}", text, labels=(name.partition("_")[0],))
+        for key, value in values.items():
+            if value is not None:
+                family.add_metric((key,), value)
+        yield family
     throttled = GaugeMetricFamily(
         "launcher_device_throttled", "1 while clocks are lowered.", labels=("device", "reason")
     )
