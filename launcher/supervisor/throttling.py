@@ -20,14 +20,14 @@ class Slowed(Noun, frozen=True):
     is_told: bool = False
 
 
-def reasons(load: DeviceLoad) -> tuple[str, ...]:
+def _reasons(load: DeviceLoad) -> tuple[str, ...]:
     """Return why a device is slower than usual; empty where it is not."""
     return tuple(reason for reason in load.throttled if reason != POWER_CAP)
 
 
 def look(before: Slowed, load: DeviceLoad) -> tuple[Slowed, str | None]:
     """Return what to remember, and the words where a slow-down is to be told now, or its end."""
-    why = reasons(load)
+    why = _reasons(load)
     if bool(why) == before.is_told:
         return Slowed(is_told=before.is_told), None
     n_other = before.n_other + 1
