@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, TypeAlias
 
+from launcher.units import pad
+
 ALIGNMENT: Final = 32
 """Of CPU and RPC buffers (``TENSOR_ALIGNMENT``); CUDA's 128 changes a total by a few KiB."""
 GIVEN_BACK: Final = -1
@@ -138,7 +140,7 @@ class Paddings:
 
     def __init__(self, sizes: Iterable[int]) -> None:
         """Pad sizes in bytes."""
-        self.sizes: Sequence[int] = [padded(size) for size in sizes]
+        self.sizes: Sequence[int] = [pad(size, ALIGNMENT) for size in sizes]
 
 
 class Weights:
@@ -175,11 +177,6 @@ def _state(free: _Blocks, held: _Blocks) -> _State:
 _EMPTY: Final = _State(((0, _ENDLESS),), ())
 
 
-def padded(size: int) -> int:
-    """Return the bytes that a tensor takes of its pool."""
-    return (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-
-
 @lru_cache(maxsize=16384)
 def _pass(segment: Segment, state: _State, paddings: Paddings, weights: tuple[int, ...]) -> tuple[_State, int]:
     """Replay a segment: the state behind it, and the end of the last byte that was ever taken.
@@ -195,15 +192,16 @@ def _pass(segment: Segment, state: _State, paddings: Paddings, weights: tuple[in
             offset, n_bytes = held[register]
             give(offset, n_bytes)
         else:
-            n_bytes = sizes[size] if weight == UNWEIGHED else padded(weights[weight])
+            n_bytes = sizes[size] if weight == UNWEIGHED else weights[weight]
             hold((take(n_bytes), n_bytes))
     return _state(pool.free, tuple([held[register] for register in segment.left])), pool.max_size
 
 
 @lru_cache(maxsize=16384)
 def _weights(segment: Segment, block: Weights, table: Weights) -> tuple[int, ...]:
-    """Return the bytes of a segment's weights in the order of their indices."""
-    return tuple([(table if place == OUTSIDE else block).sizes.get(name, 0) for place, name in segment.weights])
+    """Return the bytes that a segment's weights take of the pool, in the order of their indices."""
+    n_bytes = [(table if place == OUTSIDE else block).sizes.get(name, 0) for place, name in segment.weights]
+    return tuple([pad(size, ALIGNMENT) for size in n_bytes])
 
 
 def largest(segments: Iterable[tuple[Segment, Weights]], table: Weights, paddings: Paddings) -> int:
