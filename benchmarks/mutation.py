@@ -2,6 +2,8 @@
 
     make mutation          or   python -m benchmarks.mutation --group fit --sample 60 --seed 2
 
+A survivor is tried again by its place: --group fit --seed 2 --line sizing.py:120
+
 Every place where an operator of Cosmic Ray could change the code counts once, with one change drawn by the seed; a
 sample of the places is tried. A fault is put into the module as it is imported by a forked process, so no file is
 changed, and tried against the tests that ran its lines, the quickest first, until one fails. Limits are of processor
@@ -47,11 +49,23 @@ PLANNER_TESTS = "tests/planner/test_"
 GROUPS = {
     "footprint": (
         tuple(path for path in sorted((PLANNER / "footprint").glob("[a-z]*.py")) if "vllm" not in path.name),
-        ("footprint_limits", "footprint_llama_cpp", "footprint_unseen", "fit_limits"),
+        ("footprint_limits", "footprint_llama_cpp", "footprint_unseen", "walk", "fit_limits"),
     ),
     "fit": (
         tuple(PLANNER / f"{name}.py" for name in ("fit", "sizing", "ladder", "corrections", "choice")),
-        ("fit", "fit_limits", "joint", "ladder", "corrections", "tuning", "scenarios"),
+        (
+            "fit",
+            "fit_limits",
+            "joint",
+            "choice",
+            "ladder",
+            "corrections",
+            "tuning",
+            "workers",
+            "cluster",
+            "tightness",
+            "scenarios",
+        ),
     ),
 }
 CPU_LIMIT_S = 20  # beyond three times the time that the unchanged tests took
@@ -60,12 +74,18 @@ _Cache = type(cache(len))
 
 
 class Mutant(NamedTuple):
-    """One change: the module, Cosmic Ray's operator and which of its matches, and the lines of its statement."""
+    """One change: the module and line, Cosmic Ray's operator and which of its matches, and the lines of its statement."""
 
     path: Path
+    line: int
     operator: str
     occurrence: int
     lines: tuple[int, int]
+
+    @property
+    def place(self) -> str:
+        """The file's name and the line."""
+        return f"{self.path.name}:{self.line}"
 
 
 class Baseline(NamedTuple):
@@ -130,7 +150,7 @@ def _mutants(path: Path, rng: random.Random) -> list[Mutant]:
         matches = ((node, *span) for node in ast_nodes(tree) for span in operator.mutation_positions(node))
         for occurrence, (node, start, _) in enumerate(matches):
             if not (_is_annotation(node) or _is_cache(node) or _is_guard(node)):
-                places.setdefault(start, []).append(Mutant(path, name, occurrence, _statement(node)))
+                places.setdefault(start, []).append(Mutant(path, start[0], name, occurrence, _statement(node)))
     return [rng.choice(variants) for _, variants in sorted(places.items())]
 
 
@@ -312,7 +332,7 @@ def _show(mutant: Mutant, ending: str) -> None:
     """Print a mutant that no test noticed."""
     before, after = mutant.path.read_text().splitlines(), _mutate(mutant).splitlines()
     first = next(idx for idx, pair in enumerate(zip(before, after, strict=False)) if pair[0] != pair[1])
-    print(f"{mutant.path.relative_to(ROOT)}:{first + 1}: {ending} ({mutant.operator.removeprefix('core/')})")
+    print(f"{mutant.place}: {ending} ({mutant.operator.removeprefix('core/')})")
     print(f"  - {before[first].strip()}\n  + {after[first].strip()}", flush=True)
 
 
@@ -324,15 +344,18 @@ def _line(name: str, n_places: int, endings: Sequence[str]) -> str:
     return f"{name:<20}{n_places:>8}{len(endings):>7}{n_killed:>8}{share:>7.0f} %   {low:.0f} to {high:.0f} %"
 
 
-def _check(group: str, n_sample: int, seed: int, minutes: float) -> list[str]:
-    """Try a sample of a group's places, print what survives, and return the table's lines."""
+def _check(group: str, n_sample: int, seed: int, minutes: float, only: Sequence[str]) -> list[str]:
+    """Try a sample of a group's places, or those on some lines, print what survives, and return the table's lines."""
     baseline = _record(group)
     rng = random.Random(seed)  # noqa: S311  # a sample, no secret
     every = [mutant for path in GROUPS[group][0] for mutant in _mutants(path, rng)]
+    chosen = rng.sample(every, min(n_sample, len(every)))
+    if only:
+        chosen = [mutant for mutant in every if mutant.place in only]
     end = time.monotonic() + 60 * minutes
     endings: dict[str, list[str]] = {}
     spent_s = 0.0
-    for mutant in rng.sample(every, min(n_sample, len(every))):
+    for mutant in chosen:
         if time.monotonic() > end:
             break
         ending, seconds = _try(mutant, baseline)
@@ -356,9 +379,14 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="places tried of each group")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="try no further place of a group after these")
+    parser.add_argument("--line", action="append", default=[], help="instead: the places on FILE:LINE; may be repeated")
     given = parser.parse_args()
     os.chdir(ROOT)
-    table = [line for group in given.group or GROUPS for line in _check(group, given.sample, given.seed, given.minutes)]
+    table = [
+        line
+        for group in given.group or GROUPS
+        for line in _check(group, given.sample, given.seed, given.minutes, given.line)
+    ]
     print(f"{'':<20}{'places':>8}{'tried':>7}{'killed':>8}{'score':>9}   95 %")
     print("\n".join(table))
 
