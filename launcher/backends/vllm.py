@@ -5,18 +5,22 @@ that a served model is open to. Code of a model's folder is never run (``--trust
 default), and nothing but safetensors is loaded: pickled weights would run code too.
 """
 
-from typing import Final
+from typing import Final, TypeAlias
 
 from launcher.backends.canary import CANARY_PATH, canary_body
 from launcher.domain import Address, Command, EngineInstall, Plan, VllmTerms
 from launcher.errors import EngineMissingError, EngineTooOldError
 
 _Option = tuple[str, ...]
+Setting: TypeAlias = bool | int | float | str
+
+LOAD_FORMAT: Final = "safetensors"
+"""The only one that is loaded."""
 
 _SERVE: Final = "serve"
 """The subcommand that takes the model without an option; its server's own module takes ``--model``."""
 
-_CANARY_PROMPT: Final = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16"
+CANARY_PROMPT: Final = "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16"
 """More than a token or two: vLLM 0.32 on a CPU with AMX asks the kernel for AMX's registers only while it computes a prompt,
 and dies of an illegal instruction where a first prompt is too short for that (seen with one token, not with 17)."""
 
@@ -32,24 +36,36 @@ _ENVIRONMENT: Final = {
 }
 
 
-def _memory_options(plan: Plan, terms: VllmTerms) -> list[_Option]:
-    """Return the options that the footprint depends on."""
-    options: list[_Option] = [
-        ("--max-model-len", str(plan.n_ctx_per_request)),
-        ("--max-num-seqs", str(plan.n_parallel)),
-        ("--max-num-batched-tokens", str(plan.n_batch)),
-        ("--dtype", terms.dtype),
-        ("--kv-cache-dtype", terms.kv_cache_dtype),
-        ("--tensor-parallel-size", str(plan.tensor_parallel)),
-        ("--pipeline-parallel-size", str(plan.pipeline_parallel)),
-        ("--cpu-offload-gb", "0"),
-        ("--no-enforce-eager",) if plan.cuda_graphs else ("--enforce-eager",),
-    ]
+def engine_settings(plan: Plan, terms: VllmTerms) -> dict[str, Setting]:
+    """Return what the footprint depends on, by the names of vLLM's engine arguments."""
+    settings: dict[str, Setting] = {
+        "max_model_len": plan.n_ctx_per_request,
+        "max_num_seqs": plan.n_parallel,
+        "max_num_batched_tokens": plan.n_batch,
+        "dtype": terms.dtype,
+        "kv_cache_dtype": terms.kv_cache_dtype,
+        "tensor_parallel_size": plan.tensor_parallel,
+        "pipeline_parallel_size": plan.pipeline_parallel,
+        "cpu_offload_gb": 0,
+        "enforce_eager": not plan.cuda_graphs,
+    }
     if plan.memory_utilization is not None:
-        options.append(("--gpu-memory-utilization", f"{plan.memory_utilization:.3f}"))
+        settings["gpu_memory_utilization"] = round(plan.memory_utilization, 3)
     if terms.kv_cache_memory_bytes is not None:
-        options.append(("--kv-cache-memory-bytes", str(terms.kv_cache_memory_bytes)))
-    return options
+        settings["kv_cache_memory_bytes"] = terms.kv_cache_memory_bytes
+    return settings
+
+
+def _option(name: str, value: Setting) -> _Option:
+    """Return an engine argument as the command line has it."""
+    words = name.replace("_", "-")
+    match value:
+        case bool():
+            return (f"--{words}" if value else f"--no-{words}",)
+        case float():
+            return f"--{words}", f"{value:.3f}"
+        case _:
+            return f"--{words}", str(value)
 
 
 def _environment(plan: Plan, terms: VllmTerms, cache_path: str | None) -> dict[str, str]:
@@ -85,8 +101,8 @@ def build_command(
         ("--host", address.host),
         ("--port", str(address.port)),
         ("--served-model-name", alias),
-        ("--load-format", "safetensors"),
-        *_memory_options(plan, plan.vllm),
+        ("--load-format", LOAD_FORMAT),
+        *(_option(name, value) for name, value in engine_settings(plan, plan.vllm).items()),
     ]
     if "--disable-uvicorn-access-log" in install.flags:
         options.append(("--disable-uvicorn-access-log",))  # lines with a client's words, one per request
@@ -102,7 +118,7 @@ def build_command(
         address=address,
         ready_path="/health",
         canary_path=CANARY_PATH,
-        canary_body=canary_body(alias, _CANARY_PROMPT),
+        canary_body=canary_body(alias, CANARY_PROMPT),
         expected_footprint=plan.footprint,
         listed_model=alias,
     )
