@@ -18,7 +18,7 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm static check bench tightness speed golden gateway kill-storm chaos mutation clean
+.PHONY: help serve test test-vllm static check bench tightness speed vllm-outcomes golden gateway kill-storm chaos mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
 	@echo 'make tightness   plans for 100 random machines against what llama-server itself says fits (10 minutes)'
 	@echo 'make speed       error of the predicted speeds; a calibrated plan against an exhaustive grid (20 minutes)'
+	@echo 'make vllm-outcomes  published starts of vLLM, served or not, against what the planner says'
 	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
 	@echo 'make chaos       200 faults under load, real engines: kills, hangs, memory exhausted (half an hour)'
@@ -127,6 +128,9 @@ speed: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.speed_error
 	$(BIN)/python -m benchmarks.calibration_grid
 	$(BIN)/python -m benchmarks.calibration_grid --busy
+
+vllm-outcomes: $(VENV)/.checks
+	$(BIN)/python -m benchmarks.vllm_outcomes
 
 gateway: $(VENV)/.checks
 	$(BIN)/python -m benchmarks.gateway_cost
