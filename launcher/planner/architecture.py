@@ -40,7 +40,9 @@ _SWA_PERIOD: Final[Mapping[str, int]] = {
 _FULL_FIRST: Final = frozenset({"cohere2moe", "laguna", "modern-bert", "smallthinker"})
 """Here layer ``i`` slides if ``i % period > 0``."""
 
-_PATTERN_IN_FILE: Final = frozenset({"gemma4", "granite_swa", "lfm2", "maple", "mimo2", "spark2_5", "step35"})
+_PATTERN_IN_FILE: Final = frozenset(
+    {"dots3note", "gemma4", "granite_swa", "lfm2", "maple", "mimo2", "spark2_5", "step35"}
+)
 """Architectures whose files must name the pattern. All others ignore a window."""
 
 _FIXED_N_SWA: Final[Mapping[str, int]] = {"llama4": 8192, "smallthinker": 4096}
@@ -55,7 +57,7 @@ _DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096, "exaone4": 4096, "ex
 _OWN_CACHES: Final[Mapping[str, int]] = {"gemma3n": 20}
 """The engine lets only that many blocks cache, whatever the file says (``n_layer_kv_from_start``)."""
 
-_INDEXED: Final = frozenset({"deepseek32", "glm-dsa"})
+_INDEXED: Final = frozenset({"deepseek32", "dots3note", "glm-dsa", "hy_v4"})
 """Latent attention to the tokens that an indexer chooses."""
 _INDEXED_BLOCKS: Final = frozenset({"minimax-m3"})
 """Attention to the blocks of tokens that an indexer chooses, behind the leading blocks without experts."""
@@ -386,6 +388,8 @@ def _indexed_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, .
         return tuple(idx >= keys.number("leading_dense_block_count") for idx in range(n_layer))
     if spec.architecture not in _INDEXED:
         return (False,) * n_layer
+    if spec.architecture == "hy_v4" and not keys.number("attention.indexer.top_k"):
+        return (False,) * n_layer
     kinds = keys.get("attention.indexer.types")
     if isinstance(kinds, tuple) and kinds:
         return tuple(kind != 0 for kind in keys.per_layer("attention.indexer.types", n_layer))
@@ -430,14 +434,12 @@ def _caches(
             layers.append(state)
         elif (head.n_head_kv == 0 and not caches_nothing) or (n_shared and idx >= n_layer - n_shared):
             layers.append(NoCache())
-        elif indexed[idx]:
+        elif indexed[idx] and not sliding[idx]:
             layers.append(_indexed_cache(spec, keys, head))
-        elif latent:
-            layers.append(FullAttention(n_embd_k=n_embd_k, n_embd_v=0))
         elif sliding[idx]:
-            layers.append(SlidingAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v, n_swa=n_swa))
+            layers.append(SlidingAttention(n_embd_k=n_embd_k, n_embd_v=0 if latent else n_embd_v, n_swa=n_swa))
         else:
-            layers.append(full)
+            layers.append(FullAttention(n_embd_k=n_embd_k, n_embd_v=0) if latent else full)
     return tuple(layers)
 
 

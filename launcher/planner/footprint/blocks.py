@@ -494,10 +494,13 @@ class Blocks:
             mask = self._batch_masks[heads.slides] = new_input(F16 if flash_attn else F32, n_tokens, n_tokens)
         return self._mha(q, k, v, mask, None)
 
-    def choose_tokens(self, layer: Layer, q: Tensor, k: Tensor, weights: Tensor, n_top: int) -> Tensor:
+    def choose_tokens(
+        self, layer: Layer, q: Tensor, k: Tensor, weights: Tensor, n_top: int, *, spreads: bool = True
+    ) -> Tensor:
         """The lightning indexer: store this batch's keys, then return the tokens that each query may see.
 
-        ``q``, ``k`` are not yet spread by the Hadamard matrix; ``weights`` say what each head counts.
+        ``q``, ``k`` are not yet spread by the Hadamard matrix, where it ``spreads`` them; ``weights`` say what each
+        head counts.
         """
         heads, batch = layer.heads, self.batch
         n_per_stream = batch.n_per_stream
@@ -508,7 +511,8 @@ class Blocks:
                 new_input(F16, heads.n_cells, n_per_stream, 1, batch.n_stream),
                 new_input(F32, layer.n_index, layer.n_index),
             )
-        q, k = mul_mat(inp.rotation, q), mul_mat(inp.rotation, k)
+        if spreads:
+            q, k = mul_mat(inp.rotation, q), mul_mat(inp.rotation, k)
         cache = self._cache(layer, "index", batch.element_k, layer.n_index)
         self.graph.expand(self._store_rows(k, cache, inp.k_idxs))
         n_head = q.ne[1]
@@ -535,7 +539,7 @@ class Blocks:
         return in_place(view(shown, mask.ne, mask.nb), mask)
 
     def attend_latent(self, layer: Layer, q: Tensor, k: Tensor, n_v: int, chosen: Tensor | None = None) -> Tensor:
-        """``build_attn`` of MLA: one compressed row per token serves as K and, in part, as V.
+        """``build_attn`` of MLA without its output: one compressed row per token serves as K and, in part, as V.
 
         ``chosen`` are the tokens that an indexer lets through.
         """
@@ -548,8 +552,8 @@ class Blocks:
         mask = inp.mask if chosen is None else self._unmask(inp.mask, chosen)
         k_view = self._cache_view(cache, heads.head_k, heads.n_head_kv)
         v_view = view(k_view, (n_v, *k_view.ne[1:]), k_view.nb)
-        x = self._mha(q, k_view, v_view, mask, None, v_mla=self.weight(layer, "attn_v_b.weight"))
-        return self.project(layer, "attn_output", x)
+        sinks = self.weight(layer, "attn_sinks.weight")
+        return self._mha(q, k_view, v_view, mask, sinks, v_mla=self.weight(layer, "attn_v_b.weight"))
 
     def _store_rows(self, value: Tensor, cache: Tensor, ids: Tensor) -> Tensor:
         rows = view(value, shape(value.ne[0] * value.ne[1], value.ne[2]), _rows(value, 2))

@@ -37,12 +37,8 @@ _UNKNOWN_PERCENT: Final = 115
 """Assumed of architectures that were not compared with the engine: most are transformers like the others."""
 _EXOTIC: Final = frozenset(
     (
-        "bailingmoe3",
         "deepseek4",
-        "dots3note",
         "glm5-next",
-        "hy_v4",
-        "kimi-k3",
         "qwen4exp",
         "t5",
     )
@@ -113,6 +109,8 @@ def _needs_every_layer(architecture: Architecture, shapes: Shapes, places: Place
     if _has_slices(shapes) and (places.n_devices > 1 or len(set(places.blocks)) > 1):
         return True
     if architecture.n_loop > 1:  # copies of weights outlast the loop that they were made for
+        return True
+    if dict(architecture.numbers).get("attn_res.block_size", 0.0) > 0:  # what blocks read grows with their number
         return True
     # each block has a mask of its own, all of which are allocated first
     return any(isinstance(cache, IndexedAttention) for cache in architecture.layers)

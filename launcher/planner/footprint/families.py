@@ -221,9 +221,21 @@ def _gemma(model: Model) -> Graph:
 
 
 def _latent(model: Model) -> Graph:
-    from launcher.planner.footprint.latent import kimi_linear, latent_transformer  # noqa: PLC0415 - FAMILIES says why
+    from launcher.planner.footprint.latent import latent_transformer  # noqa: PLC0415 - FAMILIES says why
 
-    return (kimi_linear if model.name == "kimi-linear" else latent_transformer)(model)
+    return latent_transformer(model)
+
+
+def _delta_latent(model: Model) -> Graph:
+    from launcher.planner.footprint.delta_latent import delta_latent, kimi_k3  # noqa: PLC0415 - FAMILIES says why
+
+    return (kimi_k3 if model.name == "kimi-k3" else delta_latent)(model)
+
+
+def _hyper(model: Model) -> Graph:
+    from launcher.planner.footprint.hyper import hyper_connected  # noqa: PLC0415 - FAMILIES says why
+
+    return hyper_connected(model)
 
 
 def _recurrent(model: Model) -> Graph:
@@ -259,9 +271,11 @@ def _rwkv(model: Model) -> Graph:
 FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     "deci": thinned,
     **dict.fromkeys(("gemma3n", "gemma4"), _gemma),
-    **dict.fromkeys(("deepseek2", "deepseek32", "glm-dsa", "kimi-linear", "minicpm3", "mistral4"), _latent),
+    **dict.fromkeys(("deepseek2", "deepseek32", "dots3note", "glm-dsa", "minicpm3", "mistral4"), _latent),
+    **dict.fromkeys(("bailingmoe3", "kimi-k3", "kimi-linear"), _delta_latent),
     **dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h"), _recurrent),
     **dict.fromkeys(("nemotron_h_moe", "plamo2", "mamba", "mamba2", "qwen35", "qwen35moe", "qwen3next"), _recurrent),
+    "hy_v4": _hyper,
     "minimax-01": _lightning,
     "minimax-m3": _sparse,
     **dict.fromkeys(ENCODERS, _encoder),

@@ -133,7 +133,8 @@ def counts_blocks(name: str, numbers: Iterable[tuple[str, float]]) -> bool:
     """Tell whether the number of a block shapes its graph beyond what its tensors and caches tell."""
     style = STYLES.get(name, PLAIN)
     counted = style.rests_every or style.ropes_not_every or name == "gemma3n"
-    return bool(counted) or dict(numbers).get("n_deepstack_layers", 0.0) > 0
+    told = dict(numbers)
+    return bool(counted) or any(told.get(key, 0.0) > 0 for key in ("n_deepstack_layers", "attn_res.block_size"))
 
 
 def read_routing(model: Model, style: Style) -> Routing:
