@@ -56,6 +56,8 @@ GROUPS = {
         (
             "fit",
             "fit_limits",
+            "split",
+            "partial_bounds",
             "joint",
             "choice",
             "ladder",

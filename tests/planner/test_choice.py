@@ -1,5 +1,7 @@
 """Which of several plans is best, and what is said of it."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from msgspec import Struct
 
 from launcher.domain import Engine, Objective, Plan, Provenance, Request, Settings, Speed
 from launcher.inventory import load_inventory
-from launcher.planner.choice import MANY_REQUESTS, NEAR_LOSSLESS, explain, pick
+from launcher.planner.choice import MANY_REQUESTS, NEAR_LOSSLESS, explain, pareto_front, pick
 from launcher.planner.fit import decide
 from launcher.profiles import load_profile
 
@@ -30,6 +32,19 @@ _AWQ = _Option(Engine.VLLM, "awq-int4", 0.03, 75.0)
 _EVERY = (_Q8, _Q4, _BF16, _FP8, _AWQ)
 
 _options = st.lists(st.sampled_from(_EVERY), min_size=1, unique=True)
+_alike = st.lists(
+    st.builds(
+        _Option,
+        st.sampled_from([Engine.LLAMA_SERVER, Engine.VLLM]),
+        st.just("drawn"),
+        st.sampled_from([0.0, 0.5, 1.0]),
+        st.sampled_from([9.0, 10.0, 20.0]),
+        st.integers(1, 3),
+    ),
+    min_size=1,
+    max_size=6,
+)
+"""Options of which many are equal in something."""
 
 
 @given(_options, st.sampled_from(Objective), st.integers(1, 300))
@@ -65,6 +80,37 @@ def test_few_requests_are_weighed_as_one(options: list[_Option], n_parallel: int
     fastest = max(option.tps for option in options)
     assert best.tps >= fastest / 2
     assert all(option.kl >= best.kl for option in options if option.tps >= fastest / 2)
+
+
+@given(_alike)
+def test_of_what_loses_equally_much_the_larger_file_or_the_faster_engine_is_taken(options: list[_Option]) -> None:
+    """Of one engine's options the one with more bits, of several engines' the one that generates faster."""
+    best = pick(options, Objective.QUALITY, 1)
+    quick = [option for option in options if option.tps >= max(option.tps for option in options) / 2]
+    equal = [option for option in quick if option.kl == best.kl]
+    assert best.kl == min(option.kl for option in quick)
+    assert best.weights_bytes == max(option.weights_bytes for option in equal if option.engine is best.engine)
+    for engine in {option.engine for option in equal} - {best.engine}:
+        largest = max(option.weights_bytes for option in equal if option.engine is engine)
+        first = next(option for option in equal if option.engine is engine and option.weights_bytes == largest)
+        assert best.tps >= first.tps
+
+
+@given(_alike)
+def test_the_fastest_is_taken_by_speed_and_among_those_the_best(options: list[_Option]) -> None:
+    """Loss decides only between equally fast ones."""
+    best = pick(options, Objective.SPEED, 1)
+    assert (best.tps, -best.kl) == max((option.tps, -option.kl) for option in options)
+
+
+@given(_alike)
+def test_a_front_has_what_nothing_beats_and_nothing_else(options: list[_Option]) -> None:
+    """Each is worse in quality than the one before, and faster; whatever was left out is no better than one of them."""
+    front = pareto_front(options)
+    for better, faster in pairwise(front):
+        assert better.kl < faster.kl
+        assert better.tps < faster.tps
+    assert all(any(kept.kl <= option.kl and kept.tps >= option.tps for kept in front) for option in options)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from launcher.planner.ladder import step_down
 from launcher.planner.sizing import prepare
 from launcher.planner.target import DEVICE_RESIDUAL_BYTES
 from launcher.profiles import load_profile
-from launcher.units import GIB, MIB
+from launcher.units import GIB, MIB, format_bytes
 
 _GEMMA = load_profile("gemma2-27b")
 _ARCHITECTURE = prepare(_GEMMA)[0].architecture
@@ -60,7 +60,7 @@ def test_a_measured_residual_replaces_the_assumed_one() -> None:
     for measured in (100 * MIB, 700 * MIB):
         again = _plan(_lesson(plan, measured, Lesson.MEASURED))
         assert again.budgets[0].residual_bytes == measured
-        assert any("learnt from earlier runs here" in note for note in again.notes)
+        assert any(note.endswith("beside the margin, learnt from earlier runs here") for note in again.notes)
 
 
 def test_running_out_only_raises_the_residual() -> None:
@@ -76,6 +76,10 @@ def test_an_out_of_memory_is_not_repeated() -> None:
     missing = plan.budgets[0].free_bytes - planned_bytes(plan, "gpu0") + 1
     again = _plan(_lesson(plan, missing, Lesson.OUT_OF_MEMORY))
     assert planned_bytes(again, "gpu0") < planned_bytes(plan, "gpu0")
+    failed = format_bytes(planned_bytes(plan, "gpu0"))
+    assert any(
+        note.endswith(f"learnt from earlier runs here: with {failed} planned it ran out") for note in again.notes
+    )
 
 
 def test_another_model_that_ran_out_teaches_nothing_but_its_measurement_does() -> None:

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -29,6 +30,7 @@ from launcher.planner.quality import kl_divergence
 from launcher.planner.search import Alternatives, smaller_among
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_all, load_profile
+from launcher.tensor_types import TensorType
 from launcher.units import GIB, MIB
 from tests.planner.drawn import make_machine
 
@@ -284,16 +286,23 @@ def test_the_fastest_device_is_filled_first() -> None:
 
 
 def test_what_finds_no_room_on_the_disk_is_not_planned() -> None:
-    """A download that does not fit is left out; where none fits the refusal says so."""
+    """A download that does not fit is left out, to the byte; where none fits the refusal says so."""
     host = replace(_RTX4090.host, free_disk_bytes=8 * GIB)
     outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, host=host), _PREPARED)
     assert isinstance(outcome, Plan)
     assert outcome.quantization == "q5_k_m"
     assert "q8_0, q6_k: only 7.0 GiB of disk can be given to a download" in outcome.given_up
+    best = max(candidate.weights.total_bytes for candidate in _PREPARED)
+    for n_bytes, quantization in ((best, "q8_0"), (best - 1, "q6_k")):
+        exact = replace(host, free_disk_bytes=GIB + n_bytes)
+        outcome = decide(Request(profile=_GEMMA), replace(_RTX4090, host=exact), _PREPARED)
+        assert isinstance(outcome, Plan)
+        assert outcome.quantization == quantization
     full = replace(_RTX4090, host=replace(host, free_disk_bytes=GIB))
     refusal = decide(Request(profile=_GEMMA), full, _PREPARED)
     assert isinstance(refusal, Refusal)
     assert refusal.code is RefusalCode.EXCEEDS_DISK
+    assert refusal.available_bytes == GIB
     weak = replace(full, devices=(), host=replace(full.host, available_bytes=2 * GIB))
     either = decide(Request(profile=_GEMMA), weak, _PREPARED)
     assert isinstance(either, Refusal)
@@ -311,10 +320,29 @@ def test_alternatives_are_a_front() -> None:
         assert better.speed.generation_tps < faster.speed.generation_tps
 
 
+@pytest.mark.parametrize(
+    ("isa", "n_devices", "n_tables"),
+    [((), 0, 2), (("avx2",), 0, 1), (("avx2", "amx_int8"), 0, 2), ((), 1, 1)],
+)
+def test_a_table_of_embeddings_that_the_cpu_repacks_is_held_twice(
+    isa: tuple[str, ...], n_devices: int, n_tables: int
+) -> None:
+    """Gemma's is its output too, and of Q6_K here: AMX alone repacks that; an unknown CPU is taken for one that does."""
+    machine = make_machine(24 * GIB, 64 * GIB, n_devices)
+    machine = replace(machine, host=replace(machine.host, isa=isa))
+    outcome = decide(Request(profile=_GEMMA, settings=Settings(quantization="q4_k_m")), machine, _PREPARED)
+    assert isinstance(outcome, Plan)
+    weights = next(c.weights for c in _PREPARED if c.artifact.quantization == "q4_k_m")
+    assert weights.tied_output_type is TensorType.Q6_K
+    blocks_bytes = weights.total_bytes - weights.input_bytes
+    assert outcome.footprint.host.weights_bytes == n_tables * weights.input_bytes + (0 if n_devices else blocks_bytes)
+    assert outcome.footprint.host.resident_mmap_bytes == (blocks_bytes if n_devices else 0)
+
+
 @given(st.integers(600, 9 * 1024), st.integers(1, 2))
 @settings(max_examples=60, deadline=None)
 def test_no_layer_that_fits_is_left_on_the_host(free_mib: int, n_devices: int) -> None:
-    """Of a model that is offloaded in part, one layer more is refused."""
+    """Of a model that is offloaded in part, one layer more is refused; on one device as many are planned by order."""
     machine = make_machine(free_mib * MIB, 32 * GIB, n_devices)
     fixed = Settings(
         quantization="q4_k_m",
@@ -326,7 +354,8 @@ def test_no_layer_that_fits_is_left_on_the_host(free_mib: int, n_devices: int) -
     )
     outcome = decide(Request(profile=_GEMMA, settings=fixed), machine, _PREPARED)
     if isinstance(outcome, Plan) and outcome.n_gpu_layers <= outcome.n_layer:
-        more = replace(fixed, n_gpu_layers=outcome.n_gpu_layers + 1)
+        same, more = (replace(fixed, n_gpu_layers=outcome.n_gpu_layers + n) for n in (0, 1))
+        assert n_devices > 1 or isinstance(decide(Request(profile=_GEMMA, settings=same), machine, _PREPARED), Plan)
         assert isinstance(decide(Request(profile=_GEMMA, settings=more), machine, _PREPARED), Refusal)
 
 

@@ -47,6 +47,15 @@ def test_heads_without_a_kernel_are_planned_without_flash_attention() -> None:
     assert usual.flash_attn is True
 
 
+def test_a_packed_v_cache_is_not_planned_without_flash_attention() -> None:
+    """The engine refuses the two together: who fixed such a cache has flash attention, even if it is on the CPU."""
+    odd = _with_heads(160, 160)
+    for kind, flash_attn in ((CacheType.Q8_0, True), (CacheType.F16, False), (None, False)):
+        outcome = decide(Request(profile=_GEMMA, settings=Settings(cache_type_v=kind)), _RTX4090, odd)
+        assert isinstance(outcome, Plan)
+        assert outcome.flash_attn is flash_attn
+
+
 def test_one_cache_for_both_takes_the_type_that_was_asked_for() -> None:
     """Only the K type was fixed: the planner chooses the V type that goes with it."""
     request = Request(profile=_GEMMA, settings=Settings(cache_type_k=CacheType.Q8_0))

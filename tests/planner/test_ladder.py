@@ -36,6 +36,7 @@ _LLAMA = load_profile("llama3.1-8b")
 _PREPARED = prepare(_LLAMA)
 _QWEN = load_profile("qwen3-30b-a3b")
 _MOST_STEPS = 200
+_CARD = make_machine(24 * GIB, 64 * GIB, 1)
 
 
 _machines = st.builds(
@@ -77,7 +78,10 @@ def _start(machine: Inventory, fixed: Settings, wishes: Wishes) -> tuple[Request
 def test_a_step_is_strictly_smaller_where_memory_ran_out_and_fits(
     machine: Inventory, fixed: Settings, wishes: Wishes, failed_bytes: int | None, data: st.DataObject
 ) -> None:
-    """The exhausted memory's planned bytes fall by what failed, as far as sensible, and no memory is overdrawn."""
+    """The exhausted memory's planned bytes fall by what failed, as far as sensible, and no memory is overdrawn.
+
+    Of no other memory is more kept free than before.
+    """
     request, plan = _start(machine, fixed, wishes)
     memory = data.draw(st.sampled_from([budget.name for budget in plan.budgets]))
     smaller = _step(plan, request, machine, memory, failed_bytes)
@@ -87,6 +91,21 @@ def test_a_step_is_strictly_smaller_where_memory_ran_out_and_fits(
     assert planned_bytes(smaller, memory) <= before - least_relief(before, failed_bytes)
     uses = [*(use.total_bytes for use in smaller.footprint.devices), smaller.footprint.host.total_bytes]
     assert all(use <= budget.budget_bytes for use, budget in zip(uses, smaller.budgets, strict=True))
+    margins = {budget.name: budget.margin_bytes for budget in smaller.budgets if budget.name != memory}
+    assert margins == {budget.name: budget.margin_bytes for budget in plan.budgets if budget.name != memory}
+
+
+@given(st.integers(8 * 1024, 20 * 1024))
+@settings(max_examples=15, deadline=None)
+def test_where_less_is_free_by_then_the_margin_stays(taken_mib: int) -> None:
+    """Others may have taken more of the device meanwhile than the step had to free."""
+    request, plan = _start(_CARD, Settings(), Wishes())
+    gpu = replace(_CARD.devices[0], free_bytes=24 * GIB - taken_mib * MIB)
+    smaller = _step(plan, request, replace(_CARD, devices=(gpu,)), "gpu0", None)
+    assert isinstance(smaller, Plan)
+    before, after = plan.budgets[0], smaller.budgets[0]
+    assert after.margin_bytes >= before.margin_bytes
+    assert planned_bytes(smaller, "gpu0") + before.margin_bytes + before.residual_bytes <= after.free_bytes
 
 
 @given(_machines, _wishes, st.sampled_from([None, 64 * MIB]), st.data())
@@ -170,7 +189,6 @@ def _first_step(profile: Profile, machine: Inventory, *, failed_bytes: int | Non
 
 
 _TWO = replace(_LLAMA, wishes=Wishes(n_ctx_per_request=16384, n_parallel=2))
-_CARD = make_machine(24 * GIB, 64 * GIB, 1)
 
 
 def _only(*rungs: Rung) -> Profile:
@@ -186,20 +204,48 @@ def test_the_first_rung_is_a_smaller_step() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rung", "changed"),
+    ("rung", "changed", "told"),
     [
-        (Rung.CACHE_TYPE, {"cache_type_k": CacheType.Q8_0, "cache_type_v": CacheType.Q8_0}),
-        (Rung.PARALLEL, {"n_parallel": 1}),
-        (Rung.CONTEXT, {"n_ctx_per_request": 8192}),
+        (Rung.CACHE_TYPE, {"cache_type_k": CacheType.Q8_0, "cache_type_v": CacheType.Q8_0}, []),
+        (Rung.PARALLEL, {"n_parallel": 1}, ["parallel requests lowered from 2 to 1: gpu0 ran out of memory"]),
+        (
+            Rung.CONTEXT,
+            {"n_ctx_per_request": 8192},
+            ["context lowered from 16384 to 8192 tokens per request: gpu0 ran out of memory"],
+        ),
     ],
 )
-def test_each_rung_moves_its_own_value(rung: Rung, changed: dict[str, object]) -> None:
-    """One rung alone changes one thing."""
+def test_each_rung_moves_its_own_value(rung: Rung, changed: dict[str, object], told: list[str]) -> None:
+    """One rung alone changes one thing, and says which wish it lowered."""
     plan, smaller = _first_step(_only(rung), _CARD)
     assert isinstance(smaller, Plan)
     kept = {"n_ubatch", "n_parallel", "n_ctx_per_request", "cache_type_k", "n_gpu_layers", "quantization"}
     assert {name: getattr(smaller, name) for name in changed} == changed
     assert all(getattr(smaller, name) == getattr(plan, name) for name in kept - set(changed))
+    assert [fact for fact in smaller.given_up if "lowered" in fact] == told
+
+
+@pytest.mark.parametrize(
+    ("rung", "fixed"),
+    [
+        (Rung.UBATCH, Settings(n_ubatch=512)),
+        (Rung.CACHE_TYPE, Settings(cache_type_k=CacheType.F16)),
+        (Rung.CACHE_TYPE, Settings(cache_type_v=CacheType.F16)),
+        (Rung.CACHE_TYPE, Settings(flash_attn=False)),
+        (Rung.PARALLEL, Settings(n_parallel=2)),
+        (Rung.PARALLEL, Settings(n_ctx=32768)),
+        (Rung.CONTEXT, Settings(n_ctx_per_request=16384)),
+        (Rung.OFFLOAD, Settings(n_gpu_layers=33)),
+        (Rung.QUANTIZATION, Settings(quantization="q4_k_m")),
+    ],
+)
+def test_no_rung_moves_what_was_fixed(rung: Rung, fixed: Settings) -> None:
+    """A rung whose value is the user's, or that it rests on, gives nothing; with nothing fixed it gives a plan."""
+    free = Request(profile=_only(rung))
+    for request, is_given in ((free, True), (replace(free, settings=fixed), False)):
+        plan = decide(request, _CARD, _PREPARED)
+        assert isinstance(plan, Plan)
+        assert isinstance(_step(plan, request, _CARD, "gpu0", None), Plan) is is_given
 
 
 def test_offload_is_sized_by_the_bytes_that_failed() -> None:
@@ -209,14 +255,20 @@ def test_offload_is_sized_by_the_bytes_that_failed() -> None:
     assert isinstance(little, Plan)
     assert isinstance(much, Plan)
     assert plan.n_gpu_layers > little.n_gpu_layers > much.n_gpu_layers
+    assert little.n_cpu_moe == much.n_cpu_moe == 0
 
 
 def test_a_mixture_gives_up_experts_before_layers() -> None:
-    """All layers stay on the device; the experts of one of them go to the host."""
+    """All layers stay on the device and the experts of one of them go to the host, unless the user fixed whose do."""
     profile = replace(_QWEN, fallback=Fallback(ladder=(Rung.OFFLOAD,)))
-    plan, smaller = _first_step(profile, make_machine(30 * GIB, 64 * GIB, 1))
+    machine = make_machine(30 * GIB, 64 * GIB, 1)
+    plan, smaller = _first_step(profile, machine)
     assert isinstance(smaller, Plan)
     assert (smaller.n_gpu_layers, smaller.n_cpu_moe) == (plan.n_gpu_layers, plan.n_cpu_moe + 1)
+    fixed = replace(profile, pins=replace(profile.pins, n_cpu_moe=plan.n_cpu_moe))
+    plan, smaller = _first_step(fixed, machine)
+    assert isinstance(smaller, Plan)
+    assert (smaller.n_gpu_layers, smaller.n_cpu_moe) == (plan.n_gpu_layers - 1, plan.n_cpu_moe)
 
 
 def test_a_smaller_quantization_is_the_next_smaller() -> None:
