@@ -83,6 +83,7 @@ def test_few_requests_are_weighed_as_one(options: list[_Option], n_parallel: int
 
 
 @given(_alike)
+@settings(deadline=None)
 def test_of_what_loses_equally_much_the_larger_file_or_the_faster_engine_is_taken(options: list[_Option]) -> None:
     """Of one engine's options the one with more bits, of several engines' the one that generates faster."""
     best = pick(options, Objective.QUALITY, 1)
@@ -97,6 +98,7 @@ def test_of_what_loses_equally_much_the_larger_file_or_the_faster_engine_is_take
 
 
 @given(_alike)
+@settings(deadline=None)
 def test_the_fastest_is_taken_by_speed_and_among_those_the_best(options: list[_Option]) -> None:
     """Loss decides only between equally fast ones."""
     best = pick(options, Objective.SPEED, 1)
@@ -104,6 +106,7 @@ def test_the_fastest_is_taken_by_speed_and_among_those_the_best(options: list[_O
 
 
 @given(_alike)
+@settings(deadline=None)
 def test_a_front_has_what_nothing_beats_and_nothing_else(options: list[_Option]) -> None:
     """Each is worse in quality than the one before, and faster; whatever was left out is no better than one of them."""
     front = pareto_front(options)
