@@ -1,19 +1,21 @@
 """Asks a Ray dashboard, by HTTP.
 
 It goes to loopback with or without a token, and to no other address without one. The token is sent to the one address that was
-given: redirects are not followed. Every answer is bounded in bytes and time. It must not know what is in an answer.
+given: redirects are not followed. Every answer is bounded in bytes and time: when that is over the connection is shut,
+whatever is waited for on it. It must not know what is in an answer.
 
 The token is Ray's own (``RAY_AUTH_TOKEN``, ``RAY_AUTH_TOKEN_PATH``, else ``~/.ray/auth_token``), and so is its header
 (``ray/_private/authentication/http_token_authentication.py``, 2.60.0).
 """
 
 import os
-import time
+import socket
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError, NewConnectionError, TimeoutError  # noqa: A004
@@ -30,7 +32,7 @@ DEFAULT_PORT: Final = 8265
 MAX_ANSWER_BYTES: Final = 64 * MIB
 """Assumed: Ray 2.60 tells 13 KB of a node on which nothing runs (measured), more where many processes do."""
 MAX_ANSWER_S: Final = 30.0
-"""For one whole answer, however steadily it trickles."""
+"""For one whole answer, its head included, however steadily it trickles and however it is packed."""
 _CONNECT_S: Final = 5.0
 _READ_S: Final = 15.0
 _CHUNK_BYTES: Final = 64 * 1024
@@ -49,6 +51,9 @@ class Dashboard:
         self.url = url
         self._pool = pool
         self._token = token
+        self._fuse = _Fuse()
+        host = pool.connection_from_url(url)
+        host.ConnectionCls = _fused(host.ConnectionCls, self._fuse)
 
     @property
     def is_exposed(self) -> bool:
@@ -67,30 +72,33 @@ class Dashboard:
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            answer = self._pool.request(
-                "GET", self.url + path, headers=headers, preload_content=False, redirect=False, retries=False
-            )
-            try:
-                body = self._read(answer)
-            finally:
-                answer.close()
+            with self._fuse.lit(MAX_ANSWER_S):
+                answer = self._pool.request(
+                    "GET", self.url + path, headers=headers, preload_content=False, redirect=False, retries=False
+                )
+                try:
+                    body = self._read(answer)
+                finally:
+                    answer.close()
         except (HTTPError, OSError, ValueError) as error:  # what is no HTTP at all surfaces as any of the three
+            self._check_time(error)
             message = f"no Ray dashboard answers at {self.url}: {_reason(error)}"
             raise ClusterError(message, help=_HELP) from error
+        self._check_time()
         self._check(answer.status, body, path)
         return body
 
+    def _check_time(self, error: Exception | None = None) -> None:
+        if self._fuse.is_blown:
+            message = f"{self.url} takes more than {MAX_ANSWER_S:g} s for one answer"
+            raise ClusterError(message) from error
+
     def _read(self, answer: urllib3.BaseHTTPResponse) -> bytes:
-        deadline_s = time.monotonic() + MAX_ANSWER_S
         body = bytearray()
-        # Whatever has come: `stream` would wait until a part is full, and the time was not looked at meanwhile.
-        while part := answer.read1(_CHUNK_BYTES, decode_content=True):
+        while part := answer.read(_CHUNK_BYTES, decode_content=True):
             body += part
             if len(body) > MAX_ANSWER_BYTES:
                 message = f"{self.url} answers with more than {format_bytes(MAX_ANSWER_BYTES)}"
-                raise ClusterError(message)
-            if time.monotonic() > deadline_s:
-                message = f"{self.url} takes more than {MAX_ANSWER_S:g} s for one answer"
                 raise ClusterError(message)
         return bytes(body)
 
@@ -105,6 +113,54 @@ class Dashboard:
             )
         message = f"{self.url} answers {path} with {status}: {said}"
         raise ClusterError(message, help=_HELP)
+
+
+class _Fuse:
+    """Shuts a connection when its time is over: nothing else ends a wait for a head, a chunk or a packed byte."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self.is_blown = False
+
+    def guard(self, connected: socket.socket) -> None:
+        """Take over a connection, the only one; it is shut at once where the time is over already."""
+        with self._lock:
+            self._socket = connected
+            if self.is_blown:
+                self._shut()
+
+    @contextmanager
+    def lit(self, after_s: float) -> Iterator[None]:
+        """Blow after so long, unless the block has ended."""
+        timer = threading.Timer(after_s, self._blow)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _blow(self) -> None:
+        with self._lock:
+            self.is_blown = True
+            self._shut()
+
+    def _shut(self) -> None:
+        if self._socket is not None:
+            with suppress(OSError):  # it is closed
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+
+def _fused(kind: Any, fuse: _Fuse) -> Any:
+    """Return the same kind of connection, guarded by the fuse from when it is made."""
+
+    class Fused(kind):  # type: ignore[misc]  # HTTP's or HTTPS's, as the address says
+        def connect(self) -> None:
+            super().connect()
+            fuse.guard(self.sock)
+
+    return Fused
 
 
 @contextmanager

@@ -1,8 +1,11 @@
 """How a dashboard is asked: what goes where with which token, and what is said where nobody answers."""
 
+import gzip
 import json
 import socket
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,7 +142,7 @@ def test_an_endless_answer_is_cut(dashboard: FakeDashboard, monkeypatch: pytest.
 
 
 def test_an_answer_that_trickles_is_cut(dashboard: FakeDashboard, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of a whole answer is looked at whenever something of it has come, not once a large part is full."""
+    """When the time of a whole answer is over, not once a large part is full."""
     monkeypatch.setattr(module, "MAX_ANSWER_S", 0.0)
     dashboard.hold = threading.Event()
     try:
@@ -147,6 +150,44 @@ def test_an_answer_that_trickles_is_cut(dashboard: FakeDashboard, monkeypatch: p
             read_cluster(dashboard.url)
     finally:
         dashboard.hold.set()
+
+
+_OK = b"HTTP/1.1 200 OK\r\n"
+_ENDLESS = {
+    "packed": (_OK + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b"")[:3] + b"\x08" + bytes(6), b"name"),
+    "head": (_OK + b"X-Name: ", b"x"),
+    "chunk": (_OK + b"Transfer-Encoding: chunked\r\n\r\n1;", b"x"),
+}
+"""What an answer begins with, and what then comes again and again without a byte of a body ever being there."""
+
+
+@pytest.mark.parametrize("kind", _ENDLESS)
+def test_an_answer_of_which_nothing_ever_comes_is_cut(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A packed one whose head has no end, a line of HTTP without one: something comes always, and it is never a part."""
+    monkeypatch.setattr(module, "MAX_ANSWER_S", 0.3)
+    monkeypatch.setattr(module, "_READ_S", 20.0)
+    begin, more = _ENDLESS[kind]
+
+    def trickle() -> None:
+        connection, _ = listening.accept()
+        with connection, suppress(OSError):
+            connection.recv(4096)
+            connection.sendall(begin)
+            while not over.wait(0.02):
+                connection.sendall(more)
+
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            began_s = time.monotonic()
+            with pytest.raises(ClusterError, match="for one answer"):
+                read_cluster(f"http://127.0.0.1:{listening.getsockname()[1]}")
+            assert time.monotonic() - began_s < 10
+        finally:
+            over.set()
+            thread.join()
 
 
 def test_a_plan_for_a_cluster(dashboard: FakeDashboard) -> None:
