@@ -4,7 +4,7 @@ Builds differ by years. A build that lacks what every plan needs is passed over;
 around (``Target``). It must not know models or machines.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from launcher.domain import Engine, EngineInstall
@@ -53,6 +53,13 @@ def describe_lack(install: EngineInstall) -> str:
     version = f" ({install.version})" if install.version else ""
     faults = [f"has no {', '.join(missing_options(install))}"] if missing_options(install) else []
     return f"`{' '.join(install.argv)}`{version} {'; '.join((*faults, *install.holes))}"
+
+
+def list_passed_over(installs: Iterable[EngineInstall]) -> Iterator[str]:
+    """Yield a note on every build that is there and not used."""
+    for install in installs:
+        if not is_usable(install):
+            yield f"{describe_lack(install)}: it is passed over"
 
 
 def is_usable(install: EngineInstall) -> bool:

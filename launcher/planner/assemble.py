@@ -8,7 +8,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from launcher.domain import DeviceKind, Engine, Inventory, Plan
-from launcher.planner.abilities import describe_lack, missing_options
+from launcher.planner.abilities import list_passed_over
 from launcher.planner.ask import Ask
 from launcher.planner.basis import bases_of
 from launcher.planner.bounds import list_bounds
@@ -53,9 +53,7 @@ def _notes(trial: Trial, inventory: Inventory) -> tuple[str, ...]:
     target = trial.target
     if inventory.engines is None:
         notes.append(f"the machine's engines are unknown: {target.engine} is assumed to be there")
-    notes += [
-        f"{describe_lack(found)}: it is passed over" for found in inventory.engines or () if missing_options(found)
-    ]
+    notes += list_passed_over(inventory.engines or ())
     if any(device.kind is DeviceKind.RPC for device in target.devices):
         notes.append("workers over llama.cpp's RPC are experimental: no authentication, and a lost one ends the engine")
     lacking = [word for word in _PLANNED_AROUND if not target.has_option(word)]

@@ -37,10 +37,14 @@ def foreign_settings(settings: Settings) -> list[str]:
 
 
 def find_vllm(machines: Machines) -> EngineInstall | None:
-    """Return vLLM as it is installed; ``None`` where it is not, the engines are unknown, or the machines are several."""
+    """Return vLLM as it is installed; ``None`` where it is not, the engines are unknown, or the machines are several.
+
+    Of several the first that may be started; where none may, the first.
+    """
     if isinstance(machines, Cluster):
         return None
-    return next((install for install in machines.engines or () if install.engine is Engine.VLLM), None)
+    found = [install for install in machines.engines or () if install.engine is Engine.VLLM]
+    return next((install for install in found if is_usable(install)), found[0] if found else None)
 
 
 def may_have_vllm(machines: Machines) -> bool:

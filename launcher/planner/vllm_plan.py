@@ -26,6 +26,7 @@ from launcher.domain import (
     Speed,
     VllmTerms,
 )
+from launcher.planner.abilities import list_passed_over
 from launcher.planner.ask import Ask
 from launcher.planner.basis import basis_of_free
 from launcher.planner.copies import host_bytes
@@ -204,6 +205,8 @@ def _notes(trial: VllmTrial, machines: Machines) -> Iterable[str]:
     if any(host.engines is None for host in hosts_of(machines)):
         whose = "machine's" if isinstance(machines, Inventory) else "machines'"
         yield f"the {whose} engines are unknown: vllm is assumed to be there"
+    for host in hosts_of(machines):
+        yield from list_passed_over(host.engines or ())
 
 
 def _bases(trial: VllmTrial, machines: Machines) -> Iterable[Basis]:

@@ -28,6 +28,7 @@ from launcher.domain import (
 )
 from launcher.inventory import load_inventory
 from launcher.planner import fit
+from launcher.planner.abilities import list_passed_over
 from launcher.planner.advice import plan
 from launcher.planner.fit import decide, list_alternatives
 from launcher.planner.forms import prepare_forms
@@ -209,6 +210,19 @@ def test_vllm_is_weighed_where_it_is_installed_and_may_be_started() -> None:
         without = decide(request, replace(machine, engines=(native, *others)))
         assert isinstance(without, Plan)
         assert without.engine is Engine.LLAMA_SERVER
+        assert [note for note in without.notes if "passed over" in note] == list(list_passed_over(others))
+
+
+def test_a_vllm_that_may_not_be_started_does_not_hide_another() -> None:
+    """Of two that are listed the one without a published fault serves, in whichever order; the note names the other."""
+    machine = load_inventory("8xh100")
+    request = Request(profile=load_profile("llama3.1-405b"))
+    holed = replace(_VLLM, argv=("/opt/old/vllm", "serve"), holes=("a fault",))
+    for engines in ((holed, _VLLM), (_VLLM, holed)):
+        chosen = decide(request, replace(machine, engines=engines))
+        assert isinstance(chosen, Plan)
+        assert chosen.install == _VLLM
+        assert any(note.startswith("`/opt/old/vllm serve`") and "a fault" in note for note in chosen.notes)
 
 
 def test_alternatives_of_both_engines_are_one_front() -> None:
