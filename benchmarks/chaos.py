@@ -104,6 +104,7 @@ class Outcome(Noun, frozen=True):
 
 
 def _signal_engine(episode: Episode, number: signal.Signals) -> None:
+    episode.read()  # it may have been replaced a moment ago
     os.kill(episode.engine_pid(), number)
 
 

@@ -6,9 +6,10 @@ It must not know phases, nor what follows from an event. What was seen is kept i
 
 import asyncio
 import contextlib
+import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -27,6 +28,15 @@ from launcher.supervisor.strain import Sample
 from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.vllm_told import compare
 from launcher.supervisor.watching import Post
+from launcher.units import MIB
+
+_LOOK_S: Final = 0.3
+"""For an urgent look, which takes a few milliseconds; a driver that is slower than this is not waited for."""
+_RETURN_S: Final = 1.0
+"""For what a dead process held to be given back, as long as it is seen to be."""
+_RETURN_PAUSE_S: Final = 0.1
+_QUIET_BYTES: Final = 32 * MIB
+"""Between two looks: less change than this is none."""
 
 
 class MemoryWatch:
@@ -40,9 +50,40 @@ class MemoryWatch:
         self._notify = account.notify
         self._post = post
         self._offered: Plan | None = None
+        self._ring: Callable[[], None] | None = None
+        self._has_seen = asyncio.Event()
         self._slowed: defaultdict[str, throttling.Slowed] = defaultdict(throttling.Slowed)
 
     # --- Before an engine loads, and once it has ---
+
+    async def look_before_start(self, plan: Plan) -> None:
+        """Have what is free measured now; return once it is, or cannot be in time: the start is then not judged by it.
+
+        Where it is too little it is looked at again for as long as it becomes more: a driver may still be taking back
+        what a dead process held.
+        """
+        end_s = time.monotonic() + _RETURN_S
+        before: int | None = None
+        while await self._look_anew():
+            short = sum(need.shortfall_bytes for need in self._vigil.foresee(plan).exceeded)
+            is_rising = before is None or before - short >= _QUIET_BYTES
+            if not short or not is_rising or time.monotonic() >= end_s:
+                return
+            before = short
+            await asyncio.sleep(_RETURN_PAUSE_S)
+
+    async def _look_anew(self) -> bool:
+        """Have a look made; return whether one that was begun since has come in time."""
+        if self._ring is None:
+            return False
+        asked_s = time.monotonic()
+        self._ring()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                while not self._vigil.has_seen_since(asked_s):
+                    self._has_seen.clear()
+                    await self._has_seen.wait()
+        return self._vigil.has_seen_since(asked_s)
 
     def recall(self, plan: Plan, command: Command) -> bool:
         """Whether a start can be judged by what this build told of the same command before, so that it need not tell."""
@@ -81,9 +122,10 @@ class MemoryWatch:
 
     # --- While it serves ---
 
+    @contextlib.contextmanager
     def sampling(
         self, plan: Plan | None, *, top: Callable[[], int | None], on_sample: Callable[[Sample], None]
-    ) -> contextlib.AbstractContextManager[None]:
+    ) -> Iterator[None]:
         """Look at the plan's memories again and again, for as long as the block lasts; ``on_sample`` is called in the loop."""
         # Imported here: an engine without a front does not need it.
         from launcher.supervisor.pressure import sampling  # noqa: PLC0415
@@ -94,15 +136,17 @@ class MemoryWatch:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
                 loop.call_soon_threadsafe(call, value)
 
-        return sampling(
+        with sampling(
             plan,
             self._service.devices,
             top=top,
             on_sample=lambda sample: tell(on_sample, sample),
             on_lost=lambda error: tell(self._on_blind, error),
-        )
+        ) as self._ring:
+            yield
 
     def _on_blind(self, error: Exception) -> None:
+        self._ring = None
         self._notify("memory.blind", f"memory can no longer be watched: {type(error).__name__}: {error}")
 
     def judge(self, sample: Sample, plan: Plan | None, *, is_serving: bool) -> Failure | None:
@@ -113,6 +157,7 @@ class MemoryWatch:
             if words is not None:
                 self._notify("device.throttled", words, device=load.name, reasons=", ".join(load.throttled))
         strain = self._vigil.see(sample, is_serving=is_serving)
+        self._has_seen.set()
         if strain is None or plan is None:
             return None
         failure = failures.of_strain(strain, plan)

@@ -11,6 +11,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from msgspec.structs import replace
+
 from launcher.domain import HOST_MEMORY, Device, DeviceKind, DeviceLoad, EngineInstall, Plan
 from launcher.inventory.cgroup import find_folders, read_memory
 from launcher.inventory.host import probe_host_memory
@@ -77,15 +79,23 @@ class Probe:
         self._top: int | None = None
         self._listed_s = -_LISTING_S
 
-    def look(self, top: int | None = None) -> Sample:
-        """Return a sample; ``top`` is the process below which the engine's are: the guard's number."""
+    def look(self, top: int | None = None, *, is_urgent: bool = False) -> Sample:
+        """Return a sample; ``top`` is the process below which the engine's are: the guard's number.
+
+        An urgent one is of what is free, as far as this process can see it itself: no engine is started to list its
+        devices, and no other process is looked at; none is the engine's.
+        """
         at_s = time.monotonic()
         room = self._room()
-        self._look_at_processes(top, at_s, room.free_bytes)
+        if is_urgent:
+            self._survey, self._top = replace(self._survey, below=frozenset()), None
+        else:
+            self._look_at_processes(top, at_s, room.free_bytes)
         loads = tuple(load for load in (self._nvidia.look() if self._nvidia else ()) if load.name in self._names)
         gauges = [self._device_gauge(load) for load in loads]
         gauges += self._amd_gauges({gauge.name for gauge in gauges})
-        gauges += self._listed_gauges(self._names.keys() - {gauge.name for gauge in gauges}, at_s)
+        if not is_urgent:
+            gauges += self._listed_gauges(self._names.keys() - {gauge.name for gauge in gauges}, at_s)
         stall = read_psi(self._psi) if self._psi else None
         return Sample(
             at_s=at_s,
@@ -180,29 +190,33 @@ def sampling(
     on_sample: Callable[[Sample], None],
     on_lost: Callable[[Exception], None],
     period_s: float = PERIOD_S,
-) -> Iterator[None]:
+) -> Iterator[Callable[[], None]]:
     """Look once a period for as long as the block lasts, the first time at once.
 
     All three callables are called in the sampler's own thread: ``top`` for the number of the guard at that moment,
     ``on_sample`` with each sample, ``on_lost`` once if looking has failed for good. After the block ``on_sample`` may
-    be called once more, by a look that was under way.
+    be called once more, by a look that was under way. What the block is given has an urgent look begun now, or as soon
+    as the one under way is over; it may be called in any thread, and waits for nothing.
     """
-    over = threading.Event()
+    over, bell = threading.Event(), threading.Event()
 
     def run() -> None:
         try:
             with _open_nvidia() as nvidia:
                 probe = Probe(plan, devices, nvidia)
+                is_rung = False
                 while not over.is_set():
-                    on_sample(probe.look(top()))
-                    over.wait(period_s)
+                    on_sample(probe.look(top(), is_urgent=is_rung))
+                    is_rung = bell.wait(period_s)
+                    bell.clear()  # before the look: who rings from now on is answered by the next one
         except Exception as error:  # noqa: BLE001 - whatever it is, somebody has to hear of it
             on_lost(error)
 
     thread = threading.Thread(target=run, name="pressure", daemon=True)
     thread.start()
     try:
-        yield
+        yield bell.set
     finally:
         over.set()
+        bell.set()
         thread.join(_LEAVE_S)

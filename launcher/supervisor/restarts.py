@@ -4,7 +4,6 @@ It must not know why the engine died, nor wait itself: it is given the times of 
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
 
 import tenacity
 
@@ -35,7 +34,8 @@ class RestartPolicy(Noun, frozen=True):
 class Death(Noun, frozen=True):
     """One unasked end of an engine: when, on the supervisor's monotonic clock, and how long it had been ready.
 
-    ``is_crowded``: other processes held the memory, and nothing was wrong with the engine.
+    ``is_crowded``: other processes held the memory, and nothing was wrong with the engine; one that had been ready
+    before it came to that begins a row of waits of its own.
     """
 
     at_s: float
@@ -65,7 +65,14 @@ def next_delay_s(deaths: Sequence[Death], policy: RestartPolicy) -> float | None
 
 def crowded(deaths: Sequence[Death]) -> tuple[Death, ...]:
     """Return the latest of the deaths in a row, oldest first, that other processes' memory is the reason of."""
-    return tuple(takewhile(lambda death: death.is_crowded, reversed(deaths)))[::-1]
+    row: list[Death] = []
+    for death in reversed(deaths):
+        if not death.is_crowded:
+            break
+        row.append(death)
+        if death.ready_s is not None:
+            break
+    return tuple(reversed(row))
 
 
 def _next_crowded_delay_s(deaths: Sequence[Death], policy: RestartPolicy) -> float | None:

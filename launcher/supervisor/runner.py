@@ -42,6 +42,7 @@ from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.watching import EngineWatch, Watched
 
 _LOOK_S: Final = 0.5  # between two looks at whether others gave memory back; it is sampled once a second
+_LEAD_S: Final = 0.05  # before a start what is free is measured anew, which mostly takes less than this
 _SERVING: Final = frozenset({Phase.READY, Phase.DRAINING})
 _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_STEP})
 
@@ -222,7 +223,8 @@ class _Supervision:
             self._account.report(notice)
         if after not in GUARDED:
             self._drop_tether()
-            self._vigil.bury()
+        if before in GUARDED and after not in GUARDED:
+            self._vigil.bury(time.monotonic())
         if changes := changes_of(before, after, self._account.record, self._failure, time.time()):
             self._account.update(**changes)
 
@@ -461,14 +463,22 @@ class _Supervision:
         """Wait; where the memory is seen to be too little, no longer than until it is seen to be enough."""
         end_s = time.monotonic() + delay_s
         was_short = False
-        while (left_s := end_s - time.monotonic()) > 0:
+        while (left_s := end_s - _LEAD_S - time.monotonic()) > 0:
             if self._deaths[-1].is_crowded and self._plan is not None and self._vigil.is_fresh:
                 fits = self._vigil.foresee(self._plan).fits
                 if fits and was_short:
                     break
                 was_short = was_short or not fits
             await asyncio.sleep(min(left_s, _LOOK_S))
+        else:
+            await self._look_before_start()
+            await asyncio.sleep(max(0.0, end_s - time.monotonic()))
         self._post(Event.RETRY)
+
+    async def _look_before_start(self) -> None:
+        """Know what is free since the last engine went, that a start can be judged without asking the next one."""
+        if self._memories is not None and self._plan is not None:
+            await self._memories.look_before_start(self._plan)
 
     # --- Stepping ---
 
@@ -487,9 +497,9 @@ class _Supervision:
             self._failure = answer
             self._post(Event.FOOT, answer)
         else:
-            self._take(answer)
+            await self._take(answer)
 
-    def _take(self, step: Step) -> None:
+    async def _take(self, step: Step) -> None:
         """Make a step's plan the one to serve, and say so; one that has to wait is the restart policy's."""
         if step.after_backoff:
             self._remember_death(is_crowded=True)
@@ -501,6 +511,7 @@ class _Supervision:
         story = step.story if n_steps else ()
         self._account.update(plan=without_tensors(step.plan), story=story, n_ladder_steps=n_steps, offer=None)
         self.notify(event, f"{what}: {'; '.join(step.story)}", n_steps=n_steps)
+        await self._look_before_start()
         self._post(Event.STEPPED)
 
     # --- Leaving ---

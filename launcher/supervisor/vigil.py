@@ -23,7 +23,7 @@ class Vigil:
         """Know nothing yet."""
         self._policy = policy
         self._sample: Sample | None = None
-        self._is_stale = False
+        self._buried_s: float | None = None
         self._baseline: Sample | None = None
         self._watched = Watched()
         self._hearing = Breakdown()
@@ -39,8 +39,16 @@ class Vigil:
         return judge(plan, self.free_bytes(plan), self.told_by(plan))
 
     def is_known(self, plan: Plan) -> bool:
-        """Whether a start can be judged now: the engine has told what this plan takes, and what is free was seen since."""
-        return self.has_told(plan) and not self._is_stale
+        """Whether a start can be judged now: the engine has told what this plan takes, and what is free is known.
+
+        For the first start it is the plan's; later all of the plan's memories must have been seen since the last engine
+        went. One that only an engine can look at never is: the engine is asked again, and tells what is free there, too.
+        """
+        return self.has_told(plan) and (self._buried_s is None or self._has_seen(plan))
+
+    def _has_seen(self, plan: Plan) -> bool:
+        names = {HOST_MEMORY, *(use.name for use in plan.footprint.devices)}
+        return self.is_fresh and self._sample is not None and all(self._sample.gauge(name) for name in names)
 
     def remember(self, plan: Plan, told: Breakdown) -> None:
         """Take over what the engine told of this plan in an earlier life."""
@@ -57,11 +65,15 @@ class Vigil:
     @property
     def is_fresh(self) -> bool:
         """Whether what is free was seen since the last engine went."""
-        return self._sample is not None and not self._is_stale
+        return self.has_seen_since(self._buried_s or 0.0)
 
-    def bury(self) -> None:
-        """The engine is gone: what was seen to be free is so no longer, until the next sample."""
-        self._is_stale = True
+    def has_seen_since(self, at_s: float) -> bool:
+        """Whether the latest sample was begun at that moment of the samples' clock, or later."""
+        return self._sample is not None and self._sample.at_s >= at_s
+
+    def bury(self, at_s: float) -> None:
+        """The engine is gone: what was seen to be free is so no longer, until a sample that is begun after ``at_s``."""
+        self._buried_s = at_s
 
     def expect(self) -> None:
         """Listen anew: the next lines are of an engine that starts now."""
@@ -80,7 +92,7 @@ class Vigil:
     def free_bytes(self, plan: Plan) -> Mapping[str, int]:
         """Return what is free of each memory: as seen last, else as it was when the plan was made."""
         free = {budget.name: budget.free_bytes for budget in plan.budgets}
-        if self._sample is None or self._is_stale:
+        if self._sample is None or not self.is_fresh:
             return free
         return free | {gauge.name: gauge.free_bytes for gauge in self._sample.gauges}
 
@@ -93,7 +105,7 @@ class Vigil:
 
     def see(self, sample: Sample, *, is_serving: bool) -> Strain | None:
         """Take in a sample; return the memory that has become strained, the first of several."""
-        self._sample, self._is_stale = sample, False
+        self._sample = sample
         if not is_serving:
             return None
         self._baseline = self._baseline or sample
@@ -112,7 +124,7 @@ class Vigil:
 
     def used_up(self) -> tuple[str, int] | None:
         """Return the first device of whose memory less is free than a calm one has, and how many bytes less."""
-        if self._sample is None or self._is_stale:
+        if self._sample is None or not self.is_fresh:
             return None
         lacks = ((g.name, self._policy.lacks_bytes(g)) for g in self._sample.gauges if g.name != HOST_MEMORY)
         return next((found for found in lacks if found[1]), None)

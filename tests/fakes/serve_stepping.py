@@ -3,7 +3,9 @@
 The scenario is JSON: ``free_bytes`` of the machine at each look (the last one stays), ``fits_bytes``: what the fake engine
 can have of the host before it runs out of memory, ``serves_bytes``: above them it loads and has none for its first
 request, ``arguments``: further ones of the engine, ``ladder``: the
-profile's rungs, ``step_up``: whether it goes up by itself, ``stolen``: the number of the start at which another program has the engine's port.
+profile's rungs, ``step_up``: whether it goes up by itself, ``stolen``: the number of the start at which another program
+has the engine's port, ``tells``: whether the engine, when it is asked to, tells what it will take before it loads,
+``seen_file``: holds the bytes that the sampler sees to be free of the host (else all are).
 Prints one JSON line per notice on stdout, and a rendered error on stderr.
 """
 
@@ -11,6 +13,7 @@ import json
 import socket
 import sys
 from pathlib import Path
+from unittest import mock
 
 import msgspec
 from msgspec.structs import replace
@@ -19,12 +22,16 @@ from launcher.cli.service import GatewayFront
 from launcher.domain import Address, Command, Engine, EngineInstall, Fallback, Host, Inventory, Plan, Request, Rung
 from launcher.errors import LauncherError
 from launcher.gateway.gateway import Gateway
+from launcher.inventory.cgroup import CgroupMemory
+from launcher.inventory.host import HostMemory
 from launcher.planner.calibration import machine_id
 from launcher.planner.fit import decide
 from launcher.planner.search import Alternatives
 from launcher.profiles import load_profile
 from launcher.render.text import render_error
 from launcher.store import open_instance, read_calibration
+from launcher.supervisor import pressure
+from launcher.supervisor.breakdown import Breakdown, read_line
 from launcher.supervisor.checks import free_port
 from launcher.supervisor.notices import Notice
 from launcher.supervisor.options import RunOptions
@@ -38,6 +45,30 @@ OUT_OF_MEMORY = (
     "ggml_backend_cpu_buffer_type_alloc_buffer: failed to allocate buffer of size {n_bytes}",
     "alloc_tensor_range: failed to allocate CPU buffer of size {n_bytes}",
 )
+TOLD = Path(__file__).parents[1] / "transcripts/llama-server/b10434-silent-cpu-fallback.log"
+_MACHINE_BYTES = 16 * GIB
+
+
+def account() -> list[str]:
+    """Return the lines of a real engine's account of its memory: some 500 MiB of the host."""
+    told, lines = Breakdown(), []
+    for line in TOLD.read_text().splitlines():
+        before, told = told, read_line(told, line)
+        if told is not before:
+            lines.append(line)
+    return lines
+
+
+def show_host(seen_file: str | None) -> None:
+    """Let the sampler see the host of the scenario, whatever machine this is."""
+
+    def probe_host_memory(root: Path) -> HostMemory:
+        del root
+        free = _MACHINE_BYTES if seen_file is None else int(Path(seen_file).read_text())
+        return HostMemory(_MACHINE_BYTES, free, 0, 0)
+
+    no_group = mock.Mock(return_value=CgroupMemory())
+    mock.patch.multiple(pressure, probe_host_memory=probe_host_memory, read_memory=no_group).start()
 
 
 def report(notice: Notice) -> None:
@@ -50,6 +81,7 @@ def main() -> int:
     """Serve until stopped; return the exit code of a command line."""
     name, port, options, scenario_json = sys.argv[1:]
     scenario = json.loads(scenario_json)
+    show_host(scenario.get("seen_file"))
     looks = list(scenario.get("free_bytes", [8 * GIB]))
     n_starts = 0
     held: list[socket.socket] = []
@@ -63,7 +95,6 @@ def main() -> int:
     def make_command(plan: Plan, *, tell: bool) -> Command:
         nonlocal n_starts
         n_starts += 1
-        del tell  # the fake engine never does
         address = Address(port=free_port("127.0.0.1"))
         if scenario.get("stolen") == n_starts:
             thief = socket.create_server((address.host, address.port or 0))
@@ -80,12 +111,16 @@ def main() -> int:
                 "--canary-status",
                 "500",
             ]
+        is_told = tell and scenario.get("tells", False)
+        if is_told:
+            arguments += [word for line in account() for word in ("--say", line)]
         return Command(
             argv=(sys.executable, "-S", str(ENGINE), "--port", str(address.port), *arguments),
             address=address,
             ready_path="/health",
             canary_path="/v1/chat/completions",
             canary_body="{}",
+            tells_memory=is_told,
         )
 
     profile = load_profile("llama3.1-8b")

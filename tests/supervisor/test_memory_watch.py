@@ -1,16 +1,21 @@
 """What a shortage while serving leads to, by the answer that another plan gets."""
 
 import asyncio
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import cast
 
 import pytest
 from msgspec.structs import replace
 
 from launcher.cli.service import GatewayFront
-from launcher.domain import HOST_MEMORY, Address, Budget, Plan, Refusal, RefusalCode
+from launcher.domain import HOST_MEMORY, Address, Budget, Footprint, HostUse, Plan, Refusal, RefusalCode
 from launcher.gateway.gateway import Gateway
 from launcher.store import open_instance
+from launcher.supervisor import pressure
 from launcher.supervisor.account import Account
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.machine import Event
@@ -27,6 +32,7 @@ PLAN = replace(
     plan_for(),
     budgets=(Budget(name=HOST_MEMORY, total_bytes=16 * GIB, free_bytes=8 * GIB, margin_bytes=GIB),),
 )
+PLAN_OF_4_GIB = replace(PLAN, footprint=Footprint(devices=(), host=HostUse(weights_bytes=4 * GIB)), budgets=())
 RETRY = Step(plan=PLAN, story=("memory runs short", "they have given it back", "the same plan"), is_retry=True)
 SMALLER = Step(plan=replace(PLAN, n_ctx=1024), story=("memory runs short", "context: 2048 -> 1024"))
 NONE = Refusal(code=RefusalCode.EXCEEDS_HOST_MEMORY, model="m", fact="nothing smaller is left")
@@ -84,6 +90,73 @@ def run_short(answers: Answers, n_times: int = 1) -> tuple[list[tuple[Event, Fai
             asyncio.run(watch.ask_before_draining(failure))
         account.close()
     return posted, told
+
+
+def look_before_start(looks: Iterator[int | None]) -> tuple[Vigil, float]:
+    """Have a start that needs 4 GiB looked at; each look finds so much free, or never ends. Return how long it took."""
+
+    async def run() -> float:
+        service = Service(
+            front=GatewayFront(lambda: Gateway("m"), Address(port=1)),
+            stepper=Answers(NONE),
+            make_command=cast("MakeCommand", None),
+        )
+        watch = MemoryWatch(service, vigil, account, lambda *_: None)
+        over = threading.Event()
+
+        @contextmanager
+        def sampling(*_: object, on_sample: Callable[[Sample], None], **__: object) -> Iterator[Callable[[], None]]:
+            def look() -> None:
+                at_s, free = time.monotonic(), next(looks)
+                if free is None:
+                    over.wait(60)
+                else:
+                    on_sample(host(free, at_s))
+
+            with ThreadPoolExecutor(1) as pool:
+                yield lambda: void(pool.submit(look))
+                over.set()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pressure, "sampling", sampling)
+            with watch.sampling(
+                PLAN, top=lambda: None, on_sample=lambda sample: void(watch.judge(sample, PLAN, is_serving=False))
+            ):
+                vigil.bury(time.monotonic())
+                began_s = time.monotonic()
+                await watch.look_before_start(PLAN_OF_4_GIB)
+                return time.monotonic() - began_s
+
+    with open_instance("watched") as instance:
+        account = Account(instance, Address(port=1), PLAN, RunOptions(), lambda _: None)
+        vigil = Vigil(StrainPolicy())
+        lasted_s = asyncio.run(run())
+        account.close()
+    return vigil, lasted_s
+
+
+def void(_: object) -> None:
+    """Return nothing."""
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_what_is_free_is_looked_at_until_it_suffices_or_rises_no_more() -> None:
+    """A driver may give back late; what somebody holds does not rise."""
+    rising = iter((GIB, 2 * GIB, 3 * GIB, 5 * GIB, 6 * GIB))
+    vigil, _ = look_before_start(rising)
+    assert vigil.free_bytes(PLAN)[HOST_MEMORY] == 5 * GIB
+    held = iter((GIB, GIB + MIB, 5 * GIB))
+    vigil, _ = look_before_start(held)
+    assert vigil.free_bytes(PLAN)[HOST_MEMORY] == GIB + MIB
+    assert vigil.is_fresh
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_driver_that_hangs_does_not_keep_an_engine_from_its_start() -> None:
+    """The wait is short, and the start is then judged by nothing that was seen before."""
+    vigil, lasted_s = look_before_start(iter((None,)))
+    assert not vigil.is_fresh
+    assert lasted_s < 5
 
 
 @pytest.mark.usefixtures("state_dir")

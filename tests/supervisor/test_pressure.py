@@ -187,6 +187,8 @@ def test_a_device_that_only_an_engine_lists(tmp_path: Path) -> None:
     device, _ = probe.look().gauges
     assert (device.name, device.total_bytes, device.free_bytes) == ("gpu0", 8000 * MIB, 1234 * MIB)
     assert [gauge.name for gauge in probe.look().gauges] == [HOST_MEMORY]
+    urgent = Probe(plan_on("RPC0", install=install)).look(is_urgent=True)
+    assert [gauge.name for gauge in urgent.gauges] == [HOST_MEMORY]
     assert count.read_text() == "x\n"
     assert list_memory(replace(install, flags=frozenset())) == {}
 
@@ -229,6 +231,30 @@ def test_sampling_goes_on_until_the_block_ends() -> None:
     assert n_threads == 0
     assert len(asked) >= len(samples)
     assert all(a.at_s < b.at_s for a, b in pairwise(samples))
+
+
+def test_a_look_is_made_at_once_where_one_is_asked_for() -> None:
+    """It is begun after the asking, also where another was under way then; who asks does not wait for it."""
+    samples: list[Sample] = []
+    is_held, may_go = threading.Event(), threading.Event()
+
+    def top() -> None:
+        is_held.set()
+        may_go.wait(60)
+
+    def fail(error: Exception) -> None:
+        pytest.fail(str(error))
+
+    with sampling(None, top=top, on_sample=samples.append, on_lost=fail, period_s=3600) as ring:
+        assert is_held.wait(60)
+        ring()
+        asked_s = time.monotonic()
+        assert samples == []
+        may_go.set()
+        assert poll(lambda: len(samples) == 2)
+        assert samples[1].at_s >= asked_s
+        ring()
+        assert poll(lambda: len(samples) == 3)
 
 
 def test_a_look_that_fails_is_heard_of() -> None:

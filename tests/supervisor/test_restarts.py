@@ -72,6 +72,17 @@ def test_what_was_waited_for_does_not_count_against_an_engine() -> None:
     assert next_delay_s((*waits, Death(at_s=9.0), Death(at_s=10.0)), patient) is None
 
 
+def test_a_wait_after_an_engine_was_ready_begins_anew() -> None:
+    """However short it served: the memory was there, so what was waited for before is no part of this wait."""
+    patient = RestartPolicy(jitter_s=0.0, crowded_s=100.0, healthy_s=600.0)
+    before = tuple(Death(at_s=at_s, is_crowded=True) for at_s in (0.0, 50.0, 90.0))
+    again = Death(at_s=101.0, ready_s=5.0, is_crowded=True)  # served for 5 s, then lost its memory to them
+    assert next_delay_s(history(*before, again), patient) == 1.0
+    later = (*before, again, Death(at_s=200.0, is_crowded=True))
+    assert next_delay_s(history(*later), patient) == 2.0
+    assert next_delay_s(history(*later, Death(at_s=201.0, is_crowded=True)), patient) is None
+
+
 def test_who_gives_up_says_how_long_it_waited_this_time() -> None:
     """As the bound counts it: what was waited for before a death of the engine's own is no part of it."""
     before = (Death(at_s=0.0, is_crowded=True), Death(at_s=300.0, ready_s=1.0))

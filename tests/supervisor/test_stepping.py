@@ -11,9 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher.domain import Correction, InstanceView, Lesson, State
 from launcher.store import find_instance, read_calibration, state_root
-from launcher.units import GIB
+from launcher.units import GIB, MIB
 from tests.fakes.harness import Served, poll
 
 ServeStepping = Callable[..., Served]
@@ -150,6 +152,46 @@ def test_an_engine_that_was_killed_comes_back_behind_the_same_port(serve_steppin
     assert _ask(served)["choices"]
     assert served.events().count("engine.ready") == 2
     assert _health(served)["status"] == "ready"
+
+
+def _seen(tmp_path: Path, n_bytes: int) -> str:
+    """Let the sampler see so much to be free, from one look to the next."""
+    new, file = tmp_path / "seen.new", tmp_path / "seen"
+    new.write_text(str(n_bytes))
+    new.replace(file)
+    return str(file)
+
+
+def test_an_engine_that_told_what_it_takes_is_not_asked_at_its_restart(serve_stepping: ServeStepping) -> None:
+    """However soon it is: what is free is looked at after the end and before the start, and judged by what was told."""
+    served = serve_stepping(options=QUICK, tells=True)
+    for n in range(1, 4):
+        served.await_event("engine.ready", n)
+        if n < 3:
+            os.kill(served.engine_pid(), signal.SIGKILL)
+    verdicts = [notice["text"] for notice in served.notices() if notice["event"] == "engine.preflight"]
+    assert verdicts == ["it fits, by its own account", *["it fits, by what it told of itself before"] * 2]
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_a_restart_beside_what_others_took_is_refused_before_anything_is_spawned(
+    serve_stepping: ServeStepping, tmp_path: Path, *, tells: bool
+) -> None:
+    """Judged by what was told before, or by the plan of an engine that tells nothing; it starts once they have left."""
+    seen_file = _seen(tmp_path, 14 * GIB)
+    served = serve_stepping(options=QUICK, tells=tells, seen_file=seen_file)
+    served.await_event("engine.ready")
+    _seen(tmp_path, 300 * MIB)  # too little for the engine, not for one that serves
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    served.await_event("engine.failed", 2)
+    _seen(tmp_path, 14 * GIB)
+    served.await_event("engine.ready", 2)
+    events = served.events()
+    died, refused, *_ = (idx for idx, event in enumerate(events) if event == "engine.failed")
+    assert "engine.spawned" not in events[died:refused]
+    failed = [notice for notice in served.notices() if notice["event"] == "engine.failed"]
+    assert failed[1]["facts"]["cause"] == "overdrawn"
+    assert "300 MiB is free" in failed[1]["text"]
 
 
 def test_a_hung_engine_is_replaced(serve_stepping: ServeStepping) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from launcher.domain import HOST_MEMORY, Budget, Footprint, HostUse, Plan
+from launcher.domain import HOST_MEMORY, Budget, Footprint, HostUse, MemoryUse, Plan
 from launcher.supervisor.preflight import Preflight
 from launcher.supervisor.strain import Gauge, Sample, StrainPolicy
 from launcher.supervisor.vigil import Vigil
@@ -71,9 +71,25 @@ def test_what_was_free_before_an_engine_ended_is_free_no_longer() -> None:
     vigil.see(host(GIB), is_serving=True)
     assert vigil.free_bytes(plan())[HOST_MEMORY] == GIB
     hear(vigil, plan())
-    vigil.bury()
+    vigil.bury(10.0)
     assert not vigil.is_known(plan())
     assert vigil.free_bytes(plan())[HOST_MEMORY] == 8 * GIB
-    vigil.see(host(3 * GIB, 1.0), is_serving=False)
+    vigil.see(host(2 * GIB, 9.9), is_serving=False)  # was begun before, and comes after
+    assert not vigil.is_known(plan())
+    vigil.see(host(3 * GIB, 10.1), is_serving=False)
     assert vigil.is_known(plan())
     assert vigil.free_bytes(plan())[HOST_MEMORY] == 3 * GIB
+
+
+def test_a_memory_that_was_not_seen_since_leaves_a_restart_unknown() -> None:
+    """Of a device that only an engine can look at its next engine is asked, which tells what is free there, too."""
+    on_device = replace(plan(), footprint=Footprint(devices=(MemoryUse(name="gpu0"),), host=HostUse()))
+    vigil = Vigil(StrainPolicy())
+    hear(vigil, on_device)
+    assert vigil.is_known(on_device)  # what is free was measured for the plan
+    vigil.bury(10.0)
+    vigil.see(host(3 * GIB, 11.0), is_serving=False)
+    assert not vigil.is_known(on_device)
+    gpu = Gauge(name="gpu0", total_bytes=GIB, free_bytes=GIB)
+    vigil.see(Sample(at_s=12.0, gauges=(gpu, *host(3 * GIB).gauges)), is_serving=False)
+    assert vigil.is_known(on_device)
