@@ -848,6 +848,13 @@ class ProcessId(Noun, frozen=True):
     boot_id: str
 
 
+class ClusterApplication(Noun, frozen=True):
+    """An application on a Ray cluster: the dashboard's address, and its name there."""
+
+    url: str
+    name: str
+
+
 class InstanceRecord(Noun, frozen=True):
     """An instance as its supervisor last described it. Times ending in ``_at`` are seconds since 1970."""
 
@@ -872,6 +879,8 @@ class InstanceRecord(Noun, frozen=True):
     slow: str | None = None
     """How far its engine is below the speed that was expected, while it is."""
     last_exit: str | None = None
+    application: ClusterApplication | None = None
+    """What Ray runs of it, where its engine is not on this machine."""
     log_path: str = ""
     plan: Plan | None = None
     schema_version: int = SCHEMA_VERSION

@@ -113,6 +113,12 @@ class ClusterAccessError(ClusterError):
     code = "cluster-access"
 
 
+class ForeignApplicationError(ClusterError):
+    """An application on a Ray cluster is somebody else's: it is neither replaced nor removed."""
+
+    code = "not-our-application"
+
+
 class EngineMissingError(LauncherError):
     """No installed engine can run the plan."""
 

@@ -57,15 +57,36 @@ def logs(
 
 def stop(
     name: _NAME,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="URL",
+            help="Take its application off this Ray cluster, also where none is recorded here.",
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait until it is gone.")] = 30.0,
     force: Annotated[bool, typer.Option("--force", help="Kill the engine without grace.")] = False,
 ) -> None:
     """End an instance and wait until nothing of it is left."""
+    from launcher.errors import NotServedError
     from launcher.store import find_instance
     from launcher.supervisor import remote
 
-    full_name = find_instance(name).name
-    was_running = remote.stop(full_name, timeout_s=timeout, force=force)
+    try:
+        view = find_instance(name)
+    except NotServedError:
+        if cluster is None:
+            raise
+        view = None
+    was_running = view is not None and remote.stop(view.name, timeout_s=timeout, force=force)
+    full_name = name if view is None else view.name
+    record = find_instance(full_name).record if view is not None else None
+    left = record.application if record is not None else None
+    if cluster is not None or left is not None:
+        from launcher.cli.on_cluster import take_off
+
+        was_running |= take_off(full_name, left, url=cluster, timeout_s=timeout)
     typer.echo(f"{full_name} is stopped" if was_running else f"{full_name} was not running")
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
+Cluster = Annotated[
+    str | None, typer.Option("--cluster", metavar="URL", help="Serve on the Ray cluster with this dashboard.")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="Return once it is ready; end it with `launch stop`.")]
 ApiKeyFile = Annotated[
     Path | None,
@@ -51,6 +54,7 @@ def serve(
     host: Host = None,
     port: Port = None,
     inventory: opt.InventoryName = None,
+    cluster: Cluster = None,
     rpc: opt.Rpc = None,
     min_quant: opt.MinQuant = None,
     min_tps: opt.MinTps = None,
@@ -60,8 +64,11 @@ def serve(
     detach: Detach = False,
 ) -> None:
     """Serve a model until Ctrl-C; exit code 3 if no plan fits this machine."""
+    from functools import partial
+
     from msgspec.structs import replace
 
+    from launcher.cli.on_cluster import check_for_cluster, serve_on_cluster
     from launcher.cli.service import build_service
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
@@ -88,11 +95,26 @@ def serve(
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
     profile = replace(profile, address=opt.with_address(profile.address, host=host, port=port))
+    if cluster is not None:
+        check_for_cluster(settings, inventory=inventory, rpc=rpc)
     workers = opt.parse_rpc(rpc, inventory)
     keys = read_keys(os.environ, api_key_file)
     check_exposure(profile.address, keys)
     if detach:
         raise typer.Exit(_detach(profile.name))
+    if cluster is not None:
+        request = Request(profile=profile, settings=settings, force=force)
+        argv = opt.echo_argv("serve", cluster=cluster, min_quant=min_quant, min_tps=min_tps)
+        others = opt.find_alternatives(inventory=cluster, min_quant=min_quant, min_tps=min_tps)
+        serve_on_cluster(
+            request,
+            cluster,
+            keys=keys,
+            decide=partial(decide, argv=argv, alternatives=others),
+            report=_reporter(profile.name),
+            stall_timeout_s=stall_timeout,
+        )
+        return
     with open_instance(profile.name) as instance:
         argv = opt.echo_argv("serve", inventory=inventory, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
         request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)

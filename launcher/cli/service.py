@@ -33,11 +33,11 @@ class GatewayFront:
         self._gateway = gateway
         return address
 
-    def attach(self, base_url: str, api_key: str | None) -> None:
+    def attach(self, base_url: str, api_key: str | None, *, is_behind_proxy: bool = False) -> None:
         """Let requests through to an engine."""
         self.has_engine = True
         if self._gateway is not None:
-            self._gateway.attach(base_url, api_key=api_key)
+            self._gateway.attach(base_url, api_key=api_key, is_behind_proxy=is_behind_proxy)
 
     def detach(self, reason: str) -> None:
         """Take everything back from the engine."""

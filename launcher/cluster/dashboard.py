@@ -52,14 +52,19 @@ class Dashboard:
         self._pool = pool
         self._token = token
         self._fuse = _Fuse()
+        self._asking = threading.Lock()
         host = pool.connection_from_url(url)
         host.ConnectionCls = _fused(host.ConnectionCls, self._fuse)
 
     @property
+    def is_here(self) -> bool:
+        """Whether it is reached over loopback."""
+        return _is_here(parse_url(self.url))
+
+    @property
     def is_exposed(self) -> bool:
         """Whether the token goes there unencrypted, over a network."""
-        parsed = parse_url(self.url)
-        return self._token is not None and parsed.scheme == "http" and not _is_here(parsed)
+        return self._token is not None and parse_url(self.url).scheme == "http" and not self.is_here
 
     def get(self, path: str) -> bytes:
         """Return the body of the answer to ``path``.
@@ -68,13 +73,33 @@ class Dashboard:
             ClusterError: nobody answers, or with anything but 200.
             ClusterAccessError: a token is wanted, or another one.
         """
+        return self._ask("GET", path)
+
+    def put(self, path: str, body: bytes) -> bytes:
+        """Send JSON to ``path`` and return the body of the answer. It is sent once: whether it arrived is not known on failure.
+
+        Raises:
+            ClusterError: nobody answers, or with anything but 200.
+            ClusterAccessError: a token is wanted, or another one.
+        """
+        return self._ask("PUT", path, body)
+
+    def _ask(self, method: str, path: str, sent: bytes | None = None) -> bytes:
         headers = {"Accept": "application/json"}
+        if sent is not None:
+            headers["Content-Type"] = "application/json"
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
         try:
-            with self._fuse.lit(MAX_ANSWER_S):
+            with self._asking, self._fuse.lit(MAX_ANSWER_S):
                 answer = self._pool.request(
-                    "GET", self.url + path, headers=headers, preload_content=False, redirect=False, retries=False
+                    method,
+                    self.url + path,
+                    body=sent,
+                    headers=headers,
+                    preload_content=False,
+                    redirect=False,
+                    retries=False,
                 )
                 try:
                     body = self._read(answer)
@@ -132,7 +157,9 @@ class _Fuse:
 
     @contextmanager
     def lit(self, after_s: float) -> Iterator[None]:
-        """Blow after so long, unless the block has ended."""
+        """Blow after so long, unless the block has ended; what a fuse before this one did is forgotten."""
+        with self._lock:
+            self.is_blown = False
         timer = threading.Timer(after_s, self._blow)
         timer.daemon = True
         timer.start()

@@ -117,17 +117,18 @@ class _Version(Struct, frozen=True):
 _Answer = TypeVar("_Answer", _Nodes, _Summary, _Status, _Version)
 
 
-def build_cluster(url: str, *, nodes: bytes, summary: bytes, status: bytes, version: bytes) -> Cluster:
-    """Return the living nodes as a cluster called ``url``; each argument is the body of one answer.
+def build_cluster(
+    url: str, *, nodes: bytes, summary: bytes, status: bytes, version: bytes, given_back: Mapping[str, float] = {}
+) -> Cluster:
+    """Return the living nodes as a cluster called ``url``; each answer is the body of one.
 
     GPUs that a node declares and does not measure are taken to be as in the reference machine of their type, and said to
-    be; those that applications have reserved are left out.
+    be; those that applications have reserved are left out. ``given_back`` are GPUs by a node's id that are about to be free.
 
     Raises:
         ClusterError: an answer is not what Ray's dashboard gives, no node is alive, or there are too many.
     """
-    alive = [node for node in _decode(nodes, _Nodes, url).data.result.result if node.state == "ALIVE"]
-    measured = {each.raylet.node_id: each for each in _decode(summary, _Summary, url).data.summary}
+    alive, names, measured = _read_nodes(url, nodes, summary)
     report = _decode(status, _Status, url).data.cluster_status
     load = report.load_metrics_report if report is not None else None
     usage = (load.usage_by_node if load is not None else None) or {}
@@ -137,10 +138,10 @@ def build_cluster(url: str, *, nodes: bytes, summary: bytes, status: bytes, vers
     if len(alive) > MAX_NODES:
         message = f"the Ray cluster at {url} has {len(alive)} nodes; at most {MAX_NODES} machines are planned for"
         raise ClusterError(message)
-    alive.sort(key=lambda node: (not node.is_head_node, node.node_ip, node.node_id))
-    names = _names(alive, measured)
     found = [
-        _build_node(name, node, measured.get(node.node_id), usage.get(node.node_id, {}))
+        _build_node(
+            name, node, measured.get(node.node_id), usage.get(node.node_id, {}), given_back.get(node.node_id, 0.0)
+        )
         for name, node in zip(names, alive, strict=True)
     ]
     is_measured = all(inventory.provenance is Provenance.MEASURED for inventory in found)
@@ -154,6 +155,42 @@ def build_cluster(url: str, *, nodes: bytes, summary: bytes, status: bytes, vers
             *(f"{node.name}: {note}" for node in found for note in node.notes),
         ),
     )
+
+
+def read_accelerators(url: str, *, nodes: bytes, summary: bytes) -> dict[str, str | None]:
+    """Return Ray's name of the GPUs of each node that has any, by the node's name in the cluster.
+
+    ``None`` where a node declares GPUs and no resource of their type: Ray could not be asked for them.
+    """
+    alive, names, _ = _read_nodes(url, nodes, summary)
+    types = [
+        next((key.removeprefix(_TYPE_PREFIX) for key in node.resources_total if key.startswith(_TYPE_PREFIX)), None)
+        for node in alive
+    ]
+    return {
+        name: kind
+        for name, node, kind in zip(names, alive, types, strict=True)
+        if node.resources_total.get("GPU", 0.0) > 0
+    }
+
+
+def empty_cluster(cluster: Cluster) -> Cluster:
+    """Return the cluster as it would be if nothing ran on it."""
+    return msgspec.structs.replace(cluster, nodes=tuple(_empty(node) for node in cluster.nodes))
+
+
+def _empty(node: Inventory) -> Inventory:
+    devices = tuple(msgspec.structs.replace(device, free_bytes=device.total_bytes) for device in node.devices)
+    host = msgspec.structs.replace(node.host, available_bytes=node.host.total_bytes)
+    return msgspec.structs.replace(node, devices=devices, host=host)
+
+
+def _read_nodes(url: str, nodes: bytes, summary: bytes) -> tuple[list[_Node], list[str], dict[str, _Physical]]:
+    """Return the living nodes in their order, the head first, their names, and what each measures by its id."""
+    alive = [node for node in _decode(nodes, _Nodes, url).data.result.result if node.state == "ALIVE"]
+    measured = {each.raylet.node_id: each for each in _decode(summary, _Summary, url).data.summary}
+    alive.sort(key=lambda node: (not node.is_head_node, node.node_ip, node.node_id))
+    return alive, _names(alive, measured), measured
 
 
 def _decode(body: bytes, kind: type[_Answer], url: str) -> _Answer:
@@ -175,7 +212,11 @@ def _names(alive: list[_Node], measured: Mapping[str, _Physical]) -> list[str]:
 
 
 def _build_node(
-    name: str, node: _Node, physical: _Physical | None, usage: Mapping[str, tuple[float, float]]
+    name: str,
+    node: _Node,
+    physical: _Physical | None,
+    usage: Mapping[str, tuple[float, float]],
+    given_back: float,
 ) -> Inventory:
     notes: list[str] = []
     provenance = Provenance.MEASURED
@@ -191,7 +232,8 @@ def _build_node(
             provenance = Provenance.ASSUMED
             notes.append(f"{missing} GPUs are declared and not measured: taken for {reference.description}, all free")
             devices += [msgspec.structs.replace(reference, name=f"gpu{idx}") for idx in range(len(devices), declared)]
-    reserved = min(len(devices), _ceil(usage.get("GPU", (0.0, 0.0))[0]))
+    devices = _give_back(devices, _count(given_back, _MAX_GPUS))
+    reserved = min(len(devices), _ceil(usage.get("GPU", (0.0, 0.0))[0] - given_back))
     if reserved:
         notes.append(f"{reserved} of {declared} GPUs are reserved by applications: left out")
         emptiest = sorted(devices, key=lambda device: -device.known_free_bytes)[: len(devices) - reserved]
@@ -239,6 +281,15 @@ def _measured_device(name: str, gpu: _Gpu) -> Device:
         compute_capability=known.compute_capability if known is not None else None,
         uuid=printable(gpu.uuid) if gpu.uuid is not None else None,
     )
+
+
+def _give_back(devices: list[Device], n: int) -> list[Device]:
+    """Return the devices with the ``n`` fullest of them empty."""
+    fullest = sorted(devices, key=lambda device: device.known_free_bytes)[:n]
+    return [
+        msgspec.structs.replace(device, free_bytes=device.total_bytes) if device in fullest else device
+        for device in devices
+    ]
 
 
 def _reference(node: _Node) -> Device | None:

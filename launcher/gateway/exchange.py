@@ -147,6 +147,8 @@ class Exchange:
                 if answer.status == _UNAVAILABLE and is_work:  # a lookup may well be answered so
                     attempt.outcome = Outcome.FAILURE
                     raise LostError(Loss.REJECTED, "the engine says that it is not available")
+                if upstream.is_behind_proxy and policy.is_of_proxy(answer.status, answer.content_type):
+                    raise LostError(Loss.BROKEN, "the engine was lost, says the proxy before it")
                 return await Relay(client, answer, attempt, self.limits, self.meters).run(path)
         except asyncio.CancelledError:
             lost = attempt.absorb()

@@ -85,12 +85,13 @@ class Gateway:
             raise PortInUseError(message, help="choose another with `--port`, or end what listens there") from error
         return replace(address, port=port)
 
-    def attach(self, base_url: str, *, api_key: str | None = None) -> None:
+    def attach(self, base_url: str, *, api_key: str | None = None, is_behind_proxy: bool = False) -> None:
         """Let requests through to an engine that has proved itself; ``base_url`` is like ``http://127.0.0.1:40123``.
 
-        Requests that still run on another engine end there. ``api_key`` is sent to the engine, never shown.
+        Requests that still run on another engine end there. ``api_key`` is sent to the engine, never shown. An engine
+        that ``is_behind_proxy`` is one of Ray Serve's: ``base_url`` then has a path, and a lost engine a status.
         """
-        self._line.open(base_url.rstrip("/"), api_key)
+        self._line.open(base_url.rstrip("/"), api_key, is_behind_proxy=is_behind_proxy)
 
     def detach(self, reason: str) -> None:
         """The engine is lost: take everything back from it, at once. Calling it again changes only the reason."""

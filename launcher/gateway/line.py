@@ -21,6 +21,8 @@ class Upstream:
     base_url: str
     generation: int
     api_key: str | None = field(default=None, repr=False)
+    is_behind_proxy: bool = False
+    """Whether somebody else's proxy stands before it, who says in words of its own that it was lost."""
 
 
 class RefusedError(Exception):
@@ -100,12 +102,14 @@ class Line:
 
     # --- The door ---
 
-    def open(self, base_url: str, api_key: str | None) -> None:
+    def open(self, base_url: str, api_key: str | None, *, is_behind_proxy: bool = False) -> None:
         """Let requests through to an engine that is ready; a line that was closed stays closed."""
         if self.door is Door.CLOSED:
             return
         self._generation += 1
-        self._upstream = Upstream(base_url=base_url, generation=self._generation, api_key=api_key)
+        self._upstream = Upstream(
+            base_url=base_url, generation=self._generation, api_key=api_key, is_behind_proxy=is_behind_proxy
+        )
         self.door = Door.OPEN
         self._stop_timer()
         self._let_pass()

@@ -174,6 +174,17 @@ def outcome_of(status: int, *, ended_in_error: bool) -> Outcome | None:
     return Outcome.SUCCESS if status < 300 else None  # noqa: PLR2004
 
 
+def is_of_proxy(status: int, content_type: str) -> bool:
+    """Whether an answer is not an engine's but of a proxy of Ray Serve's before it, which has lost it.
+
+    Of a replica that dies with a request it says 500 and ``Internal Server Error``, of an application that is gone 404, both
+    as plain text (2.60.0, seen). Engines, and Ray Serve LLM, word errors in JSON. A request that makes the application's
+    own program fail is told so too: it is sent again, as one that may kill engines is.
+    """
+    return content_type == "text/plain" and status in _OF_PROXY
+
+
+_OF_PROXY: Final = frozenset({404, 500})
 _FIRST_PAUSE_S: Final = 0.05
 _MAX_PAUSE_S: Final = 1.0
 

@@ -201,7 +201,7 @@ def _notes(trial: VllmTrial, machines: Machines) -> Iterable[str]:
     yield f"room for {trial.choice.estimate.max_concurrency:.1f} requests of full length at once"
     if isinstance(machines, Cluster):
         yield from machines.notes
-        yield "this release plans for several machines but serves from one"
+        yield "a Ray cluster of these machines serves it: `launch serve` with `--cluster`"
     if any(host.engines is None for host in hosts_of(machines)):
         whose = "machine's" if isinstance(machines, Inventory) else "machines'"
         yield f"the {whose} engines are unknown: vllm is assumed to be there"

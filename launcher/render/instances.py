@@ -62,6 +62,8 @@ def render_status(view: InstanceView, *, now: float) -> str:
             facts.append(("model", f"{plan.model} {plan.quantization} on {plan.engine}"))
             facts.append(("context", f"{plan.n_ctx_per_request} tokens per request, {plan.n_parallel} at once"))
             facts.append(("gpu layers", f"{plan.n_gpu_layers} of {plan.n_layer}"))
+        if record.application is not None:
+            facts.append(("application", f"{record.application.name} on the Ray cluster at {record.application.url}"))
         facts += _fallback_facts(record)
         facts += _process_facts(view, record, now)
     facts.append(("log", view.log_path))

@@ -2,15 +2,20 @@
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher.cluster.serve_details import APPLICATIONS
+
 RECORDED: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "transcripts" / "ray" / "2.60.0-three-nodes.json").read_text()
+)
+SERVE: dict[str, Any] = json.loads(
+    (Path(__file__).parents[1] / "transcripts" / "ray" / "2.60.0-serve.json").read_text()
 )
 TOKEN = "0123456789abcdef"  # noqa: S105 - shown to a server of ours on loopback alone
 
@@ -30,10 +35,17 @@ class FakeDashboard:
         self.redirect: str | None = None
         self.hold: threading.Event | None = None
         self.asked: list[str] = []
+        self.sent: list[Any] = []
+        self.on_put: Callable[[Any], None] = lambda _: None
         dashboard = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                dashboard.answer(self)
+
+            def do_PUT(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                dashboard.take(self.path, json.loads(body))
                 dashboard.answer(self)
 
             def log_message(self, *_: object) -> None:
@@ -51,6 +63,12 @@ class FakeDashboard:
         self._server.shutdown()
         self._server.server_close()
 
+    def take(self, path: str, body: Any) -> None:
+        """Take what was sent; Ray answers it with nothing, after it has done as it was told."""
+        assert path == APPLICATIONS
+        self.sent.append(body)
+        self.on_put(body)
+
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request as Ray 2.60 does."""
         self.asked.append(request.path)
@@ -63,9 +81,8 @@ class FakeDashboard:
             request.end_headers()
             return
         if self.token is None or said == f"Bearer {self.token}":
-            status, body = (
-                (200, self.answers[request.path]) if request.path in self.answers else (404, b"404: Not Found")
-            )
+            known = self.answers.get(request.path)
+            status, body = (200, b"" if request.command == "PUT" else known) if known else (404, b"404: Not Found")
         else:
             status, text = refused["without a token" if said is None else "with a wrong one"]
             body = text.encode()

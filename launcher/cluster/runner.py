@@ -1,0 +1,449 @@
+"""Serves one application of a Ray cluster until it is stopped or fails: looks, asks the machine, carries out its moves.
+
+The only clock of the room. Ray places and restarts replicas; what is done here is to say how it stands, to let requests through
+while somebody answers, and to take the application off at the end. It must not decide what follows from a look (`machine`),
+what an answer means (`following`), or how others' applications are kept (`applications`).
+"""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from enum import StrEnum
+from typing import Any, Final, Protocol, TypeAlias
+
+import aiohttp
+from msgspec import Struct
+
+from launcher.backends.ray_serve import Value
+from launcher.cluster import proof, submission
+from launcher.cluster.applications import Proxies
+from launcher.cluster.dashboard import Dashboard
+from launcher.cluster.following import Look, Stage, describe, look_at
+from launcher.cluster.machine import Move, Phase, decide
+from launcher.cluster.replica_logs import ReplicaLogs
+from launcher.cluster.serve_details import ServeDetails, find_proxies
+from launcher.domain import Address, InstanceRecord, State
+from launcher.errors import ClusterError, EngineFailedError, LauncherError
+
+_N_TELLING: Final = 20
+"""Lines of the replicas' logs that a failure is told with."""
+
+Signals: TypeAlias = Callable[
+    [asyncio.AbstractEventLoop, Callable[[signal.Signals], None]], AbstractContextManager[None]
+]
+
+
+class Front(Protocol):
+    """The endpoint that stays, whatever becomes of the application."""
+
+    async def start(self) -> Address:
+        """Listen; requests wait from now on. Return the address, its port known."""
+
+    def attach(self, base_url: str, api_key: str | None, *, is_behind_proxy: bool) -> None:
+        """Let requests through to what answers below ``base_url``."""
+
+    def detach(self, reason: str) -> None:
+        """Take every request back and hold it."""
+
+    async def stop(self, timeout_s: float, reason: str) -> None:
+        """Refuse what waits, let run what runs for so long, then stop listening."""
+
+
+class Account(Protocol):
+    """What others can know of the instance."""
+
+    record: InstanceRecord
+
+    def notify(self, event: str, text: str, *, transient: bool = False, **facts: str | float | bool | None) -> None:
+        """Report one act, in words and with its facts."""
+
+    def update(self, **changes: object) -> None:
+        """Replace fields of the record."""
+
+    def write_line(self, line: str) -> None:
+        """Append a line to the engine's log."""
+
+
+class Chance(StrEnum):
+    """Whether a replica without a node can have one."""
+
+    NOW = "now"
+    """There is room, as far as the planner sees: Ray is about to place it."""
+    BUSY = "busy"
+    """There would be, if others gave back what they hold."""
+    NEVER = "never"
+
+
+class Room(Struct, frozen=True):
+    """The planner's word on an application that Ray does not place, which Ray itself does not tell."""
+
+    chance: Chance
+    words: str = ""
+    help: str | None = None
+    details: tuple[str, ...] = ()
+
+
+class Serving(Struct, frozen=True):
+    """What is served: the application as Ray takes it, the name that it must list, and how it is asked for a token."""
+
+    application: Value
+    model: str
+    canary_path: str
+    canary_body: str
+    proxies: Proxies
+
+    @property
+    def name(self) -> str:
+        """The application's name."""
+        return str(self.application["name"])
+
+
+class FollowOptions(Struct, frozen=True):
+    """Times, in seconds."""
+
+    poll_s: float = 1.0
+    """Between two looks: Ray itself needs six to eleven seconds to see that a replica is lost."""
+    logs_s: float = 5.0
+    """Between two looks at the replicas' logs."""
+    unplaced_s: float = 120.0
+    """Without a node for some replica, or with one that answers nothing, until a start is given up."""
+    quiet_s: float = 1800.0
+    """Without a change and without a line in any log while weights are fetched and loaded, until a start is given up.
+    Assumed: a hub's progress is not logged line by line."""
+    explain_s: float = 30.0
+    """Without a node until the planner is asked why: Ray says so after as long."""
+    drain_s: float = 5.0
+    """For running requests at the end."""
+    remove_s: float = 60.0
+    """For Ray to end the replicas: 2 s for ones that run, 20 for one without a node (measured)."""
+
+
+class ApplicationRun:
+    """The one owner of such an instance's state; lives in one event loop."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        dashboard: Dashboard,
+        front: Front,
+        account: Account,
+        *,
+        explain: Callable[[], Room],
+        options: FollowOptions,
+    ) -> None:
+        """Hold the parts; nothing is done yet."""
+        self._serving, self._dashboard, self._front, self._account = serving, dashboard, front, account
+        self._explain, self._options = explain, options
+        self._phase = Phase.DEPLOYING
+        self._stop = asyncio.Event()
+        self._stopped_by: str | None = None
+        self._is_forced = False
+        self._is_blind = False
+        self._is_replaced = False
+        self._is_sent = False
+        self._proxy: str | None = None
+        self._look = Look(stage=Stage.GONE)
+        self._told = ""
+        self._nodes: dict[str, str] = {}
+        self._lines: list[str] = []
+        self._n_lines = 0
+        self._seen: tuple[object, ...] = ()
+        self._since_s = self._began_s = time.monotonic()
+        self._explained_s: float | None = None
+
+    async def run(self, signals: Signals) -> None:
+        """Serve until a signal; raise what made it fail. Whatever happens, the application is taken off at the end."""
+        with signals(asyncio.get_running_loop(), self._on_signal):
+            try:
+                address = await self._front.start()
+                self._account.update(address=address)
+                await self._until_stopped()
+            except LauncherError as error:
+                self._account.update(state=State.FAILED, reason=error.message, details=error.details)
+                await self._leave(error)
+                raise
+            except BaseException:
+                await self._leave(None)
+                raise
+            await self._leave(None)
+
+    async def _until_stopped(self) -> None:
+        async with aiohttp.ClientSession(trust_env=False) as session:
+            works = [
+                asyncio.create_task(work) for work in (self._live(session), self._follow_logs(), self._stop.wait())
+            ]
+            try:
+                done, _ = await asyncio.wait(works, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for work in works:
+                    work.cancel()
+                await asyncio.gather(*works, return_exceptions=True)
+            for work in done:
+                work.result()
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._stopped_by is None:
+            self._stopped_by = number.name
+            self._stop.set()
+        else:
+            self._is_forced = True
+
+    # --- Looking ---
+
+    async def _live(self, session: aiohttp.ClientSession) -> None:
+        await self._submit()
+        while True:
+            details = await self._read()
+            if details is not None:
+                await self._advance(session, details)
+            await asyncio.sleep(self._options.poll_s)
+
+    async def _submit(self) -> None:
+        """Have Ray run it; not left in the middle, or what was sent could come after it was taken off."""
+        work = asyncio.create_task(
+            asyncio.to_thread(submission.submit, self._dashboard, self._serving.application, self._serving.proxies)
+        )
+        self._is_sent = True
+        try:
+            sent = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.gather(work, return_exceptions=True)
+            raise
+        self._is_replaced = sent.was_other
+        what = "taken over" if sent.was_there else "submitted"
+        self._notify("cluster.submitted", f"the application `{self._serving.name}` is {what} at {self._dashboard.url}")
+        if not sent.was_started and self._serving.proxies.host != "127.0.0.1":
+            text = f"Ray Serve was started: its proxies listen on port {self._serving.proxies.port} of {self._serving.proxies.host} and ask for no key"
+            self._notify("cluster.exposed", text)
+        self._tell_lost(sent.lost)
+
+    def _tell_lost(self, lost: tuple[str, ...]) -> None:
+        if lost:
+            names = ", ".join(f"`{name}`" for name in lost)
+            self._notify(
+                "cluster.conflict", f"somebody deployed at the same moment, and Ray no longer runs as declared: {names}"
+            )
+
+    async def _read(self) -> ServeDetails | None:
+        """Look; a dashboard that does not answer is no death: the application runs without it."""
+        try:
+            details = await asyncio.to_thread(submission.read_serve, self._dashboard)
+        except ClusterError as error:
+            self._since_s = time.monotonic()
+            if not self._is_blind:
+                self._is_blind = True
+                self._notify("cluster.unreachable", f"{error.message}; the application is left as it is")
+            return None
+        if self._is_blind:
+            self._is_blind = False
+            self._notify("cluster.reachable", f"{self._dashboard.url} answers again")
+        return details
+
+    async def _follow_logs(self) -> None:
+        """Keep the replicas' lines where `launch logs` reads them, for as long as there is an instance."""
+        logs = ReplicaLogs(self._dashboard.get)
+        while True:
+            replicas = self._look.replicas
+            for line in await asyncio.to_thread(lambda: list(logs.read(replicas))):  # noqa: B023 - awaited at once
+                self._account.write_line(line)
+                self._lines = [*self._lines[-_N_TELLING:], line]
+                self._n_lines += 1
+            await asyncio.sleep(self._options.logs_s)
+
+    # --- What follows ---
+
+    async def _advance(self, session: aiohttp.ClientSession, details: ServeDetails) -> None:
+        self._look = look = look_at(details, self._serving.name)
+        match decide(self._phase, look, is_started=details.is_started, is_replaced=self._is_replaced):
+            case Move.WAIT:
+                await self._wait(look)
+            case Move.PROVE:
+                await self._prove(session, look, details)
+            case Move.KEEP:
+                await self._keep(session, look, details)
+            case Move.LOSE:
+                self._lose(look)
+            case Move.SUBMIT:
+                if self._phase is Phase.READY:
+                    self._lose(look)
+                self._notify("cluster.restarted", "Ray Serve was started anew; the application is submitted again")
+                await self._submit()
+            case Move.GIVE_UP:
+                raise self._failure(look)
+
+    async def _wait(self, look: Look) -> None:
+        words = describe(look) + (f": {look.reason}" if look.reason else "")
+        if words != self._told:
+            self._told = words
+            self._account.notify("engine.loading", words, transient=self._phase is Phase.DEPLOYING)
+        if self._phase is Phase.RETURNING:
+            return
+        quiet_s = self._quiet_s(look)
+        if look.stage is Stage.WAITING:
+            await self._judge_room(look, quiet_s)
+        elif quiet_s > self._options.quiet_s:
+            message = f"nothing has changed for {quiet_s:.0f} s: {words}"
+            raise EngineFailedError(message, help=self._help(), details=tuple(self._lines))
+
+    def _quiet_s(self, look: Look) -> float:
+        """Return for how long nothing has changed."""
+        lines = None if look.stage is Stage.WAITING else self._n_lines
+        seen = (look.stage, look.n_running, look.n_wanted, len(look.replicas), lines)
+        if seen != self._seen:
+            self._seen, self._since_s, self._explained_s = seen, time.monotonic(), None
+        return time.monotonic() - self._since_s
+
+    async def _judge_room(self, look: Look, quiet_s: float) -> None:
+        """Ask the planner whether a replica without a node can ever have one; give up at once where it cannot."""
+        is_last = quiet_s > self._options.unplaced_s
+        if quiet_s < self._options.explain_s or (self._explained_s is not None and not is_last):
+            return
+        self._explained_s = quiet_s
+        try:
+            room = await asyncio.to_thread(self._explain)
+        except LauncherError:
+            room = Room(Chance.NOW)
+        if not is_last and room.chance is not Chance.NEVER:
+            if room.words:
+                self._notify("cluster.waiting", f"{describe(look)}: {room.words}")
+            return
+        reason = look.reason or f"no node took a replica in {quiet_s:.0f} s"
+        words = f"{reason}; {room.words}" if room.words else reason
+        raise EngineFailedError(words, help=room.help or self._help(), details=room.details or look.details)
+
+    async def _prove(self, session: aiohttp.ClientSession, look: Look, details: ServeDetails) -> None:
+        """Ask it through each proxy that is healthy, and let requests through by the first that brings a token back."""
+        fault = "none of Ray Serve's proxies is healthy"
+        for proxy in find_proxies(details):
+            found = await self._try(session, proxy)
+            if found is None:
+                self._attach(proxy, look)
+                return
+            fault = found
+        if fault != self._told:
+            self._told = fault
+            self._notify("engine.unproved", f"not ready: {fault}")
+        if self._phase is Phase.DEPLOYING and self._quiet_s(look) > self._options.unplaced_s:
+            message = f"it runs and does not answer: {fault}"
+            raise EngineFailedError(message, help=self._help(), details=tuple(self._lines))
+
+    async def _try(self, session: aiohttp.ClientSession, proxy: str) -> str | None:
+        serving = self._serving
+        return await proof.find_fault(
+            session, self._base_url(proxy), serving.model, serving.canary_path, serving.canary_body
+        )
+
+    def _base_url(self, proxy: str) -> str:
+        return f"{proxy}{self._serving.application['route_prefix']}"
+
+    def _attach(self, proxy: str, look: Look) -> None:
+        self._proxy = proxy
+        self._front.attach(self._base_url(proxy), None, is_behind_proxy=True)
+        self._is_replaced = False
+        self._told = ""
+        was, self._phase = self._phase, Phase.READY
+        if was is Phase.READY:
+            self._notify("cluster.proxy", f"requests go by {proxy} now")
+            return
+        now_s = time.monotonic()
+        address = self._account.record.address
+        self._account.update(
+            state=State.READY, ready_at=time.time(), reason=None, details=(), slow=self._shortfall(look)
+        )
+        again = "ready again" if was is Phase.RETURNING else "ready"
+        self._account.notify(
+            "engine.ready",
+            f"{again} after {now_s - self._began_s:.1f} s at http://{address.host}:{address.port}, by {proxy}: {describe(look)}",
+            host=address.host,
+            port=address.port,
+            elapsed_s=round(now_s - self._began_s, 3),
+        )
+
+    async def _keep(self, session: aiohttp.ClientSession, look: Look, details: ServeDetails) -> None:
+        """Tell of copies that went or came; go by another proxy where the one that is used is lost."""
+        self._nodes.update({each.node_id: each.node_ip or "" for each in look.replicas if each.node_id})
+        slow = self._shortfall(look)
+        if slow != self._account.record.slow:
+            self._account.update(slow=slow)
+            self._notify("instance.degraded" if slow else "instance.restored", slow or describe(look))
+        proxies = find_proxies(details)
+        if self._proxy in proxies and await proof.is_up(session, self._proxy or ""):
+            return
+        for proxy in proxies:
+            if proxy != self._proxy and await self._try(session, proxy) is None:
+                self._attach(proxy, look)
+                return
+
+    @staticmethod
+    def _shortfall(look: Look) -> str | None:
+        if look.stage is Stage.RUNNING or look.n_running >= look.n_wanted:
+            return None
+        return describe(look) + (f": {look.reason}" if look.reason else "")
+
+    def _lose(self, look: Look) -> None:
+        """Hold requests until Ray has brought back what was lost; it does so by itself as soon as a node has room."""
+        reason = f"no replica answers: {look.reason or describe(look)}"
+        self._front.detach(reason)
+        self._phase, self._proxy, self._told = Phase.RETURNING, None, ""
+        self._began_s = time.monotonic()
+        record = self._account.record
+        self._account.update(
+            state=State.STARTING, reason=reason, n_restarts=record.n_restarts + 1, ready_at=None, slow=None
+        )
+        self._notify("engine.failed", f"{reason}; requests wait until Ray has brought one back")
+
+    def _failure(self, look: Look) -> EngineFailedError:
+        if look.stage is Stage.FAILED:
+            message = f"Ray could not run it: {look.reason or 'it does not say why'}"
+            return EngineFailedError(message, help=self._help(), details=(*look.details, *self._lines)[-_N_TELLING:])
+        message = f"somebody took the application `{self._serving.name}` off the cluster"
+        return EngineFailedError(message, help="serve it again, once that is settled")
+
+    def _help(self) -> str:
+        return f"read the replicas' lines with `launch logs {self._account.record.name}`, or in {self._dashboard.url}"
+
+    # --- Leaving ---
+
+    async def _leave(self, error: LauncherError | None) -> None:
+        """Let running requests end, then take the application off; say so where that was not possible."""
+        if error is None:
+            by = f" ({self._stopped_by})" if self._stopped_by else ""
+            self._notify("instance.stopping", f"stopping{by}")
+            self._account.update(state=State.STOPPING)
+        await self._front.stop(0.0 if self._is_forced or error else self._options.drain_s, "the server is stopping")
+        left = await self._remove() if self._is_sent else None
+        if left is not None:
+            self._notify("cluster.left", left)
+        elif error is None:
+            self._notify("instance.stopped", f"stopped; `{self._serving.name}` is off the cluster")
+        if error is None:
+            changes: dict[str, Any] = {"reason": left} if left else {}
+            self._account.update(state=State.FAILED if left else State.STOPPED, **changes)
+        if left is None:
+            self._account.update(application=None)
+        if error is None and left is not None:
+            raise ClusterError(
+                left, help=f"`launch stop {self._account.record.name} --cluster {self._dashboard.url}` tries it again"
+            )
+
+    async def _remove(self) -> str | None:
+        """Take it off; return what is wrong where that failed."""
+        try:
+            sent = await asyncio.to_thread(
+                submission.remove,
+                self._dashboard,
+                self._serving.name,
+                timeout_s=self._options.remove_s,
+                is_forced=lambda: self._is_forced,
+            )
+        except ClusterError as error:
+            return f"the application `{self._serving.name}` may still be on the cluster: {error.message}"
+        self._tell_lost(sent.lost)
+        return None
+
+    def _notify(self, event: str, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._account.notify(event, text)
