@@ -41,7 +41,8 @@ class Deployment(Struct, frozen=True):
     replicas: list[Replica] = []
     recent_dead_replicas: list[Replica] = []
     deployment_config: dict[str, Any] = {}
-    required_resources: dict[str, float] = {}
+    required_resources: dict[str, float] | list[dict[str, float]] = {}
+    """Of one replica; a list where it has a placement group, one entry a bundle."""
 
     @property
     def running(self) -> list[Replica]:
@@ -123,18 +124,13 @@ def find_proxies(details: ServeDetails) -> tuple[str, ...]:
 def held_gpus(application: Application) -> dict[str, float]:
     """Return the GPUs that an application's replicas hold, by the id of the node.
 
-    Ray tells the node of a replica and not those of its other bundles: what is spread over several nodes is left out.
+    Ray tells the node of a replica and not those of its further bundles. They are taken to be on the same: what is spread over
+    several nodes is put down to too few, which a plan for them then finds wanting.
     """
     held: dict[str, float] = {}
     for deployment in application.deployments.values():
-        config = deployment.deployment_config
-        bundles = config.get("placement_group_bundles")
-        if bundles is None:
-            n_gpu = deployment.required_resources.get("GPU", 0.0)
-        elif config.get("placement_group_strategy") == "STRICT_PACK" or len(bundles) == 1:
-            n_gpu = sum(bundle.get("GPU", 0.0) for bundle in bundles)
-        else:
-            continue
+        wanted = deployment.required_resources
+        n_gpu = sum(bundle.get("GPU", 0.0) for bundle in (wanted if isinstance(wanted, list) else [wanted]))
         for replica in deployment.replicas:
             if replica.node_id is not None and n_gpu:
                 held[replica.node_id] = held.get(replica.node_id, 0.0) + n_gpu

@@ -172,15 +172,14 @@ def test_requests_go_to_proxies_that_are_healthy() -> None:
 
 
 def test_what_replicas_hold_is_counted_where_ray_tells_it() -> None:
-    """One GPU of a node by a replica that runs there; a group of bundles on one node; of several nodes nothing is told."""
+    """One GPU of a node by a replica that runs there; a list where a replica has a placement group."""
     stub = _recorded("running").applications["stub"]
     node = stub.deployments["Stub"].replicas[0].node_id
     assert held_gpus(stub) == {node: 1.0}
-    bundles = [{"GPU": 1, "CPU": 1}, {"GPU": 1}]
-    for strategy, expected in (("STRICT_PACK", {node: 2.0}), ("PACK", {})):
-        config = {"placement_group_bundles": bundles, "placement_group_strategy": strategy}
-        deployment = msgspec.structs.replace(stub.deployments["Stub"], deployment_config=config)
-        assert held_gpus(msgspec.structs.replace(stub, deployments={"Stub": deployment})) == expected
+    deployment = msgspec.structs.replace(
+        stub.deployments["Stub"], required_resources=[{"GPU": 1, "CPU": 2}, {"GPU": 1}]
+    )
+    assert held_gpus(msgspec.structs.replace(stub, deployments={"Stub": deployment})) == {node: 2.0}
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"applications": 3}', b'{"applications": {"a": {}}}', b"[" * 100_000])
