@@ -92,7 +92,11 @@ def serve_on_cluster(
     from launcher.supervisor.signals import handling
 
     request = replace(request, settings=replace(request.settings, engine=Engine.VLLM))
-    with open_instance(request.profile.name) as instance, open_dashboard(url) as dashboard:
+    with (
+        open_instance(request.profile.name) as instance,
+        open_dashboard(url) as dashboard,
+        open_dashboard(url) as log_reader,
+    ):
         reclaim(instance)
         outcome = decide(request, _ask_for_ours(dashboard, request.profile.name))
         sys.stderr.write(render_outcome(outcome))
@@ -107,6 +111,7 @@ def serve_on_cluster(
                 dashboard,
                 front,
                 account,
+                fetch_log=log_reader.get,
                 explain=lambda: _explain(request, outcome, dashboard, decide),
                 options=options,
             )

@@ -1,7 +1,7 @@
 """Where an application stands, by what Ray Serve tells of it.
 
 Pure. Ray's states, as they were seen with 2.60.0 (``tests/transcripts/ray``): one that cannot be placed stays DEPLOYING for
-ever, its reason in the message of a deployment after half a minute; one whose program fails is DEPLOY_FAILED after three tries;
+ever, one whose program fails is DEPLOY_FAILED after three tries;
 one that lost its replicas is UNHEALTHY until they are back. What is declared anew is DEPLOYING for a moment, whether or not
 anything changed. It must not know how the answer was had, nor how long one waits.
 """
@@ -23,7 +23,8 @@ _UNPLACED: Final = re.compile(
     r"Resources required for each replica: (?P<wanted>.+?), total resources available: (?P<free>.+?)\. Use `ray status`",
     re.DOTALL,
 )
-"""The scheduler's reason (``ray/serve/_private/deployment_state.py``, 2.60.0)."""
+"""What it says of a replica without a node: also of one whose process takes long to start (``deployment_state.py``, 2.60.0)."""
+_SLOW: Final = re.compile(r"have taken more than (?P<after>\S+) to initialize")
 
 
 class Stage(StrEnum):
@@ -117,11 +118,14 @@ def _stage(application: Application, deployments: list[Deployment]) -> Stage:
 def _words(application: Application, deployments: list[Deployment]) -> tuple[str | None, tuple[str, ...]]:
     """Return what Ray says: of a deployment where that says anything, for the application only says which deployment."""
     for message in (*(each.message for each in deployments), application.message):
+        slow = _SLOW.search(message)
+        if slow is not None:
+            return f"a replica has been loading for more than {slow['after']}", ()
         lines = [printable(line.rstrip())[:_MAX_LINE] for line in _ANSI.sub("", message).splitlines() if line.strip()]
         if lines:
             unplaced = _UNPLACED.search(message)
             if unplaced is not None:
                 wanted, free = printable(unplaced["wanted"]), printable(unplaced["free"])
-                return f"no node has room for a replica: it takes {wanted}, and {free} is free in all", ()
+                return f"a replica that takes {wanted} has not started; {free} is free in all", ()
             return lines[-1], tuple(lines[-_MAX_LINES:-1])
     return None, ()

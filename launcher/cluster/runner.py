@@ -18,13 +18,15 @@ import aiohttp
 from msgspec import Struct
 
 from launcher.backends.ray_serve import Value
-from launcher.cluster import proof, submission
+from launcher.cluster import NODES, proof, submission
 from launcher.cluster.applications import Proxies
 from launcher.cluster.dashboard import Dashboard
+from launcher.cluster.demands import STATUS, find_demand, parse_demands
 from launcher.cluster.following import Look, Stage, describe, look_at
 from launcher.cluster.machine import Move, Phase, decide
+from launcher.cluster.ray_nodes import list_alive
 from launcher.cluster.replica_logs import ReplicaLogs
-from launcher.cluster.serve_details import ServeDetails, find_proxies
+from launcher.cluster.serve_details import Application, ServeDetails, find_proxies
 from launcher.domain import Address, InstanceRecord, State
 from launcher.errors import ClusterError, EngineFailedError, LauncherError
 
@@ -113,8 +115,8 @@ class FollowOptions(Struct, frozen=True):
     quiet_s: float = 1800.0
     """Without a change and without a line in any log while weights are fetched and loaded, until a start is given up.
     Assumed: a hub's progress is not logged line by line."""
-    explain_s: float = 30.0
-    """Without a node until the planner is asked why: Ray says so after as long."""
+    explain_s: float = 15.0
+    """Without a node until the scheduler and the planner are asked why: the first tells what it cannot place every five."""
     drain_s: float = 5.0
     """For running requests at the end."""
     remove_s: float = 60.0
@@ -131,10 +133,15 @@ class ApplicationRun:
         front: Front,
         account: Account,
         *,
+        fetch_log: Callable[[str], bytes],
         explain: Callable[[], Room],
         options: FollowOptions,
     ) -> None:
-        """Hold the parts; nothing is done yet."""
+        """Hold the parts; nothing is done yet.
+
+        ``fetch_log`` asks the dashboard beside everything else: a node that is gone lets whoever asks for its logs wait.
+        """
+        self._fetch_log = fetch_log
         self._serving, self._dashboard, self._front, self._account = serving, dashboard, front, account
         self._explain, self._options = explain, options
         self._phase = Phase.DEPLOYING
@@ -153,6 +160,7 @@ class ApplicationRun:
         self._seen: tuple[object, ...] = ()
         self._since_s = self._began_s = time.monotonic()
         self._explained_s: float | None = None
+        self._demand: str | None = None
 
     async def run(self, signals: Signals) -> None:
         """Serve until a signal; raise what made it fail. Whatever happens, the application is taken off at the end."""
@@ -244,7 +252,7 @@ class ApplicationRun:
 
     async def _follow_logs(self) -> None:
         """Keep the replicas' lines where `launch logs` reads them, for as long as there is an instance."""
-        logs = ReplicaLogs(self._dashboard.get)
+        logs = ReplicaLogs(self._fetch_log)
         while True:
             replicas = self._look.replicas
             for line in await asyncio.to_thread(lambda: list(logs.read(replicas))):  # noqa: B023 - awaited at once
@@ -259,7 +267,7 @@ class ApplicationRun:
         self._look = look = look_at(details, self._serving.name)
         match decide(self._phase, look, is_started=details.is_started, is_replaced=self._is_replaced):
             case Move.WAIT:
-                await self._wait(look)
+                await self._wait(look, details)
             case Move.PROVE:
                 await self._prove(session, look, details)
             case Move.KEEP:
@@ -274,45 +282,69 @@ class ApplicationRun:
             case Move.GIVE_UP:
                 raise self._failure(look)
 
-    async def _wait(self, look: Look) -> None:
+    async def _wait(self, look: Look, details: ServeDetails) -> None:
         words = describe(look) + (f": {look.reason}" if look.reason else "")
         if words != self._told:
             self._told = words
             self._account.notify("engine.loading", words, transient=self._phase is Phase.DEPLOYING)
+        quiet_s = self._quiet_s(look)
+        await self._ask_scheduler(look, details, quiet_s)
         if self._phase is Phase.RETURNING:
             return
-        quiet_s = self._quiet_s(look)
-        if look.stage is Stage.WAITING:
-            await self._judge_room(look, quiet_s)
+        if self._demand is not None:
+            await self._judge_room(look, self._demand, quiet_s)
         elif quiet_s > self._options.quiet_s:
             message = f"nothing has changed for {quiet_s:.0f} s: {words}"
             raise EngineFailedError(message, help=self._help(), details=tuple(self._lines))
 
     def _quiet_s(self, look: Look) -> float:
         """Return for how long nothing has changed."""
-        lines = None if look.stage is Stage.WAITING else self._n_lines
-        seen = (look.stage, look.n_running, look.n_wanted, len(look.replicas), lines)
+        seen = (look.stage, look.n_running, look.n_wanted, len(look.replicas), self._n_lines)
         if seen != self._seen:
             self._seen, self._since_s, self._explained_s = seen, time.monotonic(), None
         return time.monotonic() - self._since_s
 
-    async def _judge_room(self, look: Look, quiet_s: float) -> None:
-        """Ask the planner whether a replica without a node can ever have one; give up at once where it cannot."""
+    async def _ask_scheduler(self, look: Look, details: ServeDetails, quiet_s: float) -> None:
+        """Ask what it has not placed: a replica without a node may as well be starting."""
+        application = details.applications.get(self._serving.name)
+        if look.stage is not Stage.WAITING or application is None or quiet_s < self._options.explain_s:
+            self._demand = None
+            return
+        demand, gone = await asyncio.to_thread(self._read_demand, application)
+        if demand != self._demand and demand is not None and self._phase is Phase.RETURNING:
+            lost = f"; node {', '.join(gone)} is gone" if gone else ""
+            reason = (
+                f"no node has room for a replica, which takes {demand}{lost}: Ray brings it back as soon as one has"
+            )
+            self._account.update(reason=reason)
+            self._notify("cluster.waiting", reason)
+        self._demand = demand
+
+    def _read_demand(self, application: Application) -> tuple[str | None, list[str]]:
+        """Return what waits for a node, and which nodes with replicas are gone; nothing where nobody tells."""
+        url = self._dashboard.url
+        try:
+            demand = find_demand(parse_demands(self._dashboard.get(STATUS), url), application)
+            alive = list_alive(url, nodes=self._dashboard.get(NODES))
+        except ClusterError:
+            return None, []
+        return demand, sorted({ip for node, ip in self._nodes.items() if node not in alive})
+
+    async def _judge_room(self, look: Look, demand: str, quiet_s: float) -> None:
+        """Ask the planner whether a replica that waits for a node can ever have one; give up at once where it cannot."""
         is_last = quiet_s > self._options.unplaced_s
-        if quiet_s < self._options.explain_s or (self._explained_s is not None and not is_last):
+        if self._explained_s is not None and not is_last:
             return
         self._explained_s = quiet_s
         try:
             room = await asyncio.to_thread(self._explain)
         except LauncherError:
             room = Room(Chance.NOW)
-        if not is_last and room.chance is not Chance.NEVER:
-            if room.words:
-                self._notify("cluster.waiting", f"{describe(look)}: {room.words}")
-            return
-        reason = look.reason or f"no node took a replica in {quiet_s:.0f} s"
-        words = f"{reason}; {room.words}" if room.words else reason
-        raise EngineFailedError(words, help=room.help or self._help(), details=room.details or look.details)
+        words = f"no node has room for a replica, which takes {demand}"
+        words += f"; {room.words}" if room.words else ""
+        if is_last or room.chance is Chance.NEVER:
+            raise EngineFailedError(words, help=room.help or self._help(), details=room.details or look.details)
+        self._notify("cluster.waiting", words)
 
     async def _prove(self, session: aiohttp.ClientSession, look: Look, details: ServeDetails) -> None:
         """Ask it through each proxy that is healthy, and let requests through by the first that brings a token back."""

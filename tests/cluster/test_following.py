@@ -70,7 +70,7 @@ def test_the_schedulers_reason_is_in_few_words() -> None:
     assert look.stage is Stage.WAITING
     assert (
         look.reason
-        == 'no node has room for a replica: it takes {"CPU": 1, "GPU": 8}, and {"CPU": 2.9, "GPU": 4.0} is free in all'
+        == 'a replica that takes {"CPU": 1, "GPU": 8} has not started; {"CPU": 2.9, "GPU": 4.0} is free in all'
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
+from aiohttp import web
 
 from launcher.domain import State
 from launcher.gateway.health import Status
@@ -364,3 +365,31 @@ async def test_every_request_is_answered_while_engines_die(start_engine: Start) 
         for status, text in answers:
             assert status == 200
             assert "[DONE]" in text or '"usage"' in text or "killed by signal 9" in text or "before it was" in text
+
+
+async def test_a_lost_replica_behind_a_proxy_is_a_lost_engine() -> None:
+    """Ray Serve's proxy answers 500 in plain text for a replica that died with a request: that one is sent again.
+
+    What the engine itself says is passed on, and without a proxy before it every 500 is.
+    """
+    answers = [(500, "text/plain", "Internal Server Error"), (500, "application/json", '{"error": 1}')]
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        paths.append(request.path)
+        status, kind, text = answers[min(len(paths), len(answers)) - 1]
+        return web.Response(status=status, content_type=kind, text=text)
+
+    for is_behind_proxy, expected in ((True, '{"error": 1}'), (False, "Internal Server Error")):
+        paths: list[str] = []
+        runner = web.ServerRunner(web.Server(answer))
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            async with serving() as served:
+                base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/launcher-m"
+                served.gateway.attach(base_url, is_behind_proxy=is_behind_proxy)
+                assert await served.ask({}) == (500, expected)
+            assert set(paths) == {f"/launcher-m{CHAT}"}
+        finally:
+            await runner.cleanup()

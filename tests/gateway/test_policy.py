@@ -15,6 +15,7 @@ from launcher.gateway.policy import (
     admit,
     counts_as_replay,
     has_turn,
+    is_of_proxy,
     is_work,
     pause_s,
     remedy,
@@ -117,3 +118,19 @@ def test_a_refused_client_is_given_a_time_that_it_heeds(door: Door, expected_s: 
 def test_pauses_grow_up_to_a_second(n_losses: int) -> None:
     """An engine that is gone is not asked in a tight loop, and one that is back is soon asked again."""
     assert 0.05 <= pause_s(n_losses) <= pause_s(n_losses + 1) <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "expected"),
+    [
+        (500, "text/plain", True),
+        (404, "text/plain", True),
+        (500, "application/json", False),
+        (404, "application/json", False),
+        (200, "text/plain", False),
+        (503, "text/plain", False),
+    ],
+)
+def test_a_proxys_words_are_plain_text(status: int, content_type: str, expected: bool) -> None:  # noqa: FBT001 - a case
+    """Engines word their errors in JSON; 503 is a rejection whoever says it."""
+    assert is_of_proxy(status, content_type) == expected
