@@ -64,6 +64,11 @@ _INDEXED_BLOCKS: Final = frozenset({"minimax-m3"})
 _ALL_INDEXED_BELOW: Final = 1 << 20
 """Files of GLM 5 that were trained for less context have an indexer in every block."""
 
+_COMPRESSED: Final = frozenset({"deepseek4"})
+"""Attention to the last tokens, and to rows that each stand for several of those before."""
+OVERLAPPING_RATIO: Final = 4
+"""Of so many tokens a row: then it also takes in as many before them, and an indexer chooses among the rows."""
+
 _CACHES_NOTHING: Final = frozenset({"deci"})
 """Layers without K have a cache of no width, which grows to the widest V without flash attention."""
 
@@ -149,12 +154,32 @@ class IndexedAttention(Struct, frozen=True, kw_only=True):
     n_index_v: int = 0
 
 
+class CompressedAttention(Struct, frozen=True, kw_only=True):
+    """A layer that caches K of the last ``n_swa`` tokens, and of all others one row for ``ratio`` of them (DeepSeek V4).
+
+    Without a ``ratio`` it only slides. ``n_index`` elements more are cached per such row where an indexer chooses among
+    the rows. Tokens that do not fill a row yet are kept in ``n_state`` f32 values per sequence. There is no V.
+    """
+
+    n_embd_k: int
+    n_swa: int
+    ratio: int
+    n_index: int
+    n_state: int
+
+
 class NoCache(Struct, frozen=True, kw_only=True):
     """A layer that keeps nothing: it reuses another layer's cache, or attends to nothing."""
 
 
 LayerCache: TypeAlias = (
-    FullAttention | SlidingAttention | RecurrentState | AttentionAndState | IndexedAttention | NoCache
+    FullAttention
+    | SlidingAttention
+    | RecurrentState
+    | AttentionAndState
+    | IndexedAttention
+    | CompressedAttention
+    | NoCache
 )
 
 
@@ -290,7 +315,7 @@ def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int, n_nextn: int) ->
     name = spec.architecture
     none = (False,) * n_layer
     if name not in _SWA_PERIOD and name not in _PATTERN_IN_FILE:
-        return none
+        return (name in _COMPRESSED,) * n_layer
     if name == "exaone4" and n_layer - n_nextn != _EXAONE4_SLIDING_LAYERS:
         return none
     pattern = keys.get("attention.sliding_window_pattern")
@@ -406,6 +431,19 @@ def _indexed_cache(spec: ModelSpec, keys: _Keys, head: Heads) -> IndexedAttentio
     return IndexedAttention(n_embd_k=n_embd_k, n_embd_v=n_embd_v, n_index=n_index, n_index_v=head.head_v)
 
 
+def _compressed_cache(keys: _Keys, head: Heads, ratio: int, *, n_swa: int, keeps_state: bool) -> CompressedAttention:
+    """``llama_kv_cache_dsv4``: an overlapping row needs twice the tokens, each with two halves."""
+    n_index = keys.number("attention.indexer.key_length") if ratio == OVERLAPPING_RATIO else 0
+    n_kept, n_values = (2 * ratio, 2 * (head.head_k + n_index)) if n_index else (ratio, head.head_k)
+    return CompressedAttention(
+        n_embd_k=head.head_k * head.n_head_kv,
+        n_swa=n_swa,
+        ratio=ratio,
+        n_index=n_index,
+        n_state=2 * n_kept * n_values if keeps_state else 0,  # a value and a score of each
+    )
+
+
 def _caches(
     spec: ModelSpec, keys: _Keys, heads: tuple[Heads, ...], sliding: tuple[bool, ...], *, n_swa: int, n_embd: int
 ) -> tuple[LayerCache, ...]:
@@ -421,6 +459,12 @@ def _caches(
     # With the *_length_mla keys the file caches one compressed row for all heads, and no V (deepseek2).
     latent = keys.number("attention.key_length_mla") > 0
     indexed = _indexed_layers(spec, keys, n_layer)
+    if spec.architecture in _COMPRESSED:
+        ratios = keys.per_layer("attention.compress_ratios", n_layer)
+        return tuple(
+            _compressed_cache(keys, head, max(0, ratio), n_swa=n_swa, keeps_state=idx < n_trunk)
+            for idx, (head, ratio) in enumerate(zip(heads, ratios, strict=True))
+        )
     layers: list[LayerCache] = []
     for idx, head in enumerate(heads):
         n_embd_k, n_embd_v = head.head_k * head.n_head_kv, head.head_v * head.n_head_kv

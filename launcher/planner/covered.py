@@ -31,6 +31,7 @@ COVERED: Final = frozenset(
         "deepseek2",
         "deepseek2-ocr",
         "deepseek32",
+        "deepseek4",
         "dots1",
         "dots3note",
         "dream",

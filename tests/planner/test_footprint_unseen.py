@@ -105,6 +105,7 @@ def _odd_spec(architecture: str, names: tuple[str, ...], shape: tuple[int, ...])
         _odd_spec("mamba", ("blk.0.ssm_in.weight", "token_embd.weight"), (32, 32)),
         _odd_spec("gemma4", ("blk.0.attn_q.weight",), (32, 32)),
         _odd_spec("deepseek2", ("blk.0.ffn_gate_inp.weight",), (32, 8)),
+        _odd_spec("deepseek4", ("blk.0.attn_compressor_ape.weight",), (32, 4)),
         _odd_spec("qwen35", ("blk.0.ssm_a", "blk.1.attn_q.weight"), (32,)),
     ],
     ids=lambda spec: f"{spec.architecture}-{len(spec.tensors)}",

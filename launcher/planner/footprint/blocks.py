@@ -41,6 +41,7 @@ from launcher.planner.footprint.graph import (
     view,
 )
 from launcher.planner.footprint.replay import OUTSIDE
+from launcher.units import pad
 
 
 class Weight(NamedTuple):
@@ -120,6 +121,7 @@ class Batch(NamedTuple):
 SOFTMAX: Final = 1
 SIGMOID: Final = 2
 SOFTMAX_WEIGHT: Final = 3
+SQRT_SOFTPLUS: Final = 4
 
 
 class Routing(NamedTuple):
@@ -131,6 +133,10 @@ class Routing(NamedTuple):
     n_group: int = 0
     n_group_used: int = 0
     weighs_first: bool = False
+
+
+_COMPRESSED_PADDING: Final = 256
+"""Rows that stand for several tokens are allocated in multiples of this."""
 
 
 class _AttentionInput(NamedTuple):
@@ -145,6 +151,11 @@ class _IndexInput(NamedTuple):
     k_idxs: Tensor
     mask: Tensor
     rotation: Tensor
+
+
+def count_compressed(n_cells: int, ratio: int) -> int:
+    """Return the rows that are cached for a context where each stands for ``ratio`` tokens (``llama_kv_cache_dsv4``)."""
+    return pad(max(1, -(-n_cells // ratio)), _COMPRESSED_PADDING) if ratio else 0
 
 
 class Blocks:
@@ -201,8 +212,8 @@ class Blocks:
 
     # --- Beginning and end --------------------------------------------------------------------------------------
 
-    def embed(self, *, scaled: bool = False, scale_rows: bool = False, n_extra: int = 0) -> Tensor:
-        """``build_inp_embd``: token embeddings, and the branches for embedding and mixed batches."""
+    def embed(self, *, scaled: bool = False, scale_rows: bool = False, n_extra: int = 0, mixes: bool = True) -> Tensor:
+        """``build_inp_embd``: token embeddings, and the branches for embedding and, where a model ``mixes``, mixed batches."""
         n_tokens = self.batch.n_tokens
         n_embd = self.n_embd * (1 + n_extra)
         table = self.global_weight("token_embd.weight", self._cpu) or new_weight(shape(self.n_embd, 1), self._cpu)
@@ -214,8 +225,9 @@ class Blocks:
         x = rows(new_input(I32, n_tokens))
         self.graph.expand(x)
         self.graph.expand(new_input(F32, n_embd, n_tokens))
-        ids, slots = new_input(I32, n_tokens), new_input(I64, n_tokens)
-        self.graph.expand(store(rows(ids), like(new_input(F32, n_embd, n_tokens)), slots))
+        if mixes:
+            ids, slots = new_input(I32, n_tokens), new_input(I64, n_tokens)
+            self.graph.expand(store(rows(ids), like(new_input(F32, n_embd, n_tokens)), slots))
         if n_extra:
             x = view(x, shape(self.n_embd, n_tokens), x.nb)
         if scaled:
@@ -336,15 +348,9 @@ class Blocks:
         """Return the experts that each token uses, and what each of them counts."""
         n_expert, n_tokens, n_used = scores.ne[0], scores.ne[1], layer.n_expert_used
         probs = scores if routing.gating == SOFTMAX_WEIGHT else in_place(scores)
-        selection = probs
-        bias = self.weight(layer, "exp_probs_b.bias")
-        if bias is not None:
-            selection = in_place(probs, bias)
-        if routing.weighs_first:
-            selection = scores
-        if routing.n_group > 1:
-            selection = self._mask_groups(selection, routing, n_expert, n_tokens)
-        chosen = argsort_top_k(selection, n_used)
+        if routing.gating == SQRT_SOFTPLUS:
+            probs = in_place(probs)
+        chosen = self._choose(probs, scores, layer, routing)
         weights = get_rows(reshape(probs, 1, n_expert, n_tokens), chosen)
         if routing.gating == SOFTMAX_WEIGHT:
             weights = reshape(in_place(reshape(weights, n_used, n_tokens)), 1, n_used, n_tokens)
@@ -355,6 +361,19 @@ class Blocks:
             weights = in_place(weights)
         self.graph.expand(weights)
         return chosen, weights
+
+    def _choose(self, probs: Tensor, scores: Tensor, layer: Layer, routing: Routing) -> Tensor:
+        """Return the experts that each token uses."""
+        n_expert, n_tokens = scores.ne[:2]
+        selection = probs
+        bias = self.weight(layer, "exp_probs_b.bias")
+        if bias is not None:
+            selection = in_place(probs, bias)
+        if routing.weighs_first:
+            selection = scores
+        if routing.n_group > 1:
+            selection = self._mask_groups(selection, routing, n_expert, n_tokens)
+        return argsort_top_k(selection, layer.n_expert_used)
 
     @staticmethod
     def _mask_groups(selection: Tensor, routing: Routing, n_expert: int, n_tokens: int) -> Tensor:
@@ -425,8 +444,8 @@ class Blocks:
                 new_input(I64, batch.n_tokens),
                 new_input(I64, batch.n_tokens * n_v),
                 new_input(F16 if batch.flash_attn else F32, heads.n_cells, batch.n_per_stream, 1, batch.n_stream),
-                _rotation(batch.element_k, heads.head_k, grows=True),
-                _rotation(batch.element_v, heads.head_v, grows=False),
+                new_rotation(batch.element_k, heads.head_k, grows=True),
+                new_rotation(batch.element_v, heads.head_v, grows=False),
             )
         return found
 
@@ -527,14 +546,14 @@ class Blocks:
         return cont(top)
 
     @staticmethod
-    def _unmask(mask: Tensor, chosen: Tensor) -> Tensor:
+    def _unmask(mask: Tensor, chosen: Tensor, zero: Element = F32) -> Tensor:
         """A mask that leaves only the chosen tokens visible."""
         n_cells, n_rows, _, n_stream = mask.ne
         hidden = in_place(mask)
         hidden = view(hidden, (1, n_cells, n_rows, n_stream), (mask.nb[0], mask.nb[0], mask.nb[1], mask.nb[3]))
         ids = view(chosen, (chosen.ne[0], n_rows, n_stream, 1), (4, chosen.nb[1], chosen.nb[3], chosen.nb[3]))
         # a leaf of its own in each block: all of them are allocated before the first node
-        zeros = in_place(Tensor(LEAF, F32, (1, chosen.ne[0], n_rows, n_stream)))
+        zeros = in_place(Tensor(LEAF, zero, (1, chosen.ne[0], n_rows, n_stream)))
         shown = store(zeros, hidden, ids)
         return in_place(view(shown, mask.ne, mask.nb), mask)
 
@@ -681,7 +700,7 @@ def _rows(x: Tensor, axis: int) -> Shape:
     return (x.nb[0], x.nb[axis], x.nb[3], x.nb[3])
 
 
-def _rotation(element: Element, head: int, *, grows: bool) -> Tensor | None:
+def new_rotation(element: Element, head: int, *, grows: bool) -> Tensor | None:
     """A Hadamard matrix that spreads outliers before a cache is quantized (``llama_kv_cache``: ``n_rot_k``)."""
     if element.block == 1 or head == 0 or head % 64:
         return None

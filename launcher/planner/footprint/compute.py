@@ -17,6 +17,7 @@ from msgspec import Struct
 from launcher.planner.architecture import (
     Architecture,
     AttentionAndState,
+    CompressedAttention,
     IndexedAttention,
     LayerCache,
     RecurrentState,
@@ -37,7 +38,6 @@ _UNKNOWN_PERCENT: Final = 115
 """Assumed of architectures that were not compared with the engine: most are transformers like the others."""
 _EXOTIC: Final = frozenset(
     (
-        "deepseek4",
         "glm5-next",
         "qwen4exp",
         "t5",
@@ -95,6 +95,8 @@ def _owner(architecture: Architecture, idx: int) -> int:
 
 def _state(cache: LayerCache) -> tuple[int, int]:
     """Elements of a layer's two recurrent states, zero without."""
+    if isinstance(cache, CompressedAttention):
+        return 0, cache.n_state
     state = cache.state if isinstance(cache, AttentionAndState) else cache
     return (state.n_conv, state.n_state) if isinstance(state, RecurrentState) else (0, 0)
 
@@ -113,7 +115,7 @@ def _needs_every_layer(architecture: Architecture, shapes: Shapes, places: Place
     if dict(architecture.numbers).get("attn_res.block_size", 0.0) > 0:  # what blocks read grows with their number
         return True
     # each block has a mask of its own, all of which are allocated first
-    return any(isinstance(cache, IndexedAttention) for cache in architecture.layers)
+    return any(isinstance(cache, IndexedAttention | CompressedAttention) for cache in architecture.layers)
 
 
 def _kept(architecture: Architecture, sizes: Shapes, places: Places) -> list[int]:
@@ -155,7 +157,7 @@ def _layer(architecture: Architecture, shapes: Shapes, caches: Caches, spot: Spo
         experts_home=spot.experts_home,
         heads=Heads(heads.n_head, heads.n_head_kv, heads.head_k, heads.head_v, n_cells, slides),
         recurrent=_state(cache),
-        n_index=cache.n_index if isinstance(cache, IndexedAttention) else 0,
+        n_index=cache.n_index if isinstance(cache, IndexedAttention | CompressedAttention) else 0,
         n_expert_used=max(1, architecture.n_expert_used),
         last=spot.last,
         place=place,
@@ -254,7 +256,7 @@ def _stand_in(architecture: Architecture, caches: Caches, batch: Batch) -> tuple
     Step and cells shape no graph, only sizes, but for three things: whether a step is large enough for weights to be
     copied, how many tokens an indexer lets through, and rows of cells that are packed into blocks.
     """
-    chooses = any(isinstance(cache, IndexedAttention) for cache in architecture.layers)
+    chooses = any(isinstance(cache, IndexedAttention | CompressedAttention) for cache in architecture.layers)
     packs_cells = not batch.flash_attn and batch.element_v.block > 1
     if batch.n_per_seq < OFFLOAD_MIN_BATCH or chooses or packs_cells:
         return caches, batch, _AS_THEY_ARE

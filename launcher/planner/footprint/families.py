@@ -238,6 +238,12 @@ def _hyper(model: Model) -> Graph:
     return hyper_connected(model)
 
 
+def _compressed(model: Model) -> Graph:
+    from launcher.planner.footprint.compressed import compressed_attention  # noqa: PLC0415 - FAMILIES says why
+
+    return compressed_attention(model)
+
+
 def _recurrent(model: Model) -> Graph:
     from launcher.planner.footprint.recurrent import delta_hybrid, hybrid  # noqa: PLC0415 - as above
 
@@ -275,6 +281,7 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     **dict.fromkeys(("bailingmoe3", "kimi-k3", "kimi-linear"), _delta_latent),
     **dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h"), _recurrent),
     **dict.fromkeys(("nemotron_h_moe", "plamo2", "mamba", "mamba2", "qwen35", "qwen35moe", "qwen3next"), _recurrent),
+    "deepseek4": _compressed,
     "hy_v4": _hyper,
     "minimax-01": _lightning,
     "minimax-m3": _sparse,

@@ -158,6 +158,8 @@ def size_of(model: Model, key: str) -> int:
     return max(1, int(model.numbers.get(key, 1)))
 
 
+_UNMIXED: Final = frozenset({"cogvlm", "deepseek4"})
+"""No batch of theirs has both tokens and embeddings (``llm_arch_supports_mixed_batch``)."""
 _SCALING_RESIDUAL: Final = frozenset({"minicpm", "minicpm3"})
 """Without a word in the file."""
 
@@ -228,7 +230,8 @@ def begin(model: Model, style: Style, kind: type[Blocks] = Blocks) -> tuple[Bloc
     b = kind(model.batch, model.table, model.n_embd, model.cpu, model.output_home)
     n_extra = int(model.numbers.get("n_deepstack_layers", 0))
     scaled = model.numbers.get("embedding_scale", 0.0) != 0.0
-    x = b.embed(scaled=scaled and not n_extra, scale_rows=style.scales_rows, n_extra=n_extra)
+    mixes = model.name not in _UNMIXED
+    x = b.embed(scaled=scaled and not n_extra, scale_rows=style.scales_rows, n_extra=n_extra, mixes=mixes)
     return b, in_place(x) if style.scales_embedding else x
 
 

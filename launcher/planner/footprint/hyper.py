@@ -12,7 +12,7 @@ from launcher.planner.footprint.graph import Graph, Tensor, concat, fresh, in_pl
 from launcher.planner.footprint.latent import Chooser, latent_attention, latent_routing
 
 
-class _Gate(NamedTuple):
+class Gate(NamedTuple):
     """The weights by which a part reads the streams: a product, then scales and offsets of what comes of it."""
 
     product: Tensor
@@ -20,11 +20,12 @@ class _Gate(NamedTuple):
     base: Tensor
 
 
-def _gate(b: Blocks, layer: Layer, part: str) -> _Gate:
-    return _Gate(*(b.need(layer, f"hc_{part}_{name}.weight") for name in ("fn", "scale", "base")))
+def read_gate(b: Blocks, layer: Layer, part: str) -> Gate:
+    """Return the weights of one of a block's two parts."""
+    return Gate(*(b.need(layer, f"hc_{part}_{name}.weight") for name in ("fn", "scale", "base")))
 
 
-def _columns(mixes: Tensor, n: int) -> Tensor:
+def columns(mixes: Tensor, n: int) -> Tensor:
     """``n`` of the numbers that each token has, ``(n, n_tokens)``."""
     return view(mixes, shape(n, mixes.ne[1]), mixes.nb)
 
@@ -35,20 +36,20 @@ def _reduce(streams: Tensor, weights: Tensor) -> Tensor:
     cast, total = like(streams), None
     for _ in range(n_stream):
         one = view(cast, shape(n_embd, n_tokens), (4, cast.nb[2], cast.nb[3], cast.nb[3]))
-        weighed = in_place(one, _columns(weights, 1))
+        weighed = in_place(one, columns(weights, 1))
         total = weighed if total is None else in_place(total, weighed)
     assert total is not None  # noqa: S101 - there is at least one stream
     return like(total)
 
 
-def _read(streams: Tensor, gate: _Gate) -> tuple[Tensor, Tensor]:
+def _read(streams: Tensor, gate: Gate) -> tuple[Tensor, Tensor]:
     """``build_hc_pre``: what a part reads of the streams, and the weights by which they take in what it puts out."""
     n_embd, n_stream, n_tokens, _ = streams.ne
     mixes = mul_mat(gate.product, in_place(reshape(streams, n_embd * n_stream, n_tokens)))
 
     def weigh() -> Tensor:
         scale, base = view(gate.scale, shape(1), gate.scale.nb), view(gate.base, shape(n_stream), gate.base.nb)
-        return in_place(in_place(in_place(in_place(_columns(mixes, n_stream), scale), base)))
+        return in_place(in_place(in_place(in_place(columns(mixes, n_stream), scale), base)))
 
     before, after = weigh(), in_place(weigh())
     return _reduce(streams, before), after
@@ -61,7 +62,7 @@ def _take_in(x: Tensor, streams: Tensor, weights: Tensor) -> Tensor:
     out = None
     for _ in range(n_stream):
         one = view(before, shape(n_embd, n_tokens), (4, before.nb[2], before.nb[3], before.nb[3]))
-        grown = in_place(one, in_place(cast, _columns(weights, 1)))
+        grown = in_place(one, in_place(cast, columns(weights, 1)))
         grown = reshape(grown, n_embd, 1, n_tokens)
         out = grown if out is None else concat(out, grown, 1)
     assert out is not None  # noqa: S101 - there is at least one stream
@@ -87,10 +88,10 @@ def hyper_connected(model: Model) -> Graph:
     n_stream, n_tokens = size_of(model, "hyper_connection.count"), model.batch.n_tokens
     streams = fresh(shape(model.n_embd, n_stream, n_tokens), reshape(x, model.n_embd, 1, n_tokens))
     for layer in model.layers:
-        cur, weights = _read(streams, _gate(b, layer, "attn"))
+        cur, weights = _read(streams, read_gate(b, layer, "attn"))
         cur = latent_attention(b, b.norm(cur, layer, "attn_norm"), layer, model, chooser=chooser)
         streams = _take_in(cur, streams, weights)
-        cur, weights = _read(streams, _gate(b, layer, "ffn"))
+        cur, weights = _read(streams, read_gate(b, layer, "ffn"))
         cur = feed_forward(b, b.norm(cur, layer, "ffn_norm"), layer, model, style)
         streams = _take_in(cur, streams, weights)
     picked = b.pick_outputs(reshape(streams, model.n_embd * n_stream, n_tokens))

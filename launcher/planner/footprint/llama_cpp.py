@@ -19,6 +19,7 @@ from launcher.domain import CacheType, Footprint, HostUse, MemoryUse
 from launcher.planner.architecture import (
     Architecture,
     AttentionAndState,
+    CompressedAttention,
     FullAttention,
     IndexedAttention,
     LayerCache,
@@ -26,7 +27,7 @@ from launcher.planner.architecture import (
     RecurrentState,
     SlidingAttention,
 )
-from launcher.planner.footprint.blocks import Batch
+from launcher.planner.footprint.blocks import Batch, count_compressed
 from launcher.planner.footprint.compute import Caches, Places, compute_bytes
 from launcher.planner.footprint.graph import F16, F32, Element
 from launcher.planner.footprint.weights import ModelWeights
@@ -132,15 +133,21 @@ def layer_cache_bytes(layer: LayerCache, cells: Cells, type_k: CacheType, type_v
         return k_bytes + tensor_bytes(type_v.tensor_type, (n_v, n_rows))
 
     match layer:
-        case FullAttention():
-            return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.n_cells)
-        case SlidingAttention():
-            return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.sliding(layer.n_swa))
+        case FullAttention() | SlidingAttention():
+            n_cells = cells.sliding(layer.n_swa) if isinstance(layer, SlidingAttention) else cells.n_cells
+            return attention_bytes(layer.n_embd_k, layer.n_embd_v, n_cells)
         case IndexedAttention():
             n_rows = cells.n_cells * cells.n_stream
             index_bytes = tensor_bytes(type_k.tensor_type, (layer.n_index, n_rows))
             index_bytes += tensor_bytes(type_v.tensor_type, (layer.n_index_v, n_rows))
             return attention_bytes(layer.n_embd_k, layer.n_embd_v, cells.n_cells) + index_bytes
+        case CompressedAttention():
+            n_rows = count_compressed(cells.n_cells, layer.ratio) * cells.n_stream
+            row_bytes = tensor_bytes(type_k.tensor_type, (layer.n_embd_k, n_rows))
+            row_bytes += tensor_bytes(type_k.tensor_type, (layer.n_index, n_rows))
+            state_bytes = layer.n_state * _F32_BYTES * cells.n_seq
+            n_sliding = cells.sliding(layer.n_swa) * cells.n_stream
+            return tensor_bytes(type_k.tensor_type, (layer.n_embd_k, n_sliding)) + row_bytes + state_bytes
         case RecurrentState():
             return layer.n_elements * _F32_BYTES * cells.n_seq
         case AttentionAndState():
@@ -225,8 +232,20 @@ def _cache_sums(architecture: Architecture, cells: Cells, type_k: CacheType, typ
     return tuple(accumulate((by_kind[layer] for layer in architecture.layers), initial=0))
 
 
+def is_compressed(architecture: Architecture) -> bool:
+    """Tell whether cached rows stand for several tokens."""
+    return any(isinstance(layer, CompressedAttention) for layer in architecture.layers)
+
+
+def cells_by_slot(cells: Cells) -> Cells:
+    """Give each slot a stream, as the engine does with compressed rows however it is asked (``llama_kv_cache_dsv4``)."""
+    return replace(cells, n_stream=cells.n_seq, window_factor=1)
+
+
 def _cells(architecture: Architecture, config: LlamaCppConfig) -> Cells:
     cells = count_cells(config)
+    if is_compressed(architecture):
+        return cells_by_slot(cells)
     if config.flash_attn:
         return cells
     longest = max((head.head_v * head.n_head_kv for head in architecture.heads), default=0)
@@ -306,7 +325,8 @@ def _compute(
     on_host = op_offload and (n_devices in blocks or placement.output is None or config.n_cpu_moe > 0)
     n_tokens = -(-cells.n_ubatch // cells.n_seq) * cells.n_seq
     n_outputs = cells.n_seq if config.n_outputs is None else config.n_outputs
-    n_swa = max((layer.n_swa for layer in architecture.layers if isinstance(layer, SlidingAttention)), default=0)
+    windowed = SlidingAttention | CompressedAttention
+    n_swa = max((layer.n_swa for layer in architecture.layers if isinstance(layer, windowed)), default=0)
     return compute_bytes(
         architecture,
         weights.shapes,

@@ -9,8 +9,20 @@ from typing import Final
 from msgspec.structs import replace
 
 from launcher.domain import Footprint
-from launcher.planner.architecture import Architecture, AttentionAndState, RecurrentState, SlidingAttention
-from launcher.planner.footprint.llama_cpp import LlamaCppConfig, count_cells, layer_cache_bytes
+from launcher.planner.architecture import (
+    Architecture,
+    AttentionAndState,
+    CompressedAttention,
+    RecurrentState,
+    SlidingAttention,
+)
+from launcher.planner.footprint.llama_cpp import (
+    LlamaCppConfig,
+    cells_by_slot,
+    count_cells,
+    is_compressed,
+    layer_cache_bytes,
+)
 from launcher.planner.footprint.weights import ModelWeights
 from launcher.units import GIB
 
@@ -20,12 +32,16 @@ DEFAULT_CHECKPOINTS: Final = 32
 
 
 def checkpoint_bytes(architecture: Architecture, config: LlamaCppConfig) -> int:
-    """Return the bytes of one checkpoint of every slot: what sliding and recurrent layers keep."""
+    """Return the bytes of one checkpoint of every slot: what sliding and recurrent layers keep, but no compressed rows."""
     cells = count_cells(config)
+    if is_compressed(architecture):
+        cells = cells_by_slot(cells)
     n_bytes = 0
     for layer in architecture.layers:
         kept = layer.state if isinstance(layer, AttentionAndState) else layer
-        if isinstance(kept, SlidingAttention | RecurrentState):
+        if isinstance(kept, CompressedAttention):
+            kept = replace(kept, ratio=0, n_index=0)
+        if isinstance(kept, SlidingAttention | RecurrentState | CompressedAttention):
             n_bytes += layer_cache_bytes(kept, cells, config.cache_type_k, config.cache_type_v)
     return n_bytes
 
