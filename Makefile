@@ -18,12 +18,13 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm static check bench tightness speed vllm-outcomes golden gateway kill-storm chaos mutation clean
+.PHONY: help serve test test-vllm test-skypilot static check bench tightness speed vllm-outcomes golden gateway kill-storm chaos mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
 	@echo 'make test        install every engine, then run the whole suite'
 	@echo 'make test-vllm   install vLLM for CPUs in an environment of its own (2.5 GB), then run it (10 minutes)'
+	@echo 'make test-skypilot  install SkyPilot in an environment of its own (460 MB), and let it read exported tasks'
 	@echo 'make check       format, lint, types, imports and the fast tests'
 	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
 	@echo 'make tightness   plans for 100 random machines against what llama-server itself says fits (10 minutes)'
@@ -106,12 +107,25 @@ test-vllm:
 	@echo 'make test-vllm: skipped, $(strip $(VLLM_LACK))'
 endif
 
+# SkyPilot pins libraries that this project has in other versions, and it is large.
+SKYPILOT_VENV := .venv-skypilot
+
+$(SKYPILOT_VENV)/.made: requirements/skypilot.txt
+	rm -rf $(SKYPILOT_VENV)
+	$(PYTHON) -m venv $(SKYPILOT_VENV)
+	$(SKYPILOT_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --only-binary=:all: \
+		-r requirements/skypilot.txt
+	@touch $@
+
+test-skypilot: $(VENV)/.checks $(SKYPILOT_VENV)/.made
+	LAUNCHER_SKYPILOT=$(abspath $(SKYPILOT_VENV)/bin/python) $(BIN)/python -m pytest -m skypilot tests/export
+
 # Real processes and long laws: not in the quick check.
 SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/planner/test_footprint_unseen.py \
 	tests/gateway/test_losses.py tests/gateway/test_front.py
 
 check: static
-	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm' $(addprefix --ignore=,$(SLOW))
+	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm and not skypilot' $(addprefix --ignore=,$(SLOW))
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.start_up
@@ -146,8 +160,8 @@ mutation: $(VENV)/.checks
 	$(BIN)/python -m benchmarks.mutation
 
 golden: $(VENV)/.checks
-	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py
-	git diff --stat tests/scenarios docs
+	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/export/test_goldens.py
+	git diff --stat tests/scenarios tests/export docs
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(SKYPILOT_VENV) build dist

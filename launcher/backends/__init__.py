@@ -21,6 +21,11 @@ _KEY_VARIABLES: Final = {
 """Environment variables in which engines take the key that their requests must bear."""
 
 
+def key_variable(engine: Engine) -> str:
+    """Return the name of the environment variable in which an engine takes the key that its requests must bear."""
+    return _KEY_VARIABLES[engine]
+
+
 def with_key(command: Command, engine: Engine, key: str) -> Command:
     """Return the command with a key that every request to the engine must bear; never in its arguments."""
     variable = _KEY_VARIABLES[engine]

@@ -111,3 +111,20 @@ def tell_before_load(command: Command) -> Command | None:
         return None
     idx = argv.index("--fit") + 1
     return replace(command, argv=(*argv[:idx], "on", *argv[idx + 1 :]), tells_memory=True)
+
+
+def from_hub(command: Command, repository: str, file: str | None, quantization: str) -> Command:
+    """Return a command that loads a file of a hub's repository, the quantization's where no file is known, instead of a path.
+
+    A projector for pictures that the repository may have is not loaded: it is not in the plan's footprint.
+    """
+    argv = list(command.argv)
+    idx = argv.index("--model")
+    where = (
+        ["--hf-repo", repository, "--hf-file", file]
+        if file is not None
+        else ["--hf-repo", f"{repository}:{quantization}"]
+    )
+    argv[idx : idx + 2] = [*where, "--no-mmproj"]
+    argv.remove("--offline")
+    return replace(command, argv=tuple(argv))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from launcher.cli import calibrate, footprint, hardware, inspect, instances, plan, profiles, serve, worker
+from launcher.cli import calibrate, export, footprint, hardware, inspect, instances, plan, profiles, serve, worker
 
 if TYPE_CHECKING:
     from launcher.errors import LauncherError
@@ -41,7 +41,7 @@ def _options(
     del version
 
 
-for module in (serve, plan, footprint, inspect, hardware, profiles, calibrate, instances, worker):
+for module in (serve, plan, export, footprint, inspect, hardware, profiles, calibrate, instances, worker):
     module.register(app)
 
 

@@ -1,4 +1,4 @@
-"""The options that ``serve`` and ``plan`` share, and how they become a ``Request``."""
+"""The options that ``serve``, ``plan`` and ``export`` share, and how they become a ``Request``."""
 
 from enum import StrEnum
 from math import isfinite
