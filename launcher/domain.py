@@ -773,6 +773,8 @@ class Advice(Noun, frozen=True):
 
     text: str
     argv: tuple[str, ...]
+    export_argv: tuple[str, ...] = ()
+    """Of a machine that is rented: the command that writes what rents it and serves the same plan there."""
 
 
 class Refusal(Noun, frozen=True, tag="refusal", tag_field="outcome"):

@@ -4,6 +4,7 @@ One thing is relaxed at a time, cheapest loss first, at most three. It proposes 
 it knows other models and machines only as values that the caller hands in.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Final
@@ -287,7 +288,21 @@ def _on_machine(search: Search, machine: Machines, plan: Plan) -> Advice:
     else:
         node = ", a cloud node" if machine.is_cloud else ""
         text = f"a machine like `{machine.name}` ({describe_machine(machine)}{node}) holds it at {describe_form(plan)}"
-    return Advice(text=text, argv=search.command(search.request, search.argv_on(machine.name)))
+    argv = search.command(search.request, search.argv_on(machine.name))
+    return Advice(text=text, argv=argv, export_argv=_export(argv) if _is_rentable(machine, plan) else ())
+
+
+def _export(argv: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the command that writes a plan's task for SkyPilot, of the one that shows the plan."""
+    program, _, *words = argv
+    return (program, "export", *words, "--to", "skypilot")
+
+
+def _is_rentable(machine: Machines, plan: Plan) -> bool:
+    """Whether a machine is offered by the hour, and its plan takes as many GPUs of each and weights that can be had there."""
+    n_devices = Counter(use.host for use in plan.footprint.devices)
+    has_weights = plan.artifact.repository is not None or plan.artifact.local_path is not None
+    return machine.is_cloud and has_weights and len(set(n_devices.values())) == 1
 
 
 def _forced(refusal: Refusal, search: Search) -> Iterator[Advice]:

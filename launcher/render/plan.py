@@ -306,7 +306,8 @@ def render_refusal(refusal: Refusal) -> str:
         f"  but {verdict.text}" for verdict in refusal.verdicts if verdict.fits and not _is_advised(verdict, refusal)
     ]
     for advice in refusal.advice:
-        lines += [f"help: {advice.text}", f"    {shlex.join(advice.argv)}"]
+        commands = [argv for argv in (advice.argv, advice.export_argv) if argv]
+        lines += [f"help: {advice.text}", *(f"    {shlex.join(argv)}" for argv in commands)]
     if not refusal.advice:
         lines.append(f"help: {_where_to_look(refusal)}")
     return "\n".join(lines) + "\n"

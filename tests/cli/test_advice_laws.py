@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_advised_command_plans(
     folder: Path, model: str, options: tuple[str, ...], free_gib: int, host_gib: int
 ) -> None:
-    """What a refusal proposes, run as it stands, is a plan; there are at most three, and no two are the same."""
+    """What a refusal proposes, run as it stands, is a plan, or its file; there are at most three, and no two are the same."""
     machine = folder / "drawn.json"
     _write_machine(machine, free_gib * GIB, host_gib * GIB)
     asked = ["plan", model, *options, "--inventory", str(machine), "--json"]
@@ -63,8 +63,12 @@ def test_every_advised_command_plans(
     assert result.exit_code in {0, 3}, result.output
     if result.exit_code == 0:
         return
-    advice = [tuple(each["argv"]) for each in json.loads(result.stdout)["refusal"]["advice"]]
+    given = json.loads(result.stdout)["refusal"]["advice"]
+    advice = [tuple(each["argv"]) for each in given]
     assert len(set(advice)) == len(advice) <= 3
+    for words in filter(None, (each["export_argv"] for each in given)):
+        exported = CliRunner().invoke(app, words[1:])
+        assert exported.exit_code == 0, (asked, words, exported.output)
     for words in advice:
         assert words[:2] == ("launch", "plan")
         again = CliRunner().invoke(app, list(words[1:]))
