@@ -9,6 +9,9 @@ import hashlib
 import re
 from typing import Final, TypeAlias
 
+import msgspec
+from msgspec import Struct
+
 from launcher.backends.vllm import LOAD_FORMAT, engine_settings
 from launcher.domain import Engine, Plan
 from launcher.errors import EngineMissingError, WeightsMissingError
@@ -104,6 +107,55 @@ def marked_model(application: Value) -> str | None:
     variables = env.get("env_vars") if isinstance(env, dict) else None
     mark = variables.get(MARK) if isinstance(variables, dict) else None
     return mark if isinstance(mark, str) else None
+
+
+class Bundles(Struct, frozen=True):
+    """What one copy takes: ``together`` tells whether all of it is on one node."""
+
+    gpus: float
+    cpus: float
+    together: bool
+
+
+def read_bundles(application: Value) -> Bundles | None:
+    """Return what a copy of such an application takes; ``None`` where it is no Ray Serve LLM application of one model.
+
+    Serve tells of a replica only what its first process takes; its workers' bundles are told nowhere but in what was declared.
+    """
+    try:
+        config = msgspec.convert(application, _Application).args.llm_configs[0]
+    except (msgspec.ValidationError, IndexError):
+        return None
+    n_worker = config.engine_kwargs.tensor_parallel_size * config.engine_kwargs.pipeline_parallel_size
+    worker = config.placement_group_config.bundle_per_worker
+    return Bundles(
+        gpus=n_worker * worker.get("GPU", 0.0),
+        cpus=n_worker * worker.get("CPU", 0.0) + 1.0,
+        together=config.placement_group_config.strategy == "STRICT_PACK",
+    )
+
+
+class _EngineArguments(Struct, frozen=True):
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+
+
+class _Placement(Struct, frozen=True):
+    bundle_per_worker: dict[str, float]
+    strategy: str
+
+
+class _Config(Struct, frozen=True):
+    engine_kwargs: _EngineArguments
+    placement_group_config: _Placement
+
+
+class _Arguments(Struct, frozen=True):
+    llm_configs: list[_Config]
+
+
+class _Application(Struct, frozen=True):
+    args: _Arguments
 
 
 def _environment(plan: Plan) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
+from launcher.backends.ray_serve import read_bundles
 from launcher.cluster.serve_details import Application
 from launcher.errors import ClusterError
 from launcher.inventory.text import printable
@@ -63,18 +64,18 @@ def parse_demands(body: bytes, url: str) -> tuple[dict[str, float], ...]:
 def find_demand(demands: tuple[dict[str, float], ...], application: Application) -> str | None:
     """Return what a replica of the application takes that waits for a node, in words; ``None``: none does.
 
-    Ray does not say whose a demand is: one that takes as many GPUs and processors as a replica of ours is taken for it.
+    Ray does not say whose a demand is: one for as many GPUs as a replica of ours takes (processors, where it takes none) is
+    taken for it.
     """
+    bundles = read_bundles(application.deployed_app_config or {})
+    whole = {"GPU": bundles.gpus, "CPU": bundles.cpus} if bundles is not None else None
     for deployment in application.deployments.values():
-        if not any(replica.node_id is None for replica in deployment.replicas):
+        if all(replica.node_id is not None for replica in deployment.replicas):
             continue
-        wanted = deployment.required_resources
-        total = _sum([(each, 1) for each in wanted]) if isinstance(wanted, list) else wanted
-        if any(_is_alike(demand, total) for demand in demands):
-            return (
-                ", ".join(f"{n:g} {name}" for name, n in sorted(total.items(), reverse=True) if n >= 1)
-                or "a part of a node"
-            )
+        for wanted in (whole, deployment.required_resources):
+            if wanted is not None and any(_is_alike(demand, wanted) for demand in demands):
+                parts = [f"{wanted[name]:g} {name}" for name in ("GPU", "CPU") if wanted.get(name, 0.0) > 0]
+                return ", ".join(parts)
     return None
 
 
@@ -87,4 +88,6 @@ def _sum(parts: list[tuple[dict[str, float], int]]) -> dict[str, float]:
 
 
 def _is_alike(one: dict[str, float], other: dict[str, float]) -> bool:
-    return all(abs(one.get(name, 0.0) - other.get(name, 0.0)) < _ENOUGH for name in ("GPU", "CPU"))
+    kinds = ("GPU",) if other.get("GPU", 0.0) > 0 else ("GPU", "CPU")
+    differ = any(abs(one.get(kind, 0.0) - other.get(kind, 0.0)) > _ENOUGH for kind in kinds)
+    return not differ and any(other.get(kind, 0.0) > 0 for kind in kinds)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
+from launcher.backends.ray_serve import read_bundles
 from launcher.errors import ClusterError
 from launcher.inventory.text import printable
 
@@ -17,6 +18,8 @@ APPLICATIONS: Final = "/api/serve/applications/"
 
 DECLARATIVE: Final = "declarative"
 """Where an application that came by this API, and that a PUT without it would delete, is from."""
+INGRESS: Final = "OpenAiIngress"
+"""The deployment of Ray Serve LLM that takes requests, and no GPU."""
 WILDCARDS: Final = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - read, not bound
 """Hosts that mean every address of a node."""
 
@@ -41,8 +44,8 @@ class Deployment(Struct, frozen=True):
     replicas: list[Replica] = []
     recent_dead_replicas: list[Replica] = []
     deployment_config: dict[str, Any] = {}
-    required_resources: dict[str, float] | list[dict[str, float]] = {}
-    """Of one replica; a list where it has a placement group, one entry a bundle."""
+    required_resources: dict[str, float] = {}
+    """Of one replica's first process: what its placement group takes beside that is not told."""
 
     @property
     def running(self) -> list[Replica]:
@@ -122,15 +125,16 @@ def find_proxies(details: ServeDetails) -> tuple[str, ...]:
 
 
 def held_gpus(application: Application) -> dict[str, float]:
-    """Return the GPUs that an application's replicas hold, by the id of the node.
+    """Return the GPUs that an application of ours holds, by the id of the node.
 
-    Ray tells the node of a replica and not those of its further bundles. They are taken to be on the same: what is spread over
-    several nodes is put down to too few, which a plan for them then finds wanting.
+    Of one that is spread over several nodes Ray tells one alone: nothing is returned then.
     """
+    bundles = read_bundles(application.deployed_app_config or {})
     held: dict[str, float] = {}
-    for deployment in application.deployments.values():
-        wanted = deployment.required_resources
-        n_gpu = sum(bundle.get("GPU", 0.0) for bundle in (wanted if isinstance(wanted, list) else [wanted]))
+    for name, deployment in application.deployments.items():
+        n_gpu = deployment.required_resources.get("GPU", 0.0)
+        if bundles is not None and bundles.together and name != INGRESS:
+            n_gpu = bundles.gpus
         for replica in deployment.replicas:
             if replica.node_id is not None and n_gpu:
                 held[replica.node_id] = held.get(replica.node_id, 0.0) + n_gpu

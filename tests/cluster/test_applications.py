@@ -172,14 +172,20 @@ def test_requests_go_to_proxies_that_are_healthy() -> None:
 
 
 def test_what_replicas_hold_is_counted_where_ray_tells_it() -> None:
-    """One GPU of a node by a replica that runs there; a list where a replica has a placement group."""
+    """By a replica that runs there; of Ray Serve LLM's all of it where that is on one node, and nothing where Ray tells too little."""
     stub = _recorded("running").applications["stub"]
     node = stub.deployments["Stub"].replicas[0].node_id
     assert held_gpus(stub) == {node: 1.0}
-    deployment = msgspec.structs.replace(
-        stub.deployments["Stub"], required_resources=[{"GPU": 1, "CPU": 2}, {"GPU": 1}]
-    )
-    assert held_gpus(msgspec.structs.replace(stub, deployments={"Stub": deployment})) == {node: 2.0}
+    replica = msgspec.structs.replace(stub.deployments["Stub"], required_resources={"CPU": 1.0})
+    deployments = {"LLMServer:m": replica, "OpenAiIngress": replica}
+    for strategy, expected in (("STRICT_PACK", {node: 2.0}), ("PACK", {})):
+        llm = {
+            "engine_kwargs": {"tensor_parallel_size": 2, "pipeline_parallel_size": 1},
+            "placement_group_config": {"bundle_per_worker": {"GPU": 1}, "strategy": strategy},
+        }
+        config = {"args": {"llm_configs": [llm]}}
+        ours = msgspec.structs.replace(stub, deployed_app_config=config, deployments=deployments)
+        assert held_gpus(ours) == expected
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"applications": 3}', b'{"applications": {"a": {}}}', b"[" * 100_000])
