@@ -52,10 +52,11 @@ GROUPS = {
         ("footprint_limits", "footprint_llama_cpp", "footprint_unseen", "walk", "fit_limits"),
     ),
     "fit": (
-        tuple(PLANNER / f"{name}.py" for name in ("fit", "sizing", "ladder", "corrections", "choice")),
+        tuple(PLANNER / f"{name}.py" for name in ("fit", "offload", "sizing", "ladder", "corrections", "choice")),
         (
             "fit",
             "fit_limits",
+            "offload",
             "split",
             "partial_bounds",
             "joint",

@@ -17,7 +17,6 @@ from launcher.domain import (
     Engine,
     Inventory,
     Machines,
-    Objective,
     Outcome,
     Plan,
     Refusal,
@@ -29,6 +28,7 @@ from launcher.planner.assemble import build_plan
 from launcher.planner.choice import explain, pareto_front, pick
 from launcher.planner.footprint.limits import find_contradiction
 from launcher.planner.forms import Form, prepare_forms
+from launcher.planner.offload import choose_offloaded, list_offloaded
 from launcher.planner.refusal import (
     refuse_context,
     refuse_contradiction,
@@ -39,12 +39,9 @@ from launcher.planner.refusal import (
 from launcher.planner.rivals import disk_room_bytes, is_rival, may_have_vllm, worth_sizing
 from launcher.planner.sizing import (
     Candidate,
-    Experience,
     Trial,
     build_config,
     first_shape,
-    partial_bounds,
-    partial_trials,
     prepare,
     whole_trials,
 )
@@ -382,36 +379,7 @@ def _choose(
         return replace(best, why=explain(best, options, ask.objective, ask.n_parallel))
     if whole_only or ask.settings.n_gpu_layers is not None or not target.devices:
         return None
-    experience = Experience()
-    candidates = tuple(c for c in candidates if c.weights.total_bytes <= target.budget_bytes)
-    if ask.objective is Objective.SPEED:
-        fastest = (_fastest(partial_trials(c, ask, target, experience)) for c in candidates)
-        return _fastest(_quick_enough((trial for trial in fastest if trial is not None), ask))
-    return _least_offloaded(candidates, ask, target, experience)
-
-
-def _least_offloaded(
-    candidates: tuple[Candidate, ...], ask: Ask, target: Target, experience: Experience
-) -> Trial | None:
-    """Return the trial with the fewest layers on the host, then the best quality, among each candidate's fastest.
-
-    Candidates that cannot keep fewer on the host than the best so far, or be quick enough, are not sized.
-    """
-    bounds = [(*partial_bounds(c, ask, target), idx) for idx, c in enumerate(candidates)]
-    found: list[tuple[int, float, int, int, Trial]] = []
-    for n_layer, _, tps, idx in sorted(bounds):
-        if found and n_layer > min(found)[0]:
-            break
-        if tps < ask.min_tps:
-            continue
-        trial = _fastest(partial_trials(candidates[idx], ask, target, experience))
-        if trial is not None and _quick_enough((trial,), ask):
-            found.append((trial.layers_on_host, trial.kl, trial.offloaded_bytes, idx, trial))
-    return min(found)[-1] if found else None
-
-
-def _fastest(trials: Iterable[Trial]) -> Trial | None:
-    return max(trials, key=lambda t: (t.speed.generation_tps, -t.kl), default=None)
+    return choose_offloaded(candidates, ask, target)
 
 
 def _quick_enough(trials: Iterable[Trial], ask: Ask) -> list[Trial]:
@@ -419,13 +387,10 @@ def _quick_enough(trials: Iterable[Trial], ask: Ask) -> list[Trial]:
 
 
 def _every_trial(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> list[Trial]:
-    """Return one or two trials per candidate: without offload where that fits, else with the least."""
-    trials = []
-    experience = Experience()
-    for candidate in candidates:
-        whole = list(whole_trials(candidate, ask, target))
-        if not whole and ask.settings.n_gpu_layers is None and target.devices:
-            fastest = _fastest(partial_trials(candidate, ask, target, experience))
-            whole = [fastest] if fastest is not None else []
-        trials += whole
+    """Return the trials to list: those without offload, and the best of the candidates that have none."""
+    whole = [list(whole_trials(candidate, ask, target)) for candidate in candidates]
+    trials = [trial for found in whole for trial in found]
+    if ask.settings.n_gpu_layers is None and target.devices:
+        others = [candidate for candidate, found in zip(candidates, whole, strict=True) if not found]
+        trials += list_offloaded(others, ask, target)
     return trials

@@ -26,7 +26,6 @@ from launcher.domain import (
 from launcher.planner.ask import Ask, resolve_ask, with_fewer_requests, with_halved_context
 from launcher.planner.assemble import build_plan
 from launcher.planner.corrections import planned_bytes
-from launcher.planner.quality import cache_types_worth_trying
 from launcher.planner.sizing import (
     Candidate,
     Shape,
@@ -34,6 +33,7 @@ from launcher.planner.sizing import (
     all_layers,
     correct_target,
     first_shape,
+    harmless_caches,
     prepare,
     try_shape,
 )
@@ -237,12 +237,10 @@ def _smaller_steps(place: Place, wished: Ask, _target: Target, _prepared: tuple[
 
 
 def _smaller_cache(place: Place, wished: Ask, _target: Target, _prepared: tuple[Candidate, ...]) -> Iterator[Place]:
-    settings, shape = wished.settings, place.shape
-    if settings.cache_type_k or settings.cache_type_v or not shape.flash_attn:
-        return
+    shape = place.shape
     if (shape.cache_type_k, shape.cache_type_v) != (CacheType.F16, CacheType.F16):
         return
-    for kind in cache_types_worth_trying(place.candidate.architecture.name):
+    for kind in harmless_caches(place.candidate, wished, shape):
         yield replace(place, shape=replace(shape, cache_type_k=kind, cache_type_v=kind))
 
 

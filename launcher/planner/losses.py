@@ -18,7 +18,7 @@ def list_losses(trial: Trial, ask: Ask, inventory: Inventory, candidates: tuple[
         *_without_gpu(trial, inventory),
         *_left_on_host(trial),
         *_better_quantization(trial, ask, candidates),
-        *_smaller_cache(trial),
+        *_smaller_cache(trial, ask),
         *_smaller_step(trial, ask),
         *_forced(trial, ask),
     )
@@ -79,12 +79,19 @@ def _excess(trial: Trial) -> str:
     return f"{format_bytes(n_bytes - budget.budget_bytes)} more than {budget.name} can give"
 
 
-def _smaller_cache(trial: Trial) -> tuple[str, ...]:
+def _smaller_cache(trial: Trial, ask: Ask) -> tuple[str, ...]:
+    """Say what the cache's types cost and, where they were not asked for, what the usual ones would have needed."""
     config = trial.config
     if config.cache_type_k is CacheType.F16 and config.cache_type_v is CacheType.F16:
         return ()
     price = cache_kl(trial.candidate.architecture.name, config.cache_type_k, config.cache_type_v)
-    return (f"the cache is {config.cache_type_k}/{config.cache_type_v} (KL divergence {price:g})",)
+    fact = f"the cache is {config.cache_type_k}/{config.cache_type_v} (KL divergence {price:g})"
+    usual = first_shape(trial.candidate, ask, trial.target)
+    if (usual.cache_type_k, usual.cache_type_v) == (config.cache_type_k, config.cache_type_v):
+        return (fact,)
+    shape = replace(trial.shape, cache_type_k=usual.cache_type_k, cache_type_v=usual.cache_type_v)
+    wide = try_shape(trial.candidate, ask, trial.target, shape)
+    return (f"{fact}: with {usual.cache_type_k} this placement needs {_excess(wide)}" if wide.exceeded else fact,)
 
 
 def _smaller_step(trial: Trial, ask: Ask) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ It must not propose anything: ways out are ``advice.py``'s.
 from launcher.domain import Refusal, RefusalCode, Request, WeightsFormat
 from launcher.planner.ask import Ask
 from launcher.planner.bounds import list_bounds
-from launcher.planner.sizing import Candidate, Trial, first_shape, partial_trials, try_shape
+from launcher.planner.offload import list_offloaded
+from launcher.planner.sizing import Candidate, Trial, first_shape, try_shape
 from launcher.planner.target import Target
 from launcher.units import GIB, format_bytes
 
@@ -135,7 +136,7 @@ def _slow_trial(candidate: Candidate, ask: Ask, target: Target, whole: Trial) ->
         return whole
     if ask.settings.n_gpu_layers is not None or not target.devices:
         return None
-    return max(partial_trials(candidate, ask, target), key=lambda trial: trial.speed.generation_tps, default=None)
+    return next(iter(list_offloaded((candidate,), ask, target)), None)
 
 
 def format_need(trial: Trial) -> str:

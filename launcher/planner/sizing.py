@@ -37,6 +37,7 @@ from launcher.planner.footprint.llama_cpp import (
     LlamaCppConfig,
     estimate_footprint,
     held_bytes,
+    hold_like,
     place_layers,
 )
 from launcher.planner.footprint.weights import Described, ModelWeights, sum_weights
@@ -50,6 +51,9 @@ _BOUNDARY: Final = 3
 """Layer counts looked at above the boundary that bisection found."""
 _SURELY_OVER: Final = 4
 """A placement is not sized where it would exceed a device by more than the like placement's compute divided by this."""
+_ROTATIONS: Final = 16
+_COPIED_CACHES: Final = 4
+"""Buffers may be smaller with a smaller cache, as they hold copies of a few layers' caches: two of each before and after."""
 _SMALLER_UBATCHES: Final = (256, 128)
 _LARGER_UBATCHES: Final = (1024, 2048, 4096)
 
@@ -139,9 +143,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     @property
     def kl(self) -> float:
         """Loss of quality: of the weights' quantization and of the cache's."""
-        name = self.candidate.architecture.name
-        cache = cache_kl(name, self.config.cache_type_k, self.config.cache_type_v)
-        return kl_divergence(self.candidate.artifact.quantization, self.candidate.n_active) + cache
+        return loss_of(self.candidate, self.config.cache_type_k, self.config.cache_type_v)
 
     @property
     def engine(self) -> Engine:
@@ -157,6 +159,12 @@ class Trial(Struct, frozen=True, kw_only=True):
     def needed_bytes(self) -> int:
         """Sum over devices and host of what the engine itself reports."""
         return self.footprint.host.engine_bytes + sum(use.total_bytes for use in self.footprint.devices)
+
+
+def loss_of(candidate: Candidate, cache_type_k: CacheType, cache_type_v: CacheType) -> float:
+    """Return the loss of a candidate's quantization and of the cache's types together, in nats."""
+    cache = cache_kl(candidate.architecture.name, cache_type_k, cache_type_v)
+    return kl_divergence(candidate.artifact.quantization, candidate.n_active) + cache
 
 
 def prepare(profile: Profile) -> tuple[Candidate, ...]:
@@ -200,6 +208,22 @@ def first_shape(candidate: Candidate, ask: Ask, target: Target) -> Shape:
         cache_type_v=type_v or CacheType.F16,
         flash_attn=_flash_attn(candidate, ask, target),
     )
+
+
+def first_shapes(candidate: Candidate, ask: Ask, target: Target) -> tuple[Shape, ...]:
+    """Return ``first_shape``, then the same with each smaller cache that is worth trying, best quality first."""
+    start = first_shape(candidate, ask, target)
+    kinds = harmless_caches(candidate, ask, start)
+    return (start, *(replace(start, cache_type_k=kind, cache_type_v=kind) for kind in kinds))
+
+
+def harmless_caches(candidate: Candidate, ask: Ask, shape: Shape) -> tuple[CacheType, ...]:
+    """Return the cache types that may replace f16 in a shape unasked: none where the user fixed one."""
+    settings = ask.settings
+    if settings.cache_type_k or settings.cache_type_v or not shape.flash_attn:
+        return ()
+    kinds = cache_types_worth_trying(candidate.architecture.name)
+    return tuple(kind for kind in kinds if can_pack_heads(candidate.architecture, kind))
 
 
 def _flash_attn(candidate: Candidate, ask: Ask, target: Target) -> bool:
@@ -324,25 +348,14 @@ def whole_trials(candidate: Candidate, ask: Ask, target: Target) -> Iterator[Tri
 
     The fewest devices are taken, the fastest first; where the usual step of 512 tokens does not fit, a smaller one.
     """
-    start = first_shape(candidate, ask, target)
     if candidate.weights.total_bytes > target.budget_bytes:
         return
-    for cache_type in _cache_types(candidate, ask, start):
-        shape = start if cache_type is None else replace(start, cache_type_k=cache_type, cache_type_v=cache_type)
+    for idx, shape in enumerate(first_shapes(candidate, ask, target)):
         trial = _first_fitting(candidate, ask, target, shape)
         if trial is not None:
             yield trial
-            if cache_type is None:
+            if idx == 0:
                 return  # a smaller cache could only cost quality
-
-
-def _cache_types(candidate: Candidate, ask: Ask, start: Shape) -> tuple[CacheType | None, ...]:
-    """Return the cache types to try in turn; ``None`` stands for what the first shape has."""
-    settings = ask.settings
-    if settings.cache_type_k or settings.cache_type_v or not start.flash_attn:
-        return (None,)
-    kinds = cache_types_worth_trying(candidate.architecture.name)
-    return (None, *(kind for kind in kinds if can_pack_heads(candidate.architecture, kind)))
 
 
 def _first_fitting(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> Trial | None:
@@ -436,63 +449,106 @@ class Experience:
 
 
 def partial_trials(
-    candidate: Candidate, ask: Ask, target: Target, experience: Experience | None = None
+    candidate: Candidate, ask: Ask, target: Target, start: Shape | None = None, experience: Experience | None = None
 ) -> Iterator[Trial]:
     """Yield the placements with the least on the host that fit: experts first where there are any, then layers.
 
-    Layers are left out where they could not be faster than the experts were. ``experience`` is what the same ask on
-    the same target taught about other candidates.
+    Layers are left out where they could not be faster than the experts were. ``start`` is one of ``first_shapes``, without
+    it the first; ``experience`` is what the same ask on the same target taught about other candidates.
     """
+    known = Experience() if experience is None else experience
+    start = first_shape(candidate, ask, target) if start is None else start
     if candidate.weights.total_bytes > target.budget_bytes:
         return
-    known = Experience() if experience is None else experience
-    by_experts = _largest(candidate, ask, target, _shapes_by_experts(candidate, ask, target), known)
+    by_experts = _largest(candidate, ask, target, _shapes_by_experts(candidate, ask, target, start), known)
     if by_experts is not None:
-        yield _with_larger_step(by_experts, ask, known)
-    shapes = _shapes_by_layers(candidate, ask, target)
+        yield by_experts
+    shapes = _shapes_by_layers(candidate, target, start)
     upper = -1 if by_experts is None else _last_with_room(candidate, ask, target, shapes)
     if by_experts is None or by_experts.speed.generation_tps < _fastest_tps(candidate, ask, target, shapes, upper):
         trial = _largest(candidate, ask, target, shapes, known)
         if trial is not None:
-            yield _with_larger_step(_packed(trial, ask), ask, known)
+            yield _packed(trial, ask)
 
 
-def partial_bounds(candidate: Candidate, ask: Ask, target: Target) -> tuple[int, int, float]:
-    """Return what no partial placement can beat: layers and bytes on the host, from below, tokens/s from above.
+def least_on_host(candidate: Candidate, ask: Ask, target: Target, starts: Sequence[Shape]) -> int:
+    """Return a bound from below on the layers of any partial placement that are on the host, or whose experts are.
 
-    Neither needs a compute buffer to be sized.
+    ``starts`` are of one candidate, each with a smaller cache than the one before. No compute buffer is sized for it,
+    nor for ``most_tps``.
     """
-    by_layers = _shapes_by_layers(candidate, ask, target)
-    by_experts = _shapes_by_experts(candidate, ask, target)
-    upper = _last_with_room(candidate, ask, target, by_layers)
-    ends, tps = [by_layers[max(0, upper)]], _fastest_tps(candidate, ask, target, by_layers, upper)
-    if by_experts:
-        upper = _last_with_room(candidate, ask, target, by_experts)
-        ends += by_experts[upper : upper + 1] if upper >= 0 else []
-        tps = max(tps, _fastest_tps(candidate, ask, target, by_experts, upper))
-    on_host = min(_host_weights(candidate, ask, target, shape) for shape in ends)
-    n_all = all_layers(candidate, target)
-    n_layer = min(max(0, n_all - shape.n_gpu_layers) or shape.n_cpu_moe for shape in ends)
-    return n_layer, on_host - candidate.weights.input_bytes, tps
+    bounds = [all_layers(candidate, target)]
+    for ways in zip(*(_ways(candidate, ask, target, start) for start in starts), strict=True):
+        upper = -1
+        for shapes in ways:
+            upper = _last_with_room(candidate, ask, target, shapes, at=upper)
+        bounds += [len(ways[0]) - 1 - upper] if upper >= 0 else []
+    return min(bounds)
 
 
-def _shapes_by_layers(candidate: Candidate, ask: Ask, target: Target) -> list[Shape]:
+def most_tps(candidate: Candidate, ask: Ask, target: Target, start: Shape) -> float:
+    """Return a bound from above on the tokens/s of any partial placement."""
+    ways = [way for way in _ways(candidate, ask, target, start) if way]
+    uppers = (_last_with_room(candidate, ask, target, way) for way in ways)
+    return max(_fastest_tps(candidate, ask, target, way, upper) for way, upper in zip(ways, uppers, strict=True))
+
+
+def may_leave(trial: Trial, ask: Ask, start: Shape, n_layer: int) -> bool:
+    """Whether a trial's candidate, begun with ``start``, could leave only ``n_layer`` layers on the host.
+
+    ``False`` only where layers alone can be moved, and buffers like the trial's leave no room for so many of them. With but
+    a few blocks on the host buffers may be far smaller: there weights and cache alone count.
+    """
+    candidate, target = trial.candidate, trial.target
+    if _shapes_by_experts(candidate, ask, target, start):
+        return True
+    held = held_bytes(candidate.architecture, candidate.weights, build_config(ask, target, start))
+    cache, cache_before = sum(one.kv_cache_bytes for one in held), _cache_bytes(trial)
+    copied = _COPIED_CACHES * (cache_before - cache) // max(1, candidate.architecture.n_layer)
+    compute = [max(0, use.compute_bytes - copied) if n_layer >= _BOUNDARY else 0 for use in trial.footprint.devices]
+    rooms = [budget.budget_bytes - n_bytes for budget, n_bytes in zip(target.budgets, compute, strict=True)]
+    return sum(_pack(candidate, cache, rooms)) >= all_layers(candidate, target) - n_layer
+
+
+def with_wide_cache(trial: Trial, ask: Ask) -> Trial:
+    """Return a trial with the cache of ``first_shape`` where the same placement holds that as well."""
+    first = first_shape(trial.candidate, ask, trial.target)
+    shape = replace(trial.shape, cache_type_k=first.cache_type_k, cache_type_v=first.cache_type_v)
+    if shape == trial.shape:
+        return trial
+    rooms = _rooms(trial.candidate, ask, trial.target, shape)(shape)
+    # a wider cache needs larger buffers, but for the small matrices by which packed rows are rotated
+    if _is_surely_over(rooms, [use.compute_bytes for use in trial.footprint.devices], part=_ROTATIONS):
+        return trial
+    wide = try_shape(trial.candidate, ask, trial.target, shape)
+    return wide if wide.fits else trial
+
+
+def _ways(candidate: Candidate, ask: Ask, target: Target, start: Shape) -> tuple[tuple[Shape, ...], tuple[Shape, ...]]:
+    """Return the shapes by layers and those by experts, each with more on the devices than the one before."""
+    return _shapes_by_layers(candidate, target, start), _shapes_by_experts(candidate, ask, target, start)
+
+
+def _shapes_by_layers(candidate: Candidate, target: Target, start: Shape) -> tuple[Shape, ...]:
     """From nothing on the devices to all layers."""
-    shape = first_shape(candidate, ask, target)
-    return [replace(shape, n_gpu_layers=n) for n in range(all_layers(candidate, target) + 1)]
+    return _by_layers(start, all_layers(candidate, target))
 
 
-def _shapes_by_experts(candidate: Candidate, ask: Ask, target: Target) -> list[Shape]:
+@lru_cache(maxsize=64)  # the artifacts of a model begin with the same shape
+def _by_layers(start: Shape, n_all: int) -> tuple[Shape, ...]:
+    return tuple(replace(start, n_gpu_layers=n) for n in range(n_all + 1))
+
+
+def _shapes_by_experts(candidate: Candidate, ask: Ask, target: Target, start: Shape) -> tuple[Shape, ...]:
     """All layers on the devices, from no block's experts to those of all; empty where that is not ours to choose."""
     if not candidate.architecture.is_moe or ask.settings.n_cpu_moe is not None or not target.has_option("--n-cpu-moe"):
-        return []
-    shape, n_layer = first_shape(candidate, ask, target), candidate.architecture.n_layer
-    return [replace(shape, n_cpu_moe=n_layer - n_kept) for n_kept in range(n_layer + 1)]
+        return ()
+    return _by_experts(start, candidate.architecture.n_layer)
 
 
-def _host_weights(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> int:
-    held = held_bytes(candidate.architecture, candidate.weights, build_config(ask, target, shape))
-    return held[-1].weights_bytes
+@lru_cache(maxsize=64)
+def _by_experts(start: Shape, n_layer: int) -> tuple[Shape, ...]:
+    return tuple(replace(start, n_cpu_moe=n_layer - n_kept) for n_kept in range(n_layer + 1))
 
 
 def _rooms(candidate: Candidate, ask: Ask, target: Target, like: Shape) -> Callable[[Shape], list[int]]:
@@ -502,22 +558,28 @@ def _rooms(candidate: Candidate, ask: Ask, target: Target, like: Shape) -> Calla
     """
     config = build_config(ask, target, like)
     budgets = [budget.budget_bytes for budget in _corrected(target, candidate, config).budgets]
+    held_at = hold_like(candidate.architecture, candidate.weights, config)
 
     def left_by(shape: Shape) -> list[int]:
-        of = replace(config, n_gpu_layers=shape.n_gpu_layers, n_cpu_moe=shape.n_cpu_moe)
-        held = held_bytes(candidate.architecture, candidate.weights, of)
-        return [budget - sum(one) for budget, one in zip(budgets, held, strict=False)]
+        held = held_at(shape.n_gpu_layers, shape.n_cpu_moe)
+        return [budget - weights - cache for budget, (weights, cache) in zip(budgets, held, strict=False)]
 
     return left_by
 
 
 def _last_with_room(
-    candidate: Candidate, ask: Ask, target: Target, shapes: Sequence[Shape], compute: tuple[int, ...] = ()
+    candidate: Candidate,
+    ask: Ask,
+    target: Target,
+    shapes: Sequence[Shape],
+    compute: tuple[int, ...] = (),
+    *,
+    at: int = -1,
 ) -> int:
     """Return the last of ``shapes``, each with more on the devices than the one before, that leaves room; or -1.
 
-    Device memory grows with the layers given to it, but not strictly where several devices share them: beyond the
-    boundary that bisection finds a few more are looked at.
+    Where one is known that does, it is looked for from there (``at``). Device memory grows with the layers given to it,
+    but not strictly where several devices share them: beyond the boundary that bisection finds a few more are looked at.
     """
     if not shapes:
         return -1
@@ -527,7 +589,13 @@ def _last_with_room(
         rooms = left_by(shapes[idx])
         return all(room >= n_bytes for room, n_bytes in zip(rooms, compute or (0,) * len(rooms), strict=True))
 
-    fitting, failing = -1, len(shapes)
+    fitting, failing, step = at, len(shapes), 1
+    while fitting >= 0 and fitting + step < failing:
+        if not leaves_room(fitting + step):
+            failing = fitting + step
+            break
+        fitting += step
+        step *= 2
     while failing - fitting > 1:
         middle = (fitting + failing) // 2
         if leaves_room(middle):
@@ -580,8 +648,9 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
         budget.budget_bytes - use.compute_bytes
         for budget, use in zip(target.budgets, trial.footprint.devices, strict=True)
     ]
+    cache = _cache_bytes(trial)
     while len(rooms) > 1:
-        counts = _pack(trial, rooms)
+        counts = _pack(candidate, cache, rooms)
         if sum(counts) <= trial.config.n_gpu_layers:
             break
         shape = replace(trial.shape, n_gpu_layers=sum(counts), shares=tuple(map(float, counts)))
@@ -598,14 +667,18 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
     return trial
 
 
-def _pack(trial: Trial, rooms: Sequence[int]) -> list[int]:
-    """Return how many layers each device holds, counted from the last layer and the last device."""
-    candidate = trial.candidate
-    weights, n_layer = candidate.weights, candidate.architecture.n_layer
+def _cache_bytes(trial: Trial) -> int:
     footprint = trial.footprint
-    cache = footprint.host.kv_cache_bytes + sum(use.kv_cache_bytes for use in footprint.devices)
+    return footprint.host.kv_cache_bytes + sum(use.kv_cache_bytes for use in footprint.devices)
+
+
+def _pack(candidate: Candidate, cache_bytes: int, rooms: Sequence[int]) -> list[int]:
+    """Return how many layers each device holds, counted from the last layer and the last device."""
+    weights, n_layer = candidate.weights, candidate.architecture.n_layer
     items = [max(weights.output_bytes, weights.largest_output_bytes)]
-    items += [block.dense_bytes + block.expert_bytes + cache // max(1, n_layer) for block in reversed(weights.blocks)]
+    items += [
+        block.dense_bytes + block.expert_bytes + cache_bytes // max(1, n_layer) for block in reversed(weights.blocks)
+    ]
     counts, position = [], 0
     for budget in reversed(rooms):
         room, taken = budget, 0
@@ -617,9 +690,9 @@ def _pack(trial: Trial, rooms: Sequence[int]) -> list[int]:
     return counts[::-1]
 
 
-def _is_surely_over(rooms: Sequence[int], compute: Sequence[int]) -> bool:
-    """Whether a device would be exceeded even with noticeably smaller buffers than its neighbour's."""
-    return any(room < n_bytes - n_bytes // _SURELY_OVER for room, n_bytes in zip(rooms, compute, strict=True))
+def _is_surely_over(rooms: Sequence[int], compute: Sequence[int], *, part: int = _SURELY_OVER) -> bool:
+    """Whether a device would be exceeded even with buffers that are smaller than its neighbour's by a ``part`` of them."""
+    return any(room < n_bytes - n_bytes // part for room, n_bytes in zip(rooms, compute, strict=True))
 
 
 def _devices_hold(trial: Trial) -> bool:
@@ -648,7 +721,7 @@ def _tps(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> float:
     return _speed(candidate, target, config, footprint).generation_tps
 
 
-def _with_larger_step(trial: Trial, ask: Ask, known: Experience) -> Trial:
+def with_larger_step(trial: Trial, ask: Ask, known: Experience) -> Trial:
     """Raise the step of a trial that keeps weights on the host, as far as the same placement still fits.
 
     For prompts those weights are copied to the device once per step, so a larger step reads them less often

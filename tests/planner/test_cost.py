@@ -17,8 +17,8 @@ from launcher.profiles import load_profile
 @pytest.mark.parametrize(
     ("name", "machine", "most_graphs", "most_blocks"),
     [
-        ("llama3.1-405b", "4xrtx4090", 3, 60),
-        ("llama3.1-70b", "rtx5090", 4, 30),
+        ("llama3.1-405b", "4xrtx4090", 6, 110),
+        ("llama3.1-70b", "rtx5090", 7, 45),
         ("llama3.1-8b", "rtx4090", 2, 10),
         ("qwen3.6-27b", "rtx3060-12g", 10, 200),
     ],
@@ -26,7 +26,7 @@ from launcher.profiles import load_profile
 def test_quantizations_of_a_model_share_their_graphs(
     name: str, machine: str, most_graphs: int, most_blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dozens of placements are sized for a full plan; graphs are built for each kind of placement only, whatever the step."""
+    """Dozens of placements are sized for a full plan; graphs are built for each kind of placement and cache only, whatever the step."""
     for forget in memories():
         forget()
     built: list[int] = []

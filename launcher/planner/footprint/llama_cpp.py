@@ -7,6 +7,7 @@ It chooses nothing: every value comes in ``LlamaCppConfig``.
 """
 
 import struct
+from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
 from itertools import accumulate, pairwise
@@ -262,28 +263,43 @@ def _as_engine(architecture: Architecture, config: LlamaCppConfig) -> LlamaCppCo
 
 
 def _place(architecture: Architecture, config: LlamaCppConfig) -> Placement:
-    shares = () if config.backend is Backend.CPU else config.shares
-    return place_layers(architecture.n_layer, config.n_gpu_layers, shares)
+    return place_layers(architecture.n_layer, config.n_gpu_layers, _shares(config))
+
+
+def _shares(config: LlamaCppConfig) -> tuple[float, ...]:
+    return () if config.backend is Backend.CPU else config.shares
 
 
 def held_bytes(architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig) -> tuple[Held, ...]:
     """Return weights and cache of each device and, last, of the host: exact, and quick enough to search with."""
+    return hold_like(architecture, weights, config)(config.n_gpu_layers, config.n_cpu_moe)
+
+
+def hold_like(
+    architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig
+) -> Callable[[int, int], tuple[Held, ...]]:
+    """Return what tells ``held_bytes`` by ``n_gpu_layers`` and ``n_cpu_moe``, all else being as in ``config``."""
     config = _as_engine(architecture, config)
-    return _held(architecture, weights, config, _place(architecture, config))
+    caches = _cache_sums(architecture, _cells(architecture, config), config.cache_type_k, config.cache_type_v)
+    shares = _shares(config)
+
+    def hold(n_gpu_layers: int, n_cpu_moe: int) -> tuple[Held, ...]:
+        return _held(weights, config, caches, place_layers(architecture.n_layer, n_gpu_layers, shares), n_cpu_moe)
+
+    return hold
 
 
 def _held(
-    architecture: Architecture, weights: ModelWeights, config: LlamaCppConfig, placement: Placement
+    weights: ModelWeights, config: LlamaCppConfig, caches: tuple[int, ...], placement: Placement, n_cpu_moe: int
 ) -> tuple[Held, ...]:
     n_devices = len(config.shares)
-    caches = _cache_sums(architecture, _cells(architecture, config), config.cache_type_k, config.cache_type_v)
     dense, experts = weights.dense_sums, weights.expert_sums
     held = [0] * (n_devices + 1)
     cached = [0] * (n_devices + 1)
     held[-1] = weights.input_bytes
     for memory, start, end in placement.runs:
         at = n_devices if memory is None else memory
-        on_host = min(max(config.n_cpu_moe, start), end)
+        on_host = min(max(n_cpu_moe, start), end)
         held[at] += dense[end] - dense[start] + experts[end] - experts[on_host]
         held[-1] += experts[on_host] - experts[start]
         cached[at] += caches[end] - caches[start]
@@ -375,7 +391,8 @@ def estimate_footprint(
     config = _as_engine(architecture, config)
     cells = _cells(architecture, config)
     placement = _place(architecture, config)
-    *devices, host = _held(architecture, weights, config, placement)
+    caches = _cache_sums(architecture, cells, config.cache_type_k, config.cache_type_v)
+    *devices, host = _held(weights, config, caches, placement, config.n_cpu_moe)
     compute = _compute(architecture, weights, config, placement, cells, every_layer=every_layer)
     return Footprint(
         devices=tuple(

@@ -210,11 +210,16 @@ def largest(segments: Iterable[tuple[Segment, Weights]], table: Weights, padding
     ``table`` has the weights outside the blocks; what neither tells of takes nothing.
     """
     state, most = _EMPTY, 0
+    settled: Segment | None = None
+    settled_block = NO_WEIGHTS
     for segment, block in segments:
-        if segment.is_idle:
+        if segment.is_idle or (segment is settled and block is settled_block):
             continue
         weights = _weights(segment, block, table) if segment.weights else ()
-        state, reached = _pass(segment, state, paddings, weights)
+        after, reached = _pass(segment, state, paddings, weights)
+        # what left the pool as it found it would do so again
+        settled, settled_block = (segment if after is state else None), block
+        state = after
         if reached > most:  # noqa: PLR1730 - asked for every block
             most = reached
     return most
