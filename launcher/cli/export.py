@@ -124,6 +124,9 @@ def _write(path: Path, text: str, *, overwrite: bool) -> None:
 
     from launcher.errors import UsageError
 
+    if not path.name:
+        msg = f"--output is no file: `{path}`"
+        raise UsageError(msg, help="name one, for example --output compose.yaml")
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}")
     try:
         with temporary.open("x", encoding="utf-8") as file:

@@ -46,6 +46,16 @@ def test_a_file_is_not_replaced_unasked(tmp_path: Path) -> None:
     assert path.read_text().startswith("# gemma2-27b")
 
 
+@pytest.mark.parametrize("place", [".", "/", "folder"])
+def test_a_folder_is_no_file(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told as any other wrong usage."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    result = CliRunner().invoke(app, [*_COMPOSE, "--output", place])
+    assert isinstance(result.exception, UsageError)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_where_nothing_fits_nothing_is_written(tmp_path: Path) -> None:
     """The refusal is `plan`'s own, with its exit code, and stdout is empty."""
     path = tmp_path / "f"
