@@ -22,6 +22,7 @@ COVERED: Final = frozenset(
         "chameleon",
         "chatglm",
         "codeshell",
+        "cogvlm",
         "cohere2",
         "cohere2moe",
         "command-r",

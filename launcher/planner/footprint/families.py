@@ -39,6 +39,8 @@ _BAICHUAN_ROTATES: Final = 32
 """Only Baichuan of this depth (7B) rotates: the other has biases by distance."""
 _FACTORS_IN_FULL: Final = frozenset({"step35"})
 """Only layers that see everything use the file's frequency factors."""
+_WITHOUT_FACTORS: Final = frozenset({"cogvlm"})
+"""Frequency factors are loaded and never used."""
 _NORMS_BEFORE: Final = frozenset({"eurobert", "gemma-embedding", "modern-bert", "neo-bert"})
 """Encoders that norm what a part reads, as transformers do; the others norm what it puts out."""
 _NORMS_LATE: Final = frozenset({"hunyuan-dense", "hunyuan-moe", "hunyuan_vl", "maincoder"})
@@ -61,7 +63,7 @@ def _project_heads(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Styl
     ropes = style.ropes and (style.ropes_full or layer.heads.slides or not has_window(model))
     ropes = ropes or (style.ropes_dense and layer.number < model.numbers.get("leading_dense_block_count", 0))
     ropes = ropes and (style.ropes_not_every == 0 or (layer.number + 1) % style.ropes_not_every != 0)
-    plain = model.name in _FACTORS_IN_FULL and layer.heads.slides
+    plain = model.name in _WITHOUT_FACTORS or (model.name in _FACTORS_IN_FULL and layer.heads.slides)
     late = model.name in _NORMS_LATE
 
     def prepare(x: Tensor, kind: str) -> Tensor:

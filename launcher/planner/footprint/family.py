@@ -43,6 +43,8 @@ class Style(NamedTuple):
     picks_at_end: bool = False
     """Output rows are picked after the last block, not inside it."""
     picks_after_norm: bool = False
+    puts_out_all: bool = False
+    """Every token's logits are computed, whatever is asked for."""
     drafts: bool = False
     """What leaves the last block is an output of the graph: drafts start from it (``t_h_nextn``)."""
     scales_q: bool = False
@@ -90,6 +92,7 @@ STYLES: Final[Mapping[str, Style]] = {
     ),
     "hy_v3": Style(picks_at_end=True, picks_after_norm=True),
     "command-r": Style(layer_norm=True, parallel=_RESIDUAL_SECOND),
+    "cogvlm": Style(picks_at_end=True, puts_out_all=True),
     "dbrx": Style(layer_norm=True),
     "mpt": Style(layer_norm=True, ropes=False),
     "falcon": Style(layer_norm=True, parallel=("feed-forward", "attention", "residual")),
@@ -237,7 +240,7 @@ def begin(model: Model, style: Style, kind: type[Blocks] = Blocks) -> tuple[Bloc
 
 def end(b: Blocks, x: Tensor, style: Style) -> Graph:
     """Close a graph with the logits."""
-    if style.picks_at_end and not style.picks_after_norm:
+    if style.picks_at_end and not (style.picks_after_norm or style.puts_out_all):
         x.is_output = style.drafts
         x = b.pick_outputs(x)
     b.head(
