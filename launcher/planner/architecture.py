@@ -57,8 +57,10 @@ _DEFAULT_N_SWA: Final[Mapping[str, int]] = {"gemma2": 4096, "exaone4": 4096, "ex
 _OWN_CACHES: Final[Mapping[str, int]] = {"gemma3n": 20}
 """The engine lets only that many blocks cache, whatever the file says (``n_layer_kv_from_start``)."""
 
-_INDEXED: Final = frozenset({"deepseek32", "dots3note", "glm-dsa", "hy_v4"})
+_INDEXED: Final = frozenset({"deepseek32", "dots3note", "glm-dsa", "glm5-next", "hy_v4"})
 """Latent attention to the tokens that an indexer chooses."""
+POOLED_PARTS: Final = 3
+"""Of what an indexer of pools caches for a token: its key, its gate, and the key of the pool that it is the last of."""
 _INDEXED_BLOCKS: Final = frozenset({"minimax-m3"})
 """Attention to the blocks of tokens that an indexer chooses, behind the leading blocks without experts."""
 _ALL_INDEXED_BELOW: Final = 1 << 20
@@ -418,13 +420,15 @@ def _indexed_layers(spec: ModelSpec, keys: _Keys, n_layer: int) -> tuple[bool, .
     kinds = keys.get("attention.indexer.types")
     if isinstance(kinds, tuple) and kinds:
         return tuple(kind != 0 for kind in keys.per_layer("attention.indexer.types", n_layer))
-    if spec.architecture == "deepseek32" or keys.number("context_length") < _ALL_INDEXED_BELOW:
+    if spec.architecture in {"deepseek32", "glm5-next"} or keys.number("context_length") < _ALL_INDEXED_BELOW:
         return (True,) * n_layer
     return tuple(idx < 2 or (idx - 2) % 4 == 0 for idx in range(n_layer))  # noqa: PLR2004 - GLM 5.2's fixed pattern
 
 
 def _indexed_cache(spec: ModelSpec, keys: _Keys, head: Heads) -> IndexedAttention:
     n_embd_k, n_index = head.head_k * head.n_head_kv, keys.number("attention.indexer.key_length")
+    if keys.number("attention.indexer.kpool"):
+        n_index *= POOLED_PARTS
     if spec.architecture not in _INDEXED_BLOCKS:
         return IndexedAttention(n_embd_k=n_embd_k, n_index=n_index)
     n_embd_v = head.head_v * head.n_head_kv

@@ -53,6 +53,7 @@ COVERED: Final = frozenset(
         "glm-dsa",
         "glm4",
         "glm4moe",
+        "glm5-next",
         "gpt-oss",
         "gpt2",
         "gptneox",

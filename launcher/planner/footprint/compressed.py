@@ -4,7 +4,7 @@ Restates ``src/models/deepseek4.cpp`` and ``src/llama-kv-cache-dsv4.cpp`` (llama
 memory. It does not know devices, bytes of weights or how memory is allocated.
 """
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from launcher.planner.architecture import OVERLAPPING_RATIO
 from launcher.planner.footprint.blocks import Blocks, Layer, Routing, count_compressed, new_rotation, rotate_heads
@@ -34,7 +34,7 @@ from launcher.planner.footprint.graph import (
     sum_rows,
     view,
 )
-from launcher.planner.footprint.hyper import columns, read_gate
+from launcher.planner.footprint.mixed import find_fused, read_streams, reduce_streams, take_in
 
 
 class _RawInput(NamedTuple):
@@ -250,86 +250,6 @@ def _overlapping_row(values: Tensor, scores: Tensor, inp: _RowInput, kind: _Kind
     return _weigh(join(values), join(scores))
 
 
-# --- Hyper-connections ------------------------------------------------------------------------------------------
-
-
-class _Fused(NamedTuple):
-    """Which parts of hyper-connections are one operation each."""
-
-    read: bool
-    take_in: bool
-
-
-_ROWS_TO_OFFLOAD: Final = 32
-"""Operations of so many rows are taken over by a device, though their weights are on the host."""
-
-
-def _fuses(model: Model) -> _Fused:
-    """``resolve_fused_ops``: a graph of one token per slot is placed; what leaves its block's device is given up.
-
-    A device takes over products of as many rows as it has tokens, and the mix of streams, which has a row for each.
-    """
-    n_rows = model.batch.n_seq
-    stays = model.cpu == 0 or all(layer.home != model.cpu for layer in model.layers)
-    n_stream = size_of(model, "hyper_connection.count")
-    return _Fused(read=stays or n_rows * n_stream < _ROWS_TO_OFFLOAD, take_in=stays or n_rows < _ROWS_TO_OFFLOAD)
-
-
-class _Taking(NamedTuple):
-    """By what the streams take in what a part puts out."""
-
-    after: Tensor
-    mix: Tensor
-
-
-def _stream(streams: Tensor) -> Tensor:
-    return view(streams, shape(streams.ne[0], streams.ne[2]), (4, streams.nb[2], streams.nb[3], streams.nb[3]))
-
-
-def _reduce(streams: Tensor, weights: Tensor) -> Tensor:
-    """``build_hc_pre`` in single operations: the sum of ``(n_embd, n_stream, n)`` by ``(n_stream, n)`` weights."""
-    total = None
-    for _ in range(streams.ne[1]):
-        weighed = in_place(_stream(streams), columns(weights, 1))
-        total = weighed if total is None else in_place(total, weighed)
-    assert total is not None  # noqa: S101 - there is at least one stream
-    return total
-
-
-def _read(b: Blocks, streams: Tensor, layer: Layer, part: str, *, fused: bool) -> tuple[Tensor, _Taking]:
-    """``build_hc_pre``: what a part reads of the streams."""
-    n_embd, n_stream, n_tokens, _ = streams.ne
-    gate = read_gate(b, layer, part)
-    mixes = mul_mat(gate.product, in_place(reshape(streams, n_embd * n_stream, n_tokens)))
-
-    def weigh() -> Tensor:
-        scale, base = view(gate.scale, shape(1), gate.scale.nb), view(gate.base, shape(n_stream), gate.base.nb)
-        return in_place(in_place(in_place(in_place(columns(mixes, n_stream), scale), base)))
-
-    before, after = weigh(), weigh()
-    ne = shape(n_stream, n_stream, n_tokens)
-    if not fused:  # a chain of small operations, which together hold no more than the last
-        return _reduce(streams, before), _Taking(after, fresh(ne, mixes))
-    return fresh(shape(n_embd, n_tokens), streams, before), _Taking(after, fresh(ne, mixes, gate.scale, gate.base))
-
-
-def _take_in(x: Tensor, streams: Tensor, taking: _Taking, *, fused: bool) -> Tensor:
-    """``build_hc_post``."""
-    if fused:
-        return fresh(streams.ne, x, streams, *taking)
-    n_embd, n_stream, n_tokens, _ = streams.ne
-    mix, out = taking.mix, None
-    for _ in range(n_stream):
-        cur = in_place(x, columns(taking.after, 1))
-        for _ in range(n_stream):
-            share = view(mix, shape(1, n_tokens), (4, mix.nb[2], mix.nb[3], mix.nb[3]))
-            cur = in_place(cur, in_place(_stream(streams), share))
-        cur = reshape(cur, n_embd, 1, n_tokens)
-        out = cur if out is None else concat(out, cur, 1)
-    assert out is not None  # noqa: S101 - there is at least one stream
-    return out
-
-
 def _head(b: Blocks, streams: Tensor, home: int) -> Tensor:
     """``build_hc_head``: the streams as one."""
     n_embd, n_stream, n_rows, _ = streams.ne
@@ -338,7 +258,7 @@ def _head(b: Blocks, streams: Tensor, home: int) -> Tensor:
         message = "hyper-connections without a head"
         raise LookupError(message)
     mixes = mul_mat(product, in_place(reshape(streams, n_embd * n_stream, n_rows)))
-    return _reduce(streams, in_place(in_place(in_place(in_place(mixes, scale), base))))
+    return reduce_streams(streams, in_place(in_place(in_place(in_place(mixes, scale), base))))
 
 
 # --- Blocks -----------------------------------------------------------------------------------------------------
@@ -372,17 +292,21 @@ def compressed_attention(model: Model) -> Graph:
     style = PLAIN._replace(routing=routing)
     b, x = begin(model, style, _CompressedBlocks)
     b.begin_attention(x, model.layers[0])
-    n_stream, n_tokens, fused = size_of(model, "hyper_connection.count"), model.batch.n_tokens, _fuses(model)
+    n_stream, n_tokens, fused = (
+        size_of(model, "hyper_connection.count"),
+        model.batch.n_tokens,
+        find_fused(model, pins_last=True),
+    )
     streams = fresh(shape(model.n_embd, n_stream, n_tokens), reshape(x, model.n_embd, 1, n_tokens))
     for layer in model.layers:
-        cur, taking = _read(b, streams, layer, "attn", fused=fused.read)
+        cur, taking = read_streams(b, streams, layer, "attn", fused=fused.read)
         cur = _attend(b, b.norm(cur, layer, "attn_norm"), layer, model)
-        streams = _take_in(cur, streams, taking, fused=fused.take_in)
-        cur, taking = _read(b, streams, layer, "ffn", fused=fused.read)
+        streams = take_in(cur, streams, taking, fused=fused.take_in)
+        cur, taking = read_streams(b, streams, layer, "ffn", fused=fused.read)
         for tensor in (streams, *taking):
             b.graph.expand(tensor)
         cur = feed_forward(b, b.norm(cur, layer, "ffn_norm"), layer, model, style)
-        streams = _take_in(cur, streams, taking, fused=fused.take_in)
+        streams = take_in(cur, streams, taking, fused=fused.take_in)
     picked = b.pick_outputs(reshape(streams, model.n_embd * n_stream, n_tokens))
     streams = reshape(picked, model.n_embd, n_stream, model.batch.n_outputs)
     return end(b, _head(b, streams, model.output_home), style)

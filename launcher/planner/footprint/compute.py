@@ -38,7 +38,6 @@ _UNKNOWN_PERCENT: Final = 115
 """Assumed of architectures that were not compared with the engine: most are transformers like the others."""
 _EXOTIC: Final = frozenset(
     (
-        "glm5-next",
         "qwen4exp",
         "t5",
     )

@@ -53,7 +53,7 @@ def _through(b: Blocks, x: Tensor, layer: Layer, names: Sequence[str]) -> Tensor
     return x
 
 
-def _delta_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
+def delta_attention(b: Blocks, x: Tensor, layer: Layer, model: Model) -> Tensor:
     """The recurrent blocks of ``llama_model_kimi_linear::graph``: a delta rule with a gate per channel."""
     batch, head, n_head = model.batch, size_of(model, "kda.head_dim"), layer.heads.n_head
     n_seq, n_tokens = batch.n_seq, batch.n_tokens
@@ -87,7 +87,7 @@ def delta_latent(model: Model) -> Graph:
         if not rotates:  # there the states are loaded first
             b.graph.expand(cur)
         if layer.recurrent[1]:
-            cur = _delta_attention(b, cur, layer, model)
+            cur = delta_attention(b, cur, layer, model)
         else:
             cur = latent_attention(b, cur, layer, model, ropes=rotates)
         if layer.last and not style.picks_at_end:
@@ -170,7 +170,7 @@ def kimi_k3(model: Model) -> Graph:
         cur = b.norm(cur, layer, "attn_norm")
         b.graph.expand(cur)
         if layer.recurrent[1]:
-            cur = _delta_attention(b, cur, layer, model)
+            cur = delta_attention(b, cur, layer, model)
         else:
             cur = latent_attention(b, cur, layer, model, ropes=False)
         x = cur if restarts else in_place(x, cur)

@@ -246,6 +246,12 @@ def _compressed(model: Model) -> Graph:
     return compressed_attention(model)
 
 
+def _pooled(model: Model) -> Graph:
+    from launcher.planner.footprint.pooled import pooled_attention  # noqa: PLC0415 - FAMILIES says why
+
+    return pooled_attention(model)
+
+
 def _recurrent(model: Model) -> Graph:
     from launcher.planner.footprint.recurrent import delta_hybrid, hybrid  # noqa: PLC0415 - as above
 
@@ -284,6 +290,7 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     **dict.fromkeys(("falcon-h1", "granitehybrid", "jamba", "lfm2", "lfm2moe", "nemotron_h"), _recurrent),
     **dict.fromkeys(("nemotron_h_moe", "plamo2", "mamba", "mamba2", "qwen35", "qwen35moe", "qwen3next"), _recurrent),
     "deepseek4": _compressed,
+    "glm5-next": _pooled,
     "hy_v4": _hyper,
     "minimax-01": _lightning,
     "minimax-m3": _sparse,
