@@ -98,6 +98,7 @@ def serve_on_cluster(
         open_dashboard(url) as log_reader,
     ):
         reclaim(instance)
+        tell_left(instance, dashboard.url, report)
         outcome = decide(request, _ask_for_ours(dashboard, request.profile.name))
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
@@ -116,6 +117,20 @@ def serve_on_cluster(
                 options=options,
             )
             asyncio.run(run.run(handling))
+
+
+def tell_left(instance: "Instance", url: str | None, report: "Report") -> None:
+    """Say what an earlier run of this name may have left on a cluster other than the one at ``url``.
+
+    The record that says where it is is about to be replaced.
+    """
+    from launcher.supervisor.notices import Notice
+
+    record = instance.read()
+    left = record.application if record is not None else None
+    if left is not None and left.url != url:
+        text = f"an earlier run may have left `{left.name}` on the Ray cluster at {left.url}: `launch stop {instance.name} --cluster {left.url}`"
+        report(Notice(event="cluster.left", text=text))
 
 
 def _ask_for_ours(dashboard: "Dashboard", model: str) -> "Machines":

@@ -68,7 +68,7 @@ def serve(
 
     from msgspec.structs import replace
 
-    from launcher.cli.on_cluster import check_for_cluster, serve_on_cluster
+    from launcher.cli.on_cluster import check_for_cluster, serve_on_cluster, tell_left
     from launcher.cli.service import build_service
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
@@ -116,6 +116,7 @@ def serve(
         )
         return
     with open_instance(profile.name) as instance:
+        tell_left(instance, None, _reporter(profile.name))
         argv = opt.echo_argv("serve", inventory=inventory, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
         request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
         machine = opt.read_inventory(inventory, workers)

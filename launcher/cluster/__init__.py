@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from launcher.cluster.dashboard import Dashboard
 
-__all__ = ["NODES", "SUMMARY", "ask_cluster", "read_cluster"]
+__all__ = ["NODES", "SUMMARY", "VERSION", "ask_cluster", "read_cluster"]
 
+VERSION: Final = "/api/version"
 NODES: Final = "/api/v0/nodes?detail=1&limit=10000"
 SUMMARY: Final = "/nodes?view=summary"
 
@@ -54,7 +55,7 @@ def ask_cluster(
         nodes=dashboard.get(NODES),
         summary=dashboard.get(SUMMARY),
         status=b"{}" if as_if_empty else dashboard.get("/api/cluster_status"),
-        version=dashboard.get("/api/version"),
+        version=dashboard.get(VERSION),
         given_back=given_back or {},
     )
     exposed = ("its token goes over the network unencrypted",) if dashboard.is_exposed else ()

@@ -30,22 +30,22 @@ class Move(StrEnum):
     LOSE = "lose"
     """Nobody answers any more: hold requests."""
     SUBMIT = "submit"
-    """Serve was started anew and knows nothing of us."""
+    """The cluster was started anew and knows nothing of us."""
     GIVE_UP = "give-up"
     """Ray does nothing more for it, or somebody took it off."""
 
 
-def decide(phase: Phase, look: Look, *, is_started: bool, is_replaced: bool) -> Move:
+def decide(phase: Phase, look: Look, *, is_anew: bool, is_replaced: bool) -> Move:
     """Return what follows.
 
-    ``is_started`` tells whether Serve runs at all; ``is_replaced`` that another version of the application ran before, whose
+    ``is_anew`` tells that the cluster was started again, and so knows of nobody; ``is_replaced`` that another version of the application ran before, whose
     replicas may be the ones that answer until Ray is content.
     """
     match look.stage:
         case Stage.FAILED:
             return Move.GIVE_UP
         case Stage.GONE | Stage.DELETING:
-            return Move.GIVE_UP if is_started else Move.SUBMIT
+            return Move.SUBMIT if is_anew else Move.GIVE_UP
         case Stage.PARTLY if is_replaced and phase is Phase.DEPLOYING:
             return Move.WAIT
         case Stage.PARTLY | Stage.RUNNING:

@@ -112,6 +112,7 @@ class _Status(Struct, frozen=True):
 
 class _Version(Struct, frozen=True):
     ray_version: str = "of an unknown version"
+    session_name: str = ""
 
 
 _Answer = TypeVar("_Answer", _Nodes, _Summary, _Status, _Version)
@@ -172,6 +173,11 @@ def read_accelerators(url: str, *, nodes: bytes, summary: bytes) -> dict[str, st
         for name, node, kind in zip(names, alive, types, strict=True)
         if node.resources_total.get("GPU", 0.0) > 0
     }
+
+
+def read_session(url: str, *, version: bytes) -> str:
+    """Return the name of the cluster's life: another one after the cluster was started again."""
+    return _decode(version, _Version, url).session_name
 
 
 def list_alive(url: str, *, nodes: bytes) -> frozenset[str]:

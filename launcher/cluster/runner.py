@@ -18,17 +18,17 @@ import aiohttp
 from msgspec import Struct
 
 from launcher.backends.ray_serve import Value
-from launcher.cluster import NODES, proof, submission
+from launcher.cluster import NODES, VERSION, proof, submission
 from launcher.cluster.applications import Proxies
 from launcher.cluster.dashboard import Dashboard
 from launcher.cluster.demands import STATUS, find_demand, parse_demands
 from launcher.cluster.following import Look, Stage, describe, look_at
 from launcher.cluster.machine import Move, Phase, decide
-from launcher.cluster.ray_nodes import list_alive
+from launcher.cluster.ray_nodes import list_alive, read_session
 from launcher.cluster.replica_logs import ReplicaLogs
 from launcher.cluster.serve_details import Application, ServeDetails, find_proxies
 from launcher.domain import Address, InstanceRecord, State
-from launcher.errors import ClusterError, EngineFailedError, LauncherError
+from launcher.errors import ClusterError, EngineFailedError, ForeignApplicationError, LauncherError
 
 _N_TELLING: Final = 20
 """Lines of the replicas' logs that a failure is told with."""
@@ -152,6 +152,7 @@ class ApplicationRun:
         self._is_replaced = False
         self._is_sent = False
         self._proxy: str | None = None
+        self._session = ""
         self._look = Look(stage=Stage.GONE)
         self._told = ""
         self._nodes: dict[str, str] = {}
@@ -217,16 +218,40 @@ class ApplicationRun:
         self._is_sent = True
         try:
             sent = await asyncio.shield(work)
+        except ForeignApplicationError:
+            self._is_sent = False
+            raise
         except asyncio.CancelledError:
             await asyncio.gather(work, return_exceptions=True)
             raise
         self._is_replaced = sent.was_other
+        self._session = await asyncio.to_thread(self._read_session)
         what = "taken over" if sent.was_there else "submitted"
         self._notify("cluster.submitted", f"the application `{self._serving.name}` is {what} at {self._dashboard.url}")
         if not sent.was_started and self._serving.proxies.host != "127.0.0.1":
             text = f"Ray Serve was started: its proxies listen on port {self._serving.proxies.port} of {self._serving.proxies.host} and ask for no key"
             self._notify("cluster.exposed", text)
         self._tell_lost(sent.lost)
+
+    async def _submit_again(self) -> None:
+        """Tell a cluster that was started again; one that does not take it yet is told at the next look."""
+        self._notify("cluster.restarted", "the cluster was started anew; the application is submitted again")
+        try:
+            await self._submit()
+        except ForeignApplicationError:
+            raise
+        except ClusterError as error:
+            self._notify("cluster.unreachable", error.message)
+
+    async def _is_anew(self) -> bool:
+        """Return whether this is another life of the cluster; where Serve alone is gone, somebody shut it down."""
+        try:
+            return await asyncio.to_thread(self._read_session) != self._session
+        except ClusterError:
+            return False
+
+    def _read_session(self) -> str:
+        return read_session(self._dashboard.url, version=self._dashboard.get(VERSION))
 
     def _tell_lost(self, lost: tuple[str, ...]) -> None:
         if lost:
@@ -265,7 +290,8 @@ class ApplicationRun:
 
     async def _advance(self, session: aiohttp.ClientSession, details: ServeDetails) -> None:
         self._look = look = look_at(details, self._serving.name)
-        match decide(self._phase, look, is_started=details.is_started, is_replaced=self._is_replaced):
+        is_anew = not look.answers and not details.is_started and await self._is_anew()
+        match decide(self._phase, look, is_anew=is_anew, is_replaced=self._is_replaced):
             case Move.WAIT:
                 await self._wait(look, details)
             case Move.PROVE:
@@ -277,8 +303,7 @@ class ApplicationRun:
             case Move.SUBMIT:
                 if self._phase is Phase.READY:
                     self._lose(look)
-                self._notify("cluster.restarted", "Ray Serve was started anew; the application is submitted again")
-                await self._submit()
+                await self._submit_again()
             case Move.GIVE_UP:
                 raise self._failure(look)
 

@@ -101,17 +101,17 @@ def test_every_stage_has_words(stage: Stage) -> None:
     assert describe(Look(stage=stage, n_running=1, n_wanted=2))
 
 
-@given(phase=st.sampled_from(Phase), stage=st.sampled_from(Stage), is_started=st.booleans(), is_replaced=st.booleans())
+@given(phase=st.sampled_from(Phase), stage=st.sampled_from(Stage), is_anew=st.booleans(), is_replaced=st.booleans())
 def test_requests_flow_only_while_somebody_answers(
     *,
     phase: Phase,
     stage: Stage,
-    is_started: bool,
+    is_anew: bool,
     is_replaced: bool,
 ) -> None:
     """They are held at once when nobody does; and nothing is let through that has not been asked before."""
     look = Look(stage=stage)
-    move = decide(phase, look, is_started=is_started, is_replaced=is_replaced)
+    move = decide(phase, look, is_anew=is_anew, is_replaced=is_replaced)
     assert (move is Move.KEEP) == (phase is Phase.READY and look.answers)
     assert (move is Move.PROVE) <= look.answers
     if phase is Phase.READY and not look.answers:
@@ -123,16 +123,16 @@ def test_requests_flow_only_while_somebody_answers(
 def test_replicas_of_another_version_do_not_count_as_ours() -> None:
     """While Ray puts ours in their place they answer; ours is proved once Ray is content."""
     partly = Look(stage=Stage.PARTLY)
-    assert decide(Phase.DEPLOYING, partly, is_started=True, is_replaced=True) is Move.WAIT
-    assert decide(Phase.DEPLOYING, Look(stage=Stage.RUNNING), is_started=True, is_replaced=True) is Move.PROVE
-    assert decide(Phase.DEPLOYING, partly, is_started=True, is_replaced=False) is Move.PROVE
+    assert decide(Phase.DEPLOYING, partly, is_anew=False, is_replaced=True) is Move.WAIT
+    assert decide(Phase.DEPLOYING, Look(stage=Stage.RUNNING), is_anew=False, is_replaced=True) is Move.PROVE
+    assert decide(Phase.DEPLOYING, partly, is_anew=False, is_replaced=False) is Move.PROVE
 
 
 def test_one_taken_off_by_somebody_stays_off() -> None:
-    """Unless the whole of Serve is gone, with its cluster: then it is submitted again."""
+    """Unless the whole cluster was started again: then it is submitted again."""
     gone = Look(stage=Stage.GONE)
-    assert decide(Phase.READY, gone, is_started=True, is_replaced=False) is Move.GIVE_UP
-    assert decide(Phase.READY, gone, is_started=False, is_replaced=False) is Move.SUBMIT
+    assert decide(Phase.READY, gone, is_anew=False, is_replaced=False) is Move.GIVE_UP
+    assert decide(Phase.READY, gone, is_anew=True, is_replaced=False) is Move.SUBMIT
 
 
 def test_messages_are_bounded_and_printable() -> None:

@@ -13,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.backends.ray_serve import MARK, Value
+from launcher.cluster import VERSION
 from launcher.cluster.applications import Proxies
 from launcher.cluster.dashboard import open_dashboard
 from launcher.cluster.demands import STATUS
@@ -343,11 +344,23 @@ async def test_a_cluster_that_was_started_anew_is_told_again(ray: FakeRay) -> No
     async with _running(ray) as running:
         await running.until(lambda: running.around.is_open)
         ray.declared = {}
+        ray.dashboard.answers[VERSION] = b'{"session_name": "another"}'
         ray.dashboard.answers[APPLICATIONS] = b'{"applications": {}}'
         await running.until(lambda: "cluster.restarted" in running.around.events)
         await running.until(lambda: running.around.is_open)
         assert ray.declared == {"launcher-m": _OURS}
         await running.end()
+
+
+async def test_serve_that_somebody_shut_down_stays_down(ray: FakeRay) -> None:
+    """The cluster is the same, and knows of no application any more: whoever did that meant it."""
+    async with _running(ray) as running:
+        await running.until(lambda: running.around.is_open)
+        n_sent = len(ray.dashboard.sent)
+        ray.dashboard.answers[APPLICATIONS] = b'{"applications": {}}'
+        with pytest.raises(EngineFailedError, match="somebody took"):
+            await running.task
+    assert len(ray.dashboard.sent) == n_sent
 
 
 async def test_nothing_of_others_is_touched_where_ours_has_no_place(ray: FakeRay) -> None:
@@ -356,6 +369,7 @@ async def test_nothing_of_others_is_touched_where_ours_has_no_place(ray: FakeRay
         with pytest.raises(ForeignApplicationError):
             await running.task
     assert ray.dashboard.sent == []
+    assert "cluster.left" not in running.around.events
 
 
 async def test_a_model_that_does_not_answer_is_not_ready(ray: FakeRay) -> None:
