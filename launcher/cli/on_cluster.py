@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from launcher.cli.service import GatewayFront
     from launcher.cluster.applications import Proxies
     from launcher.cluster.dashboard import Dashboard
-    from launcher.cluster.runner import FollowOptions, Room, Serving
+    from launcher.cluster.serving import FollowOptions, Room, Serving
     from launcher.domain import ClusterApplication, Machines, Outcome, Plan, Request, Settings
     from launcher.gateway.keys import Keys
     from launcher.store import Instance
@@ -83,7 +83,8 @@ def serve_on_cluster(
     from msgspec.structs import replace
 
     from launcher.cluster.dashboard import open_dashboard
-    from launcher.cluster.runner import ApplicationRun, FollowOptions
+    from launcher.cluster.runner import ApplicationRun
+    from launcher.cluster.serving import FollowOptions
     from launcher.domain import ClusterApplication, Engine, Refusal
     from launcher.errors import EXIT_REFUSED
     from launcher.render.plan import render_outcome
@@ -158,7 +159,7 @@ def _serving(plan: "Plan", dashboard: "Dashboard", build: Build | None, proxies:
     from launcher.backends.ray_serve import build_application
     from launcher.backends.vllm import CANARY_PROMPT
     from launcher.cluster.applications import choose_proxies
-    from launcher.cluster.runner import Serving
+    from launcher.cluster.serving import Serving
 
     return Serving(
         application=(build or build_application)(plan, accelerator_type=_accelerator(plan, dashboard)),
@@ -204,7 +205,7 @@ def _explain(request: "Request", plan: "Plan", dashboard: "Dashboard", decide: D
     import shlex
 
     from launcher.cluster import ask_cluster
-    from launcher.cluster.runner import Chance, Room
+    from launcher.cluster.serving import Chance, Room
     from launcher.domain import Plan
 
     now = decide(request, ask_cluster(dashboard))

@@ -2,9 +2,10 @@
 
 How it is built
 ---------------
-`dashboard` asks and sends; `ray_nodes` reads what machines there are, `serve_details` what Ray Serve runs. `applications` decides
-what is sent, so that whatever others run stays; `submission` sends it. `following` reads how far ours is, `machine` what follows,
-`proof` asks it for a token, `replica_logs` finds what its replicas wrote; `runner` ties them together. It must not know how a plan
+`dashboard` asks and sends; `ray_nodes` reads what machines there are, `serve_details` what Ray Serve runs, `demands` what Ray cannot
+place. `applications` decides what is sent, so that whatever others run stays; `submission` sends it. `following` reads how far ours
+is, `machine` says what follows, `proof` asks it for a token, `replica_logs` finds what its replicas wrote. `runner` ties them together,
+with what `serving` describes. It must not know how a plan
 is made, nor start or signal any process.
 """
 

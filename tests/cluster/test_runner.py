@@ -17,8 +17,9 @@ from launcher.cluster import VERSION
 from launcher.cluster.applications import Proxies
 from launcher.cluster.dashboard import open_dashboard
 from launcher.cluster.demands import STATUS
-from launcher.cluster.runner import ApplicationRun, Chance, FollowOptions, Room, Serving
+from launcher.cluster.runner import ApplicationRun
 from launcher.cluster.serve_details import APPLICATIONS
+from launcher.cluster.serving import Chance, FollowOptions, Room, Serving
 from launcher.domain import Address, ClusterApplication, InstanceRecord, ProcessId, State
 from launcher.errors import ClusterError, EngineFailedError, ForeignApplicationError
 from tests.cluster.conftest import FakeDashboard
