@@ -825,6 +825,8 @@ class Command(Noun, frozen=True):
     """Whether the engine prints what it will hold before it allocates anything."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the endpoint's key, where one is required; never the key."""
+    temp_env: str | None = None
+    """Name of the environment variable for a temporary folder of its own, which is removed with it; ``None``: it needs none."""
 
 
 class State(StrEnum):

@@ -72,6 +72,7 @@ def _environment(plan: Plan, terms: VllmTerms, cache_path: str | None) -> dict[s
     env = dict(_ENVIRONMENT)
     if cache_path is not None:
         env["VLLM_CACHE_ROOT"] = cache_path
+        env["TORCHINDUCTOR_CACHE_DIR"] = f"{cache_path}/inductor"  # else in the temporary folder, which does not last
     if terms.visible_devices:
         env["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order of the driver's list, which numbers them
         env["CUDA_VISIBLE_DEVICES"] = ",".join(terms.visible_devices)
@@ -121,4 +122,5 @@ def build_command(
         canary_body=canary_body(alias, CANARY_PROMPT),
         expected_footprint=plan.footprint,
         listed_model=alias,
+        temp_env="TMPDIR",
     )

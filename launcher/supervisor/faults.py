@@ -35,6 +35,14 @@ _SUSPICIOUS: Final = re.compile(
     re.IGNORECASE,
 )
 
+_RAISED: Final = re.compile(r"(?<![\w'\"])(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception): |^\s*Value error, ")
+"""An exception of Python with its words. The first one of a log is the cause: what follows was raised on its account, in other
+processes too, and vLLM's last is nearly always that its core failed."""
+_FRAME: Final = re.compile(r"(?:^|\] )(?: {2}|Traceback \(most recent|The above exception was|During handling of)")
+"""A line of a traceback, also behind the prefix that vLLM gives each."""
+_WARNED: Final = re.compile(r"\bWARNING\b|\bUserWarning\b")
+"""Of a line whose exception was caught: each start of vLLM tells one of its limit of open files."""
+
 # What a refused allocation was, by the lines around it. Sizes: bytes, or MiB which some lines call MB.
 _REFUSED_BUFFER: Final = re.compile(r"failed to allocate (?P<memory>\S+) buffer of size (?P<bytes>\d+)(?![\d.])")
 _UNABLE_BUFFER: Final = re.compile(r"unable to allocate (?P<memory>\S+) buffer")
@@ -305,13 +313,17 @@ def planned_memory(fault: Fault, plan: Plan) -> str | None:
 
 
 def telling_lines(lines: Sequence[str]) -> tuple[str, ...]:
-    """Return the few lines that tell most: those with a sign, else with a word of failure, else the last ones."""
+    """Return the few lines that tell most: those with a sign, else the first exception and the last words of failure."""
     text = "\n".join(without_quotes(lines))
     signs = {line for _, pattern in _SIGN_PATTERNS for line in _lines_with(pattern, text)}
     if signs:
         return tuple([line for line in lines if line in signs][-_N_TELLING:])
     present = [line for line in lines if line.strip() and not BENIGN.search(line)]
-    suspicious = [line for line in present if _SUSPICIOUS.search(line) and not _WRAPPER.search(line)]
+    told = [line for line in present if not _WRAPPER.search(line)]
+    raised = [line for line in told if _RAISED.search(line) and not _WARNED.search(line)]
+    suspicious = [line for line in told if line in raised or (_SUSPICIOUS.search(line) and not _FRAME.search(line))]
+    if raised and raised[0] not in suspicious[-_N_TELLING:]:
+        return (raised[0], *suspicious[1 - _N_TELLING :])
     wrappers = [line for line in present if _WRAPPER.search(line)]
     chosen = suspicious or wrappers or present
     return tuple(chosen[-_N_TELLING:])

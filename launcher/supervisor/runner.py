@@ -32,6 +32,7 @@ from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.replanning import find_step
 from launcher.supervisor.reports import Reports
 from launcher.supervisor.restarts import Death, next_delay_s, remember
+from launcher.supervisor.scratch import Scratch
 from launcher.supervisor.setback import Front, Service, Step
 from launcher.supervisor.signals import handling
 from launcher.supervisor.strain import Sample
@@ -124,6 +125,7 @@ class _Supervision:
         self._watch: EngineWatch | None = None
         self._reports: Reports | None = None
         self._was_ready = False
+        self._scratch = Scratch(instance.path)
         self._account = Account(instance, command.address, plan, options, report)
         self._account.tell(self._publish)
         self.notify = self._account.notify
@@ -224,6 +226,7 @@ class _Supervision:
         if after not in GUARDED:
             self._drop_tether()
         if before in GUARDED and after not in GUARDED:
+            self._scratch.clear()
             self._vigil.bury(time.monotonic())
         if changes := changes_of(before, after, self._account.record, self._failure, time.time()):
             self._account.update(**changes)
@@ -279,6 +282,7 @@ class _Supervision:
     def _end_engine(self, effect: Effect) -> None:
         if self._tether is None:
             return
+        self._scratch.note(self._tether.pid)
         patience_s = self._options.guard_patience_s
         if effect is Effect.TERMINATE and self._phase is Phase.STOPPING and self._service is not None:
             self._tasks.start(self._close_front_first(self._service.front, self._tether))
@@ -322,7 +326,7 @@ class _Supervision:
         try:
             self._tether = Tether(
                 self._command.argv,
-                self._env,
+                {**self._env, **self._scratch.open(self._command)},
                 record_path=self._instance.guard_path(token),
                 token=token,
                 orphan_grace_s=self._options.orphan_grace_s,
@@ -409,6 +413,7 @@ class _Supervision:
         self._heard.begin_serving()
         self._ready_since_s = time.monotonic()
         self._load_s = elapsed_s = self._ready_since_s - self._watch.started_s
+        self._scratch.note(None if self._tether is None else self._tether.pid)
         realised = self._watch.realised()
         address = self._account.record.address
         if self._service is not None:

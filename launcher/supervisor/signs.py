@@ -390,6 +390,13 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        pattern=r"User-specified max_model_len \(\d+\) is greater than the derived max_model_len",
+        cause=Cause.ARGUMENT,
+        meaning="more context was asked for than the model has",
+        evidence=("vllm/0.32.0-cpu-context-above-the-models.log",),
+        engines=_VLLM,
+    ),
+    Sign(
         pattern=r"vllm(?: serve)?: error: |validation errors? for \w+Config|\bValue error, ",
         cause=Cause.ARGUMENT,
         meaning="the engine refused its arguments",
@@ -422,10 +429,11 @@ SIGNS: Final = (*_LLAMA_CPP_SIGNS, *_VLLM_SIGNS)
 RETRY: Final = re.compile(r"retrying without pipeline parallelism", re.IGNORECASE)
 """The engine gave up a copy of its buffers and tries again: what was refused before counts no longer."""
 BENIGN: Final = re.compile(
-    # Pinned memory is a convenience; a full cache of prompts is emptied; a full KV cache is tried with less.
+    # Pinned memory is a convenience; a full cache of prompts is emptied; a full KV cache is tried with less. Of its open files
+    # vLLM tells at each start.
     r"retrying without pipeline parallelism|failed to find free space in the KV cache, retrying|pinned memory|"
     r"failed to allocate memory for prompt cache state|failed to allocate host buffer for async uploads|"
-    r"skipping reorder",
+    r"skipping reorder|Found ulimit of \d+ and failed to automatically increase",
     re.IGNORECASE,
 )
 """Lines that look like a sign and are none."""

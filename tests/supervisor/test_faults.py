@@ -87,6 +87,7 @@ PERMANENT = [
     ("vllm/0.32.0-cpu-unknown-flag.log", Cause.ARGUMENT, "--swap-space"),
     ("vllm/0.32.0-cpu-bad-value.log", Cause.ARGUMENT, "invalid choice: 'q8_0'"),
     ("vllm/0.32.0-cpu-refused-settings.log", Cause.ARGUMENT, "VllmConfig"),
+    ("vllm/0.32.0-cpu-context-above-the-models.log", Cause.ARGUMENT, "max_model_len (8192)"),
 ]
 
 
@@ -279,6 +280,17 @@ def test_a_good_start_has_no_sign() -> None:
         assert find_sign(read(f"llama-server/{name}.log"), was_ready=False) is None
     found = classify(end_of("llama-server/b10434-silent-cpu-fallback.log"))
     assert (found.cause, found.answer) == (Cause.UNKNOWN, Answer.RESTART)
+
+
+def test_of_an_unknown_end_the_first_exception_tells() -> None:
+    """The last of vLLM's is that its core failed; what it caught before, at each start, tells nothing."""
+    found = classify(end_of("vllm/0.32.0-cpu-too-many-ranks.log"))
+    assert found.cause is Cause.UNKNOWN
+    assert "AssertionError: Not enough allowed NUMA nodes" in next(line for line in found.lines if "Error: " in line)
+    assert not any("Traceback" in line or "ulimit" in line or "Engine core init" in line for line in found.lines)
+    first = "ValueError: the cause"
+    later = [f"(Worker pid={n}) ERROR 11-22 01:02:03 [worker.py:{n}] RuntimeError: on its account" for n in range(20)]
+    assert telling_lines([first, *later])[0] == first
 
 
 def test_wrappers_and_benign_lines_decide_nothing() -> None:

@@ -55,6 +55,22 @@ def test_the_length_that_it_names_is_planned_next(plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("state_dir")
+def test_a_cache_of_an_ordered_size_owes_nothing_to_others(plan: Plan) -> None:
+    """On a CPU the cache has the size that was ordered: that others took memory meanwhile is no reason to try again."""
+    assert plan.vllm is not None
+    free = plan.budgets[0].free_bytes
+    ordered = replace(
+        plan,
+        vllm=replace(plan.vllm, kv_cache_memory_bytes=4 * GIB),
+        budgets=(replace(plan.budgets[0], free_bytes=free + 8 * GIB), *plan.budgets[1:]),
+    )
+    text = _LOG.read_text().replace("maximum model length is 896", "maximum model length is 25984")
+    found = classify(End(lines=tuple(text.splitlines()), code=1))
+    assert step_after(found, plan=ordered).is_retry is False
+    assert step_after(found, plan=replace(ordered, vllm=plan.vllm)).is_retry
+
+
+@pytest.mark.usefixtures("state_dir")
 def test_a_gpu_that_ran_out_is_given_less(plan: Plan) -> None:
     """PyTorch's words name the GPU by its number among those that vLLM sees."""
     line = (

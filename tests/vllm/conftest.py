@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,14 +32,17 @@ NAME: Final = "tiny"
 class Serve:
     """A ``launch serve`` in the foreground, the port it answers at, and all that it started."""
 
-    def __init__(self, launch: tuple[str, ...], folder: Path, words: tuple[str, ...]) -> None:
-        """Start it; what it leaves on disk goes below ``folder``."""
+    def __init__(
+        self, launch: tuple[str, ...], folder: Path, words: tuple[str, ...], env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start it, with more in its environment; what it leaves on disk goes below ``folder``."""
         self.state = folder / "state"
         self._launch = launch
         self._env = {
             **os.environ,
             "LAUNCHER_STATE_DIR": str(self.state),
             "LAUNCHER_CACHE_DIR": str(folder / "cache"),
+            **(env or {}),
         }
         self.errors = folder / "stderr.txt"
         self.port = free_port("127.0.0.1")

@@ -15,6 +15,7 @@ from launcher.backends import build_command
 from launcher.domain import Address, Plan
 from launcher.supervisor.checks import free_port
 from launcher.supervisor.faults import Answer, End, Fault, classify
+from launcher.supervisor.scratch import mapped_shared
 from launcher.supervisor.signs import Cause, Part
 from tests.vllm.conftest import READY_S, Serve
 
@@ -27,11 +28,13 @@ def test_its_processes_are_killed(start: Callable[..., Serve]) -> None:
     serve.await_event("engine.ready")
     for n, title in enumerate(("vllm.entrypoints", "EngineCore"), start=2):
         before = {process.pid for process in serve.tree()} - {serve.process.pid}
+        mapped = mapped_shared(before)
         serve.engine(title).send_signal(signal.SIGKILL)
         serve.await_event("engine.exited", n - 1)
         assert serve.chat()[0] == 200  # it waited at the gateway
         serve.await_event("engine.ready", n)
         assert not before.intersection(process.pid for process in serve.tree())
+        assert not [name for name in mapped if (Path("/dev/shm") / name).exists()]  # noqa: S108 - where the kernel has it
     serve.process.send_signal(signal.SIGTERM)
     assert serve.end() == 0
 

@@ -8,9 +8,11 @@ import re
 import urllib.request
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from launcher.supervisor.scratch import mapped_shared
 from tests.vllm.conftest import NAME, Serve
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(450)]
@@ -75,7 +77,12 @@ def test_what_it_holds_is_what_was_planned(served: Serve) -> None:
 
 
 def test_a_stop_leaves_nothing(served: Serve) -> None:
-    """``launch stop`` ends it by itself, not by force, and no process of it lives."""
+    """``launch stop`` ends it by itself, not by force; no process of it lives, and its sockets and shared memory are gone."""
+    folder = Path(served.engine("vllm.entrypoints").environ()["TMPDIR"])
+    assert any(path.is_socket() for path in folder.iterdir())
+    mapped = mapped_shared(process.pid for process in served.tree())
     assert served.run("stop", NAME).returncode == 0
     assert served.end() == 0
     assert [event["code"] for event in served.events("engine.exited")] == [0]
+    assert not folder.exists()
+    assert not [name for name in mapped if (Path("/dev/shm") / name).exists()]  # noqa: S108 - where the kernel has it
