@@ -678,6 +678,8 @@ class VllmTerms(Noun, frozen=True):
     kv_cache_memory_bytes: int | None = None
     visible_devices: tuple[str, ...] = ()
     """The GPUs as CUDA numbers or names them, in the order of the plan's; empty on a CPU."""
+    learnt_bytes: int = 0
+    """What each GPU's share holds beyond the prediction, as earlier starts here told; it is counted in."""
 
 
 class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):

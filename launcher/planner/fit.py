@@ -96,7 +96,7 @@ def _decide(
     if _only_vllm(request):
         from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - a tenth of the start-up, seldom needed
 
-        return decide_vllm(request, inventory, forms)
+        return decide_vllm(request, inventory, forms, calibration)
     if isinstance(inventory, Cluster):
         from launcher.planner.cluster_fit import decide_on_cluster  # noqa: PLC0415 - only several machines need it
 
@@ -132,9 +132,9 @@ def _decide_alone(
         without = decide(request, roomy, prepared, calibration, forms)
         return without if isinstance(without, Refusal) else question  # too little memory is the better reason
     if isinstance(question, Refusal):
-        return _instead_of(question, request, inventory, rivals)
+        return _instead_of(question, request, inventory, rivals, calibration)
     ask, target, candidates, allowed, lowered = question
-    weigh = _Weigher(inventory, rivals)
+    weigh = _Weigher(inventory, rivals, calibration)
     best = _choose(allowed, ask, target, weigh, whole_only=whole_only)
     shorter = _with_less_context(allowed, ask, target, best, weigh, whole_only=whole_only)
     if shorter is not None:
@@ -185,7 +185,7 @@ def list_alternatives(
         if not isinstance(question, Refusal):
             ask, target, candidates, _, lowered = question
             found += [(trial, ask, lowered) for trial in _every_trial(candidates, ask, target)]
-    found += _list_vllm(request, inventory, forms)
+    found += _list_vllm(request, inventory, forms, calibration)
     asked = {id(trial): (ask, lowered) for trial, ask, lowered in found}
     return tuple(
         _build(trial, asked[id(trial)][0], inventory, asked[id(trial)][1])
@@ -194,7 +194,7 @@ def list_alternatives(
 
 
 def _list_vllm(
-    request: Request, machines: Machines, forms: tuple[Form, ...] | None
+    request: Request, machines: Machines, forms: tuple[Form, ...] | None, calibration: Calibration | None = None
 ) -> "list[tuple[VllmTrial, Ask, tuple[str, ...]]]":
     """Return what vLLM could serve where it is or may be, each with what was asked for and the wishes lowered."""
     fixed = _fixed_engine(request)
@@ -204,7 +204,7 @@ def _list_vllm(
     from launcher.planner.vllm_fit import list_vllm  # noqa: PLC0415 - as above
 
     known = prepare_forms(request.profile) if forms is None else forms
-    held, shown, lowered = list_vllm(request, machines, known)
+    held, shown, lowered = list_vllm(request, machines, known, calibration)
     return [(trial, held, lowered) for trial in shown]
 
 
@@ -221,13 +221,19 @@ def _only_vllm(request: Request) -> bool:
     return fixed is Engine.VLLM or (fixed is None and set(request.profile.engines) == {Engine.VLLM})
 
 
-def _instead_of(refusal: Refusal, request: Request, inventory: Inventory, rivals: tuple[Form, ...]) -> Outcome:
+def _instead_of(
+    refusal: Refusal,
+    request: Request,
+    inventory: Inventory,
+    rivals: tuple[Form, ...],
+    calibration: Calibration | None,
+) -> Outcome:
     """Return vLLM's plan where llama.cpp has nothing to plan with, else llama.cpp's refusal."""
     if not rivals:
         return refusal
     from launcher.planner.vllm_fit import decide_vllm  # noqa: PLC0415 - as above
 
-    outcome = decide_vllm(request, inventory, rivals)
+    outcome = decide_vllm(request, inventory, rivals, calibration)
     named = request.settings.quantization or request.profile.pins.quantization
     is_theirs = named in {form.artifact.quantization for form in rivals}
     return outcome if isinstance(outcome, Plan) or is_theirs else refusal
@@ -238,6 +244,7 @@ class _Weigher(Struct, frozen=True):
 
     inventory: Inventory
     rivals: tuple[Form, ...] = ()
+    calibration: Calibration | None = None
 
     def add_to(self, options: Sequence[Trial], ask: Ask) -> "list[Trial | VllmTrial]":
         """Add those plans of vLLM's that could change which option is best."""
@@ -246,7 +253,7 @@ class _Weigher(Struct, frozen=True):
             return list(options)
         from launcher.planner.vllm_fit import find_trials  # noqa: PLC0415 - as above
 
-        return [*options, *find_trials(forms, ask, self.inventory)[0]]
+        return [*options, *find_trials(forms, ask, self.inventory, self.calibration)[0]]
 
 
 def _build(
@@ -294,7 +301,7 @@ def _pose(
         if (found := find_contradiction(candidate.architecture, config)) is not None:
             return refuse_contradiction(trained, found[0])
     allowed = tuple(c for c in candidates if trained.admits(c.artifact.quantization, c.n_active))
-    grown = _grown_context(trained, allowed, target, _Weigher(inventory, rivals))
+    grown = _grown_context(trained, allowed, target, _Weigher(inventory, rivals, calibration))
     if len(candidates) < len(named):
         kept = {candidate.artifact.quantization for candidate in candidates}
         too_large = [c.artifact.quantization for c in named if c.artifact.quantization not in kept]

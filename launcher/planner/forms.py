@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from launcher.planner.footprint.vllm import VllmChoice
+    from launcher.planner.footprint.vllm_learnt import Learnt
     from launcher.planner.footprint.vllm_model import VllmModel
 
 _NOT_LOADED = ("mtp.", "model.mtp.")
@@ -34,8 +35,11 @@ class Form:
         self.kl = kl_divergence(artifact.quantization, n_active)
         self.models: dict[int, VllmModel] = {}
         """What vLLM makes of it, by the size of an element of activations; filled by whoever needs it."""
-        self.choices: dict[tuple[tuple[Sequence[Device], ...], int, int, int | None], VllmChoice | str] = {}
-        """How vLLM would serve it: by the devices of each host, context, requests and tensor parallelism; filled likewise."""
+        self.choices: dict[
+            tuple[tuple[Sequence[Device], ...], int, int, int | None, str, Learnt], VllmChoice | str
+        ] = {}
+        """How vLLM would serve it: by the devices of each host, context, requests, tensor parallelism, the cache's type and what
+        was learnt; filled likewise."""
 
     @cached_property
     def weights_bytes(self) -> int:

@@ -11,8 +11,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import (
+    Budget,
+    Calibration,
     Cluster,
     DeviceKind,
+    Host,
     Inventory,
     Machines,
     Outcome,
@@ -30,6 +33,7 @@ from launcher.planner.footprint.vllm import (
     VllmChoice,
     plan_vllm,
 )
+from launcher.planner.footprint.vllm_learnt import NOTHING, Learnt
 from launcher.planner.footprint.vllm_place import Hosts, largest_group
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.hosts import hosts_of
@@ -37,6 +41,7 @@ from launcher.planner.refusal import refuse_context
 from launcher.planner.rivals import disk_room_bytes, find_vllm, foreign_settings, free_bytes, may_have_vllm
 from launcher.planner.target import host_budget
 from launcher.planner.vllm_cpu import estimate_cpu_speed, plan_vllm_cpu
+from launcher.planner.vllm_lessons import heed_vllm
 from launcher.planner.vllm_plan import VllmTrial, assemble_vllm_plan, host_use_on_cpu
 from launcher.planner.vllm_speed import estimate_vllm_speed
 from launcher.units import format_bytes
@@ -52,8 +57,13 @@ class Shortfall(Struct, frozen=True, kw_only=True):
     text: str
 
 
-def decide_vllm(request: Request, machines: Machines, forms: tuple[Form, ...] | None = None) -> Outcome:
-    """Plan or refuse for vLLM alone, by the profile's objective."""
+def decide_vllm(
+    request: Request,
+    machines: Machines,
+    forms: tuple[Form, ...] | None = None,
+    calibration: Calibration | None = None,
+) -> Outcome:
+    """Plan or refuse for vLLM alone, by the profile's objective; ``calibration`` holds what runs on this machine taught."""
     ask = resolve_ask(request)
     not_its_own = foreign_settings(ask.settings)
     if not_its_own:
@@ -68,9 +78,9 @@ def decide_vllm(request: Request, machines: Machines, forms: tuple[Form, ...] | 
     if isinstance(held, Refusal):
         return held
     lowered = _lowering(ask, held)
-    held = _grown_context(held, named, machines)
-    trials, shortfalls = find_trials(named, held, machines)
-    if not trials and (shorter := _with_less_context(named, held, machines)) is not None:
+    held = _grown_context(held, named, machines, calibration)
+    trials, shortfalls = find_trials(named, held, machines, calibration)
+    if not trials and (shorter := _with_less_context(named, held, machines, calibration)) is not None:
         wished, (held, trials) = held, shorter
         lowered = (*lowered, *note_lowered(wished, held, "nothing fits with more"))
     if not trials:
@@ -79,7 +89,7 @@ def decide_vllm(request: Request, machines: Machines, forms: tuple[Form, ...] | 
 
 
 def list_vllm(
-    request: Request, machines: Machines, forms: tuple[Form, ...]
+    request: Request, machines: Machines, forms: tuple[Form, ...], calibration: Calibration | None = None
 ) -> tuple[Ask, list[VllmTrial], tuple[str, ...]]:
     """Return the ask, every form that fits it with floors aside, and the wishes that were lowered."""
     ask = resolve_ask(request)
@@ -89,11 +99,14 @@ def list_vllm(
         return ask, [], ()
     loose, free = replace(held, force=True), free_bytes(machines)
     could_fit = (form for form in named if form.weights_bytes < free)
-    shown = [trial for form in could_fit if isinstance(trial := try_form(form, loose, machines), VllmTrial)]
+    tried = (try_form(form, loose, machines, learnt=heed_vllm(form, machines, calibration)) for form in could_fit)
+    shown = [trial for trial in tried if isinstance(trial, VllmTrial)]
     return held, shown, _lowering(ask, held)
 
 
-def find_trials(forms: Iterable[Form], ask: Ask, machines: Machines) -> tuple[list[VllmTrial], list[Shortfall]]:
+def find_trials(
+    forms: Iterable[Form], ask: Ask, machines: Machines, calibration: Calibration | None = None
+) -> tuple[list[VllmTrial], list[Shortfall]]:
     """Return the forms that fit above the floors, best quality first, and why the others do not."""
     trials: list[VllmTrial] = []
     shortfalls: list[Shortfall] = []
@@ -102,7 +115,7 @@ def find_trials(forms: Iterable[Form], ask: Ask, machines: Machines) -> tuple[li
         if not ask.admits(name, form.n_active):
             shortfalls.append(Shortfall(code=RefusalCode.BELOW_QUALITY_FLOOR, text=f"{name}: below the quality floor"))
             continue
-        found = try_form(form, ask, machines)
+        found = try_form(form, ask, machines, learnt=heed_vllm(form, machines, calibration))
         if isinstance(found, VllmTrial):
             trials.append(found)
         else:
@@ -110,17 +123,26 @@ def find_trials(forms: Iterable[Form], ask: Ask, machines: Machines) -> tuple[li
     return trials, shortfalls
 
 
-def try_form(form: Form, ask: Ask, machines: Machines, *, n_least: int = 1) -> VllmTrial | Shortfall:
+def try_form(
+    form: Form,
+    ask: Ask,
+    machines: Machines,
+    *,
+    n_least: int = 1,
+    kv_cache_dtype: str = "auto",
+    learnt: Learnt = NOTHING,
+) -> VllmTrial | Shortfall:
     """Size one form on the fewest GPUs that hold it, at least ``n_least``; on more where these would be too slow."""
     if isinstance(machines, Inventory) and is_cpu_build(find_vllm(machines)) and _has_disk(form, machines):
-        return _try_on_cpu(form, ask, machines)
+        return _try_on_cpu(form, ask, machines, learnt)
     hosts = _usable_devices(form, machines)
     if isinstance(hosts, Shortfall):
         return hosts
     first: Shortfall | None = None
     fewest = None if n_least == 1 else n_least  # of its own choice it may take pipelines too
     for n_tensor in (fewest, *range(max(2, n_least + 1), largest_group(hosts) + 1)):
-        found = _judge(form, _choose(form, hosts, ask, n_tensor), ask, machines)
+        choice = _choose(form, hosts, ask, n_tensor, kv_cache_dtype=kv_cache_dtype, learnt=learnt)
+        found = _judge(form, choice, ask, machines, learnt)
         if isinstance(found, VllmTrial):
             return found
         first = first or found
@@ -129,7 +151,7 @@ def try_form(form: Form, ask: Ask, machines: Machines, *, n_least: int = 1) -> V
     return first or Shortfall(code=RefusalCode.EXCEEDS_DEVICE_MEMORY, text="no GPU")
 
 
-def _try_on_cpu(form: Form, ask: Ask, inventory: Inventory) -> VllmTrial | Shortfall:
+def _try_on_cpu(form: Form, ask: Ask, inventory: Inventory, learnt: Learnt) -> VllmTrial | Shortfall:
     """Size one form for a vLLM that is built for CPUs."""
     choice = plan_vllm_cpu(
         form.spec, n_ctx_per_request=ask.n_ctx_per_request, n_parallel=ask.n_parallel, models=form.models
@@ -137,7 +159,7 @@ def _try_on_cpu(form: Form, ask: Ask, inventory: Inventory) -> VllmTrial | Short
     if isinstance(choice, str):
         return Shortfall(code=RefusalCode.UNSUPPORTED, text=choice)
     use = host_use_on_cpu(choice, form.weights_bytes)
-    budget = host_budget(inventory.host).budget_bytes
+    budget = corrected_host_budget(inventory.host, learnt).budget_bytes
     if use.total_bytes > budget:
         text = f"it takes {format_bytes(use.total_bytes)} of host memory; {format_bytes(budget)} can be given"
         return Shortfall(code=RefusalCode.EXCEEDS_HOST_MEMORY, text=text)
@@ -173,9 +195,11 @@ def _has_disk(form: Form, host: Inventory) -> bool:
     return room is None or bool(form.artifact.local_path) or form.weights_bytes <= room
 
 
-def _choose(form: Form, hosts: Hosts, ask: Ask, n_tensor: int | None) -> VllmChoice | str:
+def _choose(
+    form: Form, hosts: Hosts, ask: Ask, n_tensor: int | None, *, kv_cache_dtype: str, learnt: Learnt
+) -> VllmChoice | str:
     """Return how vLLM would serve a form; worked out once, for floors and other forms do not matter."""
-    key = tuple(hosts), ask.n_ctx_per_request, ask.n_parallel, n_tensor
+    key = tuple(hosts), ask.n_ctx_per_request, ask.n_parallel, n_tensor, kv_cache_dtype, learnt
     if key not in form.choices:
         form.choices[key] = plan_vllm(
             form.spec,
@@ -183,17 +207,19 @@ def _choose(form: Form, hosts: Hosts, ask: Ask, n_tensor: int | None) -> VllmCho
             n_ctx_per_request=ask.n_ctx_per_request,
             n_parallel=ask.n_parallel,
             tensor_parallel_size=n_tensor,
+            kv_cache_dtype=kv_cache_dtype,
             models=form.models,
+            learnt=learnt,
         )
     return form.choices[key]
 
 
-def _judge(form: Form, choice: VllmChoice | str, ask: Ask, machines: Machines) -> VllmTrial | Shortfall:
+def _judge(form: Form, choice: VllmChoice | str, ask: Ask, machines: Machines, learnt: Learnt) -> VllmTrial | Shortfall:
     if isinstance(choice, str):
         return Shortfall(code=RefusalCode.EXCEEDS_DEVICE_MEMORY, text=choice)
     hosts = hosts_of(machines)
     for idx, needed in host_bytes(choice.ranks).items():
-        budget = host_budget(hosts[idx].host).budget_bytes
+        budget = corrected_host_budget(hosts[idx].host, learnt).budget_bytes
         if needed > budget:
             what = f"its processes take about {format_bytes(needed)} of host memory"
             text = f"{what}; {format_bytes(budget)} can be given"
@@ -202,6 +228,12 @@ def _judge(form: Form, choice: VllmChoice | str, ask: Ask, machines: Machines) -
     ranks = choice.ranks
     speed = estimate_vllm_speed(choice.model, choice.config, ranks.devices, hosts=ranks.hosts, network=network)
     return _above_floor(form, choice, speed, ask)
+
+
+def corrected_host_budget(host: Host, learnt: Learnt) -> Budget:
+    """Return what a plan may use of host memory, by what was learnt of it."""
+    budget = host_budget(host)
+    return replace(budget, residual_bytes=max(budget.residual_bytes, learnt.host_bytes))
 
 
 def _above_floor(form: Form, choice: VllmChoice, speed: Speed, ask: Ask) -> VllmTrial | Shortfall:
@@ -231,21 +263,23 @@ def _lowering(asked: Ask, held: Ask) -> tuple[str, ...]:
     return note_lowered(asked, held, "the model was trained for no more")
 
 
-def _with_less_context(forms: Sequence[Form], ask: Ask, machines: Machines) -> tuple[Ask, list[VllmTrial]] | None:
+def _with_less_context(
+    forms: Sequence[Form], ask: Ask, machines: Machines, calibration: Calibration | None
+) -> tuple[Ask, list[VllmTrial]] | None:
     """Give less context than was wished for, in powers of two down to the profile's limit, until something fits."""
     for shorter in with_less_context(ask):
-        trials, _ = find_trials(forms, shorter, machines)
+        trials, _ = find_trials(forms, shorter, machines, calibration)
         if trials:
             return shorter, trials
     return None
 
 
-def _grown_context(ask: Ask, forms: Sequence[Form], machines: Machines) -> Ask:
+def _grown_context(ask: Ask, forms: Sequence[Form], machines: Machines, calibration: Calibration | None) -> Ask:
     """For the objective ``context``: the longest context, in powers of two, at which some form still fits."""
     n_train = max((form.n_ctx_train for form in forms), default=0)
     best = ask
     for longer in with_more_context(ask, n_train):
-        if not find_trials(forms, longer, machines)[0]:
+        if not find_trials(forms, longer, machines, calibration)[0]:
             break
         best = longer
     return best

@@ -22,13 +22,18 @@ from launcher.domain import (
     Rung,
     WeightsFormat,
 )
+from launcher.planner.abilities import is_cpu_build
 from launcher.planner.ask import Ask, resolve_ask, with_context, with_fewer_requests, with_halved_context
 from launcher.planner.corrections import planned_bytes
 from launcher.planner.fit import decide
-from launcher.planner.footprint.vllm import MARGIN_BYTES, context_bytes
+from launcher.planner.footprint.vllm import MARGIN_BYTES, context_bytes, weakest_capability
+from launcher.planner.footprint.vllm_model import read_model
+from launcher.planner.footprint.vllm_support import proves_fp8_cache
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.ladder import least_relief, lowered, min_ctx, refuse_step
+from launcher.planner.rivals import find_vllm
 from launcher.planner.vllm_fit import build_vllm_plan, try_form
+from launcher.planner.vllm_lessons import heed_vllm
 from launcher.planner.vllm_plan import VllmTrial
 
 _LEAST_SHARE: Final = 32
@@ -51,11 +56,12 @@ class Shortness(Struct, frozen=True, kw_only=True):
 
 
 class _Place(Struct, frozen=True, kw_only=True):
-    """Where on the ladder a plan stands: its weights, what it serves, on at least how many GPUs."""
+    """Where on the ladder a plan stands: its weights, what it serves, on at least how many GPUs, with which type of cache."""
 
     form: Form
     ask: Ask
     n_devices: int
+    kv_cache_dtype: str = "auto"
 
 
 def step_down_vllm(
@@ -79,15 +85,25 @@ def step_down_vllm(
     if form is None:
         return refuse_step(plan, short.memory, floors, "its weights are no longer described by the profile", what)
     ask = replace(floors, n_ctx=plan.n_ctx, n_ctx_per_request=plan.n_ctx_per_request, n_parallel=plan.n_parallel)
-    place = _Place(form=form, ask=ask, n_devices=max(1, len(plan.footprint.devices)))
+    place = _Place(form=form, ask=ask, n_devices=max(1, len(plan.footprint.devices)), kv_cache_dtype=_cache_type(plan))
     machine = inventory if short.is_cache else _tightened(inventory, plan, short)
+    learnt = heed_vllm(form, inventory, calibration)
+    if not short.is_cache:  # what was learnt to stay free is no more than what the tightened machine lacks
+        learnt = learnt.without_beside()
     why = "the cache did not hold a request" if short.is_cache else f"{short.memory} ran out of memory"
     rungs = request.profile.fallback.ladder
     tries = [((place,) if not short.is_cache else ()), *(_PLACES[rung] for rung in rungs if rung in _PLACES)]
     for rung in tries:
         places = rung if isinstance(rung, tuple) else tuple(rung(place, floors, short, forms, inventory))
         for candidate in places:
-            trial = try_form(candidate.form, candidate.ask, machine, n_least=candidate.n_devices)
+            trial = try_form(
+                candidate.form,
+                candidate.ask,
+                machine,
+                n_least=candidate.n_devices,
+                kv_cache_dtype=candidate.kv_cache_dtype,
+                learnt=learnt,
+            )
             if isinstance(trial, VllmTrial):
                 smaller = build_vllm_plan(trial, candidate.ask, inventory, lowered(candidate.ask, floors, why))
                 if _relieves(smaller, plan, short):
@@ -126,17 +142,28 @@ def _relieves(smaller: Plan, plan: Plan, short: Shortness) -> bool:
         return all(planned_bytes(smaller, memory) <= _limit_bytes(plan, short) for memory in memories)
     if short.n_ctx is not None and len(smaller.footprint.devices) == len(plan.footprint.devices):
         same = smaller.quantization == plan.quantization
-        return (not same or smaller.n_ctx_per_request <= short.n_ctx) and _asks_less(smaller, plan)
+        n_ctx = short.n_ctx * _element_bytes(plan) // _element_bytes(smaller)
+        return (not same or smaller.n_ctx_per_request <= n_ctx) and _asks_less(smaller, plan)
     return _asks_less(smaller, plan)
 
 
 def _asks_less(smaller: Plan, plan: Plan) -> bool:
-    """Whether fewer tokens are to be cached, smaller weights loaded, or more GPUs share both."""
+    """Whether less is to be cached, smaller weights loaded, or more GPUs share both."""
 
     def asked(of: Plan) -> tuple[int, int, int]:
-        return of.n_ctx_per_request * of.n_parallel, of.footprint.weights_bytes, -len(of.footprint.devices)
+        cached = of.n_ctx_per_request * of.n_parallel * _element_bytes(of)
+        return cached, of.footprint.weights_bytes, -len(of.footprint.devices)
 
     return any(new < old for new, old in zip(asked(smaller), asked(plan), strict=True))
+
+
+def _cache_type(plan: Plan) -> str:
+    return plan.vllm.kv_cache_dtype if plan.vllm is not None else "auto"
+
+
+def _element_bytes(plan: Plan) -> int:
+    """Return the bytes of an element of the cache, as far as they tell two plans of one model apart."""
+    return 1 if _cache_type(plan).startswith("fp8") else 2
 
 
 def _other_engine(request: Request, inventory: Inventory, calibration: Calibration | None) -> Plan | None:
@@ -153,6 +180,18 @@ def _other_engine(request: Request, inventory: Inventory, calibration: Calibrati
 
 
 # --- The rungs: each yields places ever further down, the mildest first ------------------------------------------
+
+
+def _smaller_cache(
+    place: _Place, _wished: Ask, _short: Shortness, _forms: tuple[Form, ...], machine: Inventory
+) -> Iterator[_Place]:
+    """Half the bytes for each cached token, where that is published to cost next to nothing."""
+    if place.kv_cache_dtype != "auto" or is_cpu_build(find_vllm(machine)):
+        return
+    install = find_vllm(machine)
+    model = place.form.models.setdefault(2, read_model(place.form.spec, dtype_bytes=2))
+    if proves_fp8_cache(model, weakest_capability(machine.devices), install.version if install is not None else None):
+        yield replace(place, kv_cache_dtype="fp8")
 
 
 def _fewer_requests(
@@ -197,9 +236,10 @@ def _smaller_form(
 
 
 _PLACES: Final = {
+    Rung.CACHE_TYPE: _smaller_cache,
     Rung.PARALLEL: _fewer_requests,
     Rung.CONTEXT: _less_context,
     Rung.OFFLOAD: _more_devices,
     Rung.QUANTIZATION: _smaller_form,
 }
-"""The step of a batch is vLLM's own to size, and no cache type is known to be harmless with it: two rungs have no place."""
+"""The step of a batch is vLLM's own to size: that rung has no place."""

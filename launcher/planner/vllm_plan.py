@@ -66,7 +66,7 @@ class VllmTrial(Struct, frozen=True, kw_only=True):
 
     @property
     def kl(self) -> float:
-        """Loss of quality, in nats; the cache is never quantized."""
+        """Loss of quality of the weights, in nats; a plan that was chosen among others has its cache in 16 bits."""
         return self.form.kl
 
     @property
@@ -181,6 +181,7 @@ def _terms(trial: VllmTrial, hosts: Sequence[Inventory]) -> VllmTerms:
         kv_cache_dtype=choice.config.kv_cache_dtype,
         kv_cache_tokens=choice.estimate.kv_tokens,
         kv_cache_memory_bytes=choice.config.kv_cache_memory_bytes,
+        learnt_bytes=choice.learnt_bytes,
         visible_devices=tuple(_number(device, host) for device, host in devices),
     )
 

@@ -52,6 +52,8 @@ class MemoryWatch:
         self._offered: Plan | None = None
         self._ring: Callable[[], None] | None = None
         self._has_seen = asyncio.Event()
+        self._lacking: int | None = None
+        """Tokens that the cache of the engine that just became ready holds, where they are fewer than planned."""
         self._slowed: defaultdict[str, throttling.Slowed] = defaultdict(throttling.Slowed)
 
     # --- Before an engine loads, and once it has ---
@@ -119,6 +121,9 @@ class MemoryWatch:
         found = None if realised.vllm is None else compare(realised.vllm, plan)
         if found is not None:
             self._notify("engine.measured", found.text, transient=False, **found.facts)
+        told_tokens = None if realised.vllm is None else realised.vllm.kv_cache_tokens
+        planned = None if plan.vllm is None else plan.vllm.kv_cache_tokens
+        self._lacking = told_tokens if told_tokens is not None and planned and told_tokens < planned else None
 
     # --- While it serves ---
 
@@ -182,6 +187,8 @@ class MemoryWatch:
         self, plan: Plan, publish: Callable[[], None], options: RunOptions
     ) -> Iterator[Coroutine[None, None, None]]:
         """Return what watches an engine that has just become ready, until it is cancelled."""
+        if self._lacking is not None:
+            yield asyncio.to_thread(self._service.stepper.learn_cache, plan, self._lacking)
         yield self._review(plan, publish, options.review_s)
         if can_spill(plan):
             yield watch_speed(

@@ -80,6 +80,9 @@ class Stepper(Protocol):
     def learn_use(self, plan: Plan, measured_bytes: Mapping[str, int]) -> None:
         """Keep what a running engine was measured to hold, by memory."""
 
+    def learn_cache(self, plan: Plan, kv_cache_tokens: int) -> None:
+        """Keep that an engine told of a smaller cache than was planned."""
+
 
 class Load(Noun, frozen=True):
     """What an engine has to do: requests that it was given, and how much it has delivered since the start.

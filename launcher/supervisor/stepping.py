@@ -6,6 +6,7 @@ an engine, nor know how it was seen to fail.
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
@@ -27,6 +28,7 @@ from launcher.planner.advice import advise
 from launcher.planner.calibration import machine_id
 from launcher.planner.corrections import learn, limit_of, planned_bytes, remember
 from launcher.planner.fit import decide
+from launcher.planner.forms import prepare_forms
 from launcher.planner.freed import give_back
 from launcher.planner.ladder import least_relief, loaded_bytes, step_down, tightest
 from launcher.planner.quality import kl_divergence
@@ -195,6 +197,8 @@ class MachineStepper:
         plan = setback.plan
         if setback.shortage is Shortage.PRESSURE:
             return self._known(machine)
+        if setback.lacks_cache:
+            return self._keep_told(plan, setback.n_ctx, machine)
         unaccounted = _least_unaccounted(plan, memory, setback)
         if setback.told_bytes is not None:  # an engine's own figure holds under any limit
             return self._keep(plan, memory, unaccounted, Lesson.OUT_OF_MEMORY, machine)
@@ -215,11 +219,27 @@ class MachineStepper:
         Less than planned says something of a device alone: in host memory what is mapped, or cached while serving, is
         not all there yet.
         """
+        if plan.engine is Engine.VLLM:
+            return  # it fills the share that it was given, whatever the model: what it lacks it tells (`learn_cache`)
         machine = self._probe()
         for memory, n_bytes in measured_bytes.items():
             unaccounted = n_bytes - planned_bytes(plan, memory)
             if memory != HOST_MEMORY or unaccounted > 0:
                 self._keep(plan, memory, unaccounted, Lesson.MEASURED, machine)
+
+    def learn_cache(self, plan: Plan, kv_cache_tokens: int) -> None:
+        """Keep that an engine told of a smaller cache than was planned."""
+        self._keep_told(plan, kv_cache_tokens, self._probe())
+
+    def _keep_told(self, plan: Plan, kv_cache_tokens: int | None, machine: Inventory) -> Calibration:
+        """Keep by how much the cache fell short of the plan, on each GPU; nothing where nobody said how large it is."""
+        from launcher.planner.vllm_lessons import lacking_bytes  # noqa: PLC0415 - seldom needed
+
+        known = self._known(machine)
+        if kv_cache_tokens is not None:
+            for memory, n_bytes in lacking_bytes(plan, kv_cache_tokens).items():
+                known = self._keep(plan, memory, n_bytes, Lesson.MEASURED, machine)
+        return known
 
     def _keep(
         self,
@@ -232,15 +252,21 @@ class MachineStepper:
         limit_bytes: int | None = None,
         missing_bytes: int = 0,
     ) -> Calibration:
-        candidate = next((c for c in self._candidates() if c.artifact.quantization == plan.quantization), None)
-        if candidate is None:
+        if plan.engine is Engine.VLLM:
+            from launcher.planner.vllm_lessons import learn_vllm  # noqa: PLC0415 - seldom needed
+
+            forms = prepare_forms(self._request.profile)
+            form = next((form for form in forms if form.artifact.quantization == plan.quantization), None)
+            make = None if form is None else partial(learn_vllm, plan, form)
+        else:
+            found = next((c for c in self._candidates() if c.artifact.quantization == plan.quantization), None)
+            make = None if found is None else partial(learn, plan, architecture=found.architecture)
+        if make is None:
             return self._known(machine)
-        correction = learn(
-            plan,
+        correction = make(
             memory=memory,
             unaccounted_bytes=unaccounted,
             lesson=lesson,
-            architecture=candidate.architecture,
             at=time.time(),
             limit_bytes=limit_bytes,
             missing_bytes=missing_bytes,
@@ -364,6 +390,7 @@ def describe_step(before: Plan, after: Plan) -> tuple[str, ...]:
             f"{before.cache_type_k}/{before.cache_type_v}",
             f"{after.cache_type_k}/{after.cache_type_v}",
         ),
+        ("kv cache in", _vllm_cache(before), _vllm_cache(after)),
         ("tokens per step", before.n_ubatch, after.n_ubatch),
         ("prompt cache", format_bytes(before.cache_ram_bytes), format_bytes(after.cache_ram_bytes)),
     ]
@@ -372,6 +399,10 @@ def describe_step(before: Plan, after: Plan) -> tuple[str, ...]:
         old_tps, new_tps = before.speed.generation_tps, after.speed.generation_tps
         lines.append(f"predicted speed: {old_tps:.3g} -> {new_tps:.3g} tokens/s")
     return tuple(lines)
+
+
+def _vllm_cache(plan: Plan) -> str:
+    return "auto" if plan.vllm is None else plan.vllm.kv_cache_dtype
 
 
 def is_better(plan: Plan, than: Plan) -> bool:
@@ -383,6 +414,7 @@ def is_better(plan: Plan, than: Plan) -> bool:
             min(item.n_gpu_layers, item.n_layer + 1) - item.n_cpu_moe,
             item.n_ctx_per_request,
             item.n_parallel,
+            -_vllm_cache(item).startswith("fp8"),
             item.n_ubatch,
         )
 

@@ -92,6 +92,38 @@ def test_each_rung_moves_its_own(rung: Rung, holds: Callable[[Plan], bool]) -> N
     assert planned_bytes(smaller, "gpu0") < planned_bytes(plan, "gpu0")
 
 
+def test_the_cache_is_halved_where_that_is_published_to_be_harmless() -> None:
+    """On an H100 in 8 bits, before any request is given up; as many tokens at twice the length that the engine named."""
+    request = _request(
+        wishes=Wishes(n_parallel=1, n_ctx_per_request=131072),
+        fallback=Fallback(ladder=(Rung.CACHE_TYPE, Rung.PARALLEL)),
+    )
+    request = replace(request, settings=Settings(quantization="bf16"))
+    machine = load_inventory("h100")
+    plan = _plan(request, machine)
+    short = Shortness(memory="gpu0", is_cache=True, n_ctx=100_000)
+    smaller = _down(plan, request, short, machine)
+    assert smaller.vllm is not None
+    assert smaller.vllm.kv_cache_dtype == "fp8"
+    assert (smaller.n_ctx_per_request, smaller.n_parallel) == (131072, 1)
+    assert any("8 bits" in fact for fact in smaller.given_up)
+    again = _step(smaller, request, replace(short, n_ctx=120_000), machine)
+    assert isinstance(again, Refusal)  # it is not halved twice
+    assert isinstance(
+        _step(plan, request, replace(short, n_ctx=60_000), machine), Refusal
+    )  # twice as many do not suffice
+
+
+@pytest.mark.parametrize(("machine", "version"), [("rtx4090", "0.32.0"), ("a100-80g", "0.32.0"), ("h100", "0.20.1")])
+def test_an_unproved_cache_is_left_alone(machine: str, version: str) -> None:
+    """On GPUs and in releases of which nobody published that."""
+    request = _request(fallback=Fallback(ladder=(Rung.CACHE_TYPE,)))
+    install = EngineInstall(engine=Engine.VLLM, argv=("vllm", "serve"), version=version)
+    there = replace(load_inventory(machine), engines=(install,))
+    plan = _plan(request, there)
+    assert isinstance(_step(plan, request, Shortness(memory="gpu0", is_cache=True), there), Refusal)
+
+
 def test_more_gpus_take_part_where_there_are_some() -> None:
     """Tensor parallel over two: each holds half of every layer."""
     request = _request(Settings(quantization="bf16"), fallback=Fallback(ladder=(Rung.OFFLOAD,)))

@@ -57,6 +57,9 @@ class Answers:
     def learn_use(self, plan: Plan, measured_bytes: Mapping[str, int]) -> None:
         """Learn nothing."""
 
+    def learn_cache(self, plan: Plan, kv_cache_tokens: int) -> None:
+        """Learn nothing."""
+
 
 def host(free_bytes: int, at_s: float) -> Sample:
     """A sample of a host of which the engine holds 1 GiB."""

@@ -6,11 +6,13 @@ from typing import Final
 import pytest
 from msgspec.structs import replace
 
-from launcher.domain import Engine, Plan, Profile, Request, Settings, Wishes
+from launcher.domain import Engine, Lesson, Plan, Profile, Refusal, Request, Settings, Wishes
 from launcher.inventory import load_inventory
+from launcher.planner.calibration import machine_id
 from launcher.planner.fit import decide
 from launcher.planner.search import Alternatives
 from launcher.profiles import load_profile
+from launcher.store import read_calibration
 from launcher.supervisor import failures
 from launcher.supervisor.faults import End, Fault, classify
 from launcher.supervisor.setback import Step
@@ -55,6 +57,24 @@ def test_the_length_that_it_names_is_planned_next(plan: Plan) -> None:
 
 
 @pytest.mark.usefixtures("state_dir")
+def test_what_the_cache_lacked_is_remembered(plan: Plan) -> None:
+    """The next plan of this model in this build counts it in: it asks for no more than the engine could hold."""
+    text = _LOG.read_text().replace("maximum model length is 896", "maximum model length is 25984")
+    step_after(classify(End(lines=tuple(text.splitlines()), code=1)), plan)
+    known, _ = read_calibration(machine_id(_MACHINE))
+    assert known is not None
+    assert [(item.memory, item.lesson) for item in known.corrections] == [("gpu0", Lesson.MEASURED)]
+    anew = decide(_REQUEST, _MACHINE, calibration=known)
+    assert isinstance(anew, Plan)
+    assert anew.vllm is not None
+    assert anew.vllm.learnt_bytes > 0
+    same = replace(_REQUEST, settings=replace(_REQUEST.settings, quantization=plan.quantization))
+    fixed = replace(same, settings=replace(same.settings, n_ctx_per_request=32768))
+    assert isinstance(decide(fixed, _MACHINE), Plan)
+    assert isinstance(decide(fixed, _MACHINE, calibration=known), Refusal)
+
+
+@pytest.mark.usefixtures("state_dir")
 def test_a_cache_of_an_ordered_size_owes_nothing_to_others(plan: Plan) -> None:
     """On a CPU the cache has the size that was ordered: that others took memory meanwhile is no reason to try again."""
     assert plan.vllm is not None
@@ -83,3 +103,8 @@ def test_a_gpu_that_ran_out_is_given_less(plan: Plan) -> None:
     assert step.plan.memory_utilization is not None
     assert plan.memory_utilization is not None
     assert step.plan.memory_utilization < plan.memory_utilization
+    known, _ = read_calibration(machine_id(_MACHINE))
+    anew = decide(_REQUEST, _MACHINE, calibration=known)
+    assert isinstance(anew, Plan)
+    assert anew.footprint.devices[0].total_bytes <= before.total_bytes - 1 * GIB
+    assert any("ran out here" in basis.text for basis in anew.basis)

@@ -15,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Device, Footprint, HostUse, MemoryUse, ModelSpec, Provenance
+from launcher.planner.footprint.vllm_learnt import NOTHING, Learnt
 from launcher.planner.footprint.vllm_model import FullKv, SlidingKv, StateKv, VllmModel, read_model
 from launcher.planner.footprint.vllm_place import Hosts, Ranks, list_parallelisms, place_ranks
 from launcher.planner.footprint.vllm_support import activation_bytes, activation_note, refuse_division, refuse_gpu
@@ -197,6 +198,8 @@ class VllmChoice(Struct, frozen=True, kw_only=True):
     ranks: Ranks
     estimate: VllmEstimate
     given_up: tuple[str, ...] = ()
+    learnt_bytes: int = 0
+    """What earlier starts taught of a rank's use, as far as it is counted in."""
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -370,7 +373,7 @@ def free_at_start_bytes(device: Device, config: VllmConfig) -> int:
 # --- The whole --------------------------------------------------------------------------------------------------
 
 
-def estimate(model: VllmModel, config: VllmConfig, devices: Sequence[Device]) -> VllmEstimate:
+def estimate(model: VllmModel, config: VllmConfig, devices: Sequence[Device], learnt: Learnt = NOTHING) -> VllmEstimate:
     """Predict a start of vLLM. ``devices`` has one entry per rank: all of the first pipeline stage, then the next.
 
     Raises:
@@ -381,7 +384,7 @@ def estimate(model: VllmModel, config: VllmConfig, devices: Sequence[Device]) ->
         raise ValueError(msg)
     layout = lay_out_kv(model, config)
     stages = stage_layers(model.n_layer, config.pipeline_parallel_size)
-    ranks = _size_ranks(model, config, devices, stages)
+    ranks = _size_ranks(model, config, devices, stages, learnt)
     block_bytes = [layout.block_bytes(stages[idx // config.tensor_parallel_size]) for idx in range(len(devices))]
     n_blocks = min(
         (
@@ -418,21 +421,27 @@ def estimate(model: VllmModel, config: VllmConfig, devices: Sequence[Device]) ->
         required_utilization=utilization(config.max_num_seqs),
         minimum_utilization=utilization(1),
         refusal=next(_refusals(model, config, devices, ranks, largest), None),
-        notes=tuple(_notes(model, config, devices)),
+        notes=(*_learnt_notes(config, devices, learnt), *_notes(model, config, devices)),
     )
 
 
 def _size_ranks(
-    model: VllmModel, config: VllmConfig, devices: Sequence[Device], stages: tuple[range, ...]
+    model: VllmModel,
+    config: VllmConfig,
+    devices: Sequence[Device],
+    stages: tuple[range, ...],
+    learnt: Learnt,
 ) -> list[RankUse]:
-    """Size every rank; those of one stage on equal GPUs are sized once."""
+    """Size every rank; those of one stage on equal GPUs are sized once. What was learnt of a GPU comes to its libraries."""
     sized: dict[tuple[int, tuple[int, int] | None, int], RankUse] = {}
     ranks = []
     for idx, device in enumerate(devices):
         key = idx // config.tensor_parallel_size, device.compute_capability, device.total_bytes
         if key not in sized:
             sized[key] = _size_rank(model, config, device, stages, idx)
-        ranks.append(replace(sized[key], name=device.name))
+        rank, more = sized[key], learnt.within(device.name, config.n_rank)
+        taken, left = rank.non_torch_bytes + more, rank.available_kv_bytes - more
+        ranks.append(replace(rank, name=device.name, non_torch_bytes=taken, available_kv_bytes=left))
     return ranks
 
 
@@ -482,6 +491,16 @@ def _refusals(
             )
     if largest < config.max_model_len:
         yield f"the cache holds requests of {largest} tokens at most, not of {config.max_model_len}"
+
+
+def _learnt_notes(config: VllmConfig, devices: Sequence[Device], learnt: Learnt) -> Iterator[Note]:
+    """Yield what earlier runs here taught, as far as it counts."""
+    if more := max((learnt.within(device.name, config.n_rank) for device in devices), default=0):
+        text = f"{format_bytes(more)} per GPU beyond the prediction, as earlier starts here told of their cache"
+        yield Note(text=text, provenance=Provenance.MEASURED)
+    if kept := max((learnt.beside(device.name, config.n_rank) for device in devices), default=0):
+        text = f"{format_bytes(kept)} of a GPU stay free beside the margin, for with less it ran out here"
+        yield Note(text=text, provenance=Provenance.MEASURED)
 
 
 def _notes(model: VllmModel, config: VllmConfig, devices: Sequence[Device]) -> Iterator[Note]:
@@ -563,6 +582,7 @@ def plan_vllm(
     pipeline_parallel_size: int | None = None,
     gpu_memory_utilization: float | None = None,
     models: dict[int, VllmModel] | None = None,
+    learnt: Learnt = NOTHING,
 ) -> VllmChoice | str:
     """Choose the configuration that serves ``n_parallel`` requests of ``n_ctx_per_request`` tokens at once, or say why none does.
 
@@ -570,7 +590,8 @@ def plan_vllm(
     pipelines where the model cannot be divided so; pipelines over several hosts where none holds it. Only equal GPUs of one
     host share a layer. What is not ``None`` is honoured. Without a fixed utilization the engine takes all that is free less a
     margin of 512 MiB per GPU, at most its own default of 0.92; smaller batches, then eager mode, are tried before more GPUs.
-    Deterministic. ``models`` keeps what was read of ``spec``, by the size of an element, for whoever asks again.
+    Deterministic. ``models`` keeps what was read of ``spec``, by the size of an element, for whoever asks again. ``learnt`` is
+    what earlier runs on these GPUs taught.
     """
     reason = "no GPU" if not any(hosts) else "the fixed parallelism needs more GPUs than there are"
     models = {} if models is None else models
@@ -595,7 +616,7 @@ def plan_vllm(
             dtype_bytes = activation_bytes(spec, weakest)
             if dtype_bytes not in models:
                 models[dtype_bytes] = read_model(spec, dtype_bytes=dtype_bytes)
-            found = try_ranks(models[dtype_bytes], config, ranks, gpu_memory_utilization)
+            found = try_ranks(models[dtype_bytes], config, ranks, gpu_memory_utilization, learnt)
             if isinstance(found, VllmChoice):
                 note = activation_note(spec, weakest)
                 return replace(found, given_up=(*found.given_up, note)) if note else found
@@ -608,7 +629,9 @@ def weakest_capability(devices: Sequence[Device]) -> tuple[int, int] | None:
     return min((d.compute_capability for d in devices if d.compute_capability is not None), default=None)
 
 
-def try_ranks(model: VllmModel, config: VllmConfig, ranks: Ranks, utilization: float | None) -> VllmChoice | str:
+def try_ranks(
+    model: VllmModel, config: VllmConfig, ranks: Ranks, utilization: float | None, learnt: Learnt = NOTHING
+) -> VllmChoice | str:
     """Return the configuration with as much of it left to choose as ``plan_vllm`` says, on these ranks, or why it fails."""
     if reason := refuse_division(model, config.tensor_parallel_size):
         return reason
@@ -618,17 +641,18 @@ def try_ranks(model: VllmModel, config: VllmConfig, ranks: Ranks, utilization: f
     if len(set(ranks.hosts)) > 1 and (reason := _too_heavy(model, devices)):
         return reason  # over several hosts there are so many ways that each is worth a look before it is sized
     config = replace(
-        config, gpu_memory_utilization=_free_utilization(config, devices) if utilization is None else utilization
+        config,
+        gpu_memory_utilization=_free_utilization(config, devices, learnt) if utilization is None else utilization,
     )
     trials = [
         replace(config, max_num_batched_tokens=max(n_batched, config.max_num_seqs), enforce_eager=eager)
         for n_batched, eager in _ATTEMPTS
     ]
     # The last needs the least: where it fails, so do the others.
-    smallest = estimate(model, trials[-1], devices)
+    smallest = estimate(model, trials[-1], devices, learnt)
     if reason := find_shortage(trials[-1], smallest):
         return reason
-    sized = ((trial, estimate(model, trial, devices)) for trial in trials[:-1])
+    sized = ((trial, estimate(model, trial, devices, learnt)) for trial in trials[:-1])
     chosen, found = next(
         ((trial, found) for trial, found in sized if find_shortage(trial, found) is None), (trials[-1], smallest)
     )
@@ -638,6 +662,7 @@ def try_ranks(model: VllmModel, config: VllmConfig, ranks: Ranks, utilization: f
         ranks=ranks,
         estimate=found,
         given_up=tuple(_given_up(chosen)),
+        learnt_bytes=max(learnt.within(device.name, config.n_rank) for device in devices),
     )
 
 
@@ -660,10 +685,16 @@ def find_shortage(config: VllmConfig, found: VllmEstimate) -> str | None:
     return found.refusal
 
 
-def _free_utilization(config: VllmConfig, devices: Sequence[Device]) -> float:
+def _free_utilization(config: VllmConfig, devices: Sequence[Device], learnt: Learnt) -> float:
     """Return the largest fraction that every GPU can give with the margin left free, rounded down."""
+
+    def kept(device: Device) -> int:
+        """Return what is learnt to stay free beyond the context, which is taken before the engine looks."""
+        return max(0, learnt.beside(device.name, config.n_rank) - context_bytes(config.n_rank))
+
     fraction = min(
-        (free_at_start_bytes(device, config) - MARGIN_BYTES) / max(1, cuda_total_bytes(device)) for device in devices
+        (free_at_start_bytes(device, config) - kept(device) - MARGIN_BYTES) / max(1, cuda_total_bytes(device))
+        for device in devices
     )
     return max(0.0, min(DEFAULT_UTILIZATION, math.floor(fraction * _UTILIZATION_STEPS) / _UTILIZATION_STEPS))
 
@@ -671,5 +702,7 @@ def _free_utilization(config: VllmConfig, devices: Sequence[Device]) -> float:
 def _given_up(config: VllmConfig) -> Iterator[str]:
     if config.enforce_eager:
         yield "CUDA graphs, for memory: slower generation"
+    if config.kv_cache_dtype.startswith("fp8"):
+        yield "the cache in 8 bits instead of 16, for memory: published tests keep 94 to 99 % of their scores"
     if config.max_num_batched_tokens < DEFAULT_MAX_NUM_BATCHED_TOKENS:
         yield f"batches of {config.max_num_batched_tokens} tokens instead of {DEFAULT_MAX_NUM_BATCHED_TOKENS}: slower prompts"

@@ -4,6 +4,7 @@ The gates are data with their sources: files of vLLM 0.32.0 under ``vllm/``. Ear
 by Marlin for compute capability 8.0). It knows no memory sizes.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final, TypeAlias
 
@@ -12,6 +13,7 @@ from msgspec import Struct
 from launcher.domain import ModelSpec, WeightsFormat
 from launcher.planner.footprint.vllm_model import (
     VOCAB_PADDING,
+    FullKv,
     VllmModel,
     quantization_method,
     read_model,
@@ -32,6 +34,16 @@ FLOAT16_REFUSED: Final = ("Gemma2", "Gemma3", "Glm4")
 takes float32 for them where bfloat16 is missing, which doubles weights, cache and activations."""
 FP8_CACHE_MINIMUM: Final[Capability] = (8, 0)
 """Published: FlashInfer serves ``fp8_e5m2`` and ``fp8_e4m3`` caches on GPUs of 8.6 (logs of RTX 3090 and A6000)."""
+
+
+FP8_CACHE_PROVED: Final = frozenset({"LlamaForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"})
+FP8_CACHE_PROVED_FROM: Final[Capability] = (9, 0)
+FP8_CACHE_PROVED_PAIRS: Final = frozenset({2 * 64, 2 * 128})
+FP8_CACHE_MENDED: Final = (0, 21)
+"""Where an fp8 cache without calibrated scales was published to keep nearly all of what a model can do (vLLM's blog, "The State
+of FP8 KV-Cache and Attention Quantization", 22 April 2026: Llama, Qwen3 and mixtures on Hopper and Blackwell, 94 to 99 % of the
+scores). Left out is what it warns of: windows, states and latent attention, heads of 256, GPUs that were not tested, and releases
+before its mending of long contexts on Hopper (91 to 13 % of the needles were found), of which 0.21 was the next."""
 
 
 class Gate(Struct, frozen=True, kw_only=True):
@@ -144,6 +156,20 @@ def refuse_gpu(spec: ModelSpec, compute_capability: Capability | None, kv_cache_
             f"an fp8 cache needs compute capability {format_capability(FP8_CACHE_MINIMUM)} or more, this GPU has {have}"
         )
     return None
+
+
+def proves_fp8_cache(model: VllmModel, compute_capability: Capability | None, version: str | None) -> bool:
+    """Whether an fp8 cache is published to cost next to nothing; an unknown version is taken for today's."""
+    plain = all(isinstance(layer, FullKv) and not layer.latent for layer in model.layers)
+    release = re.match(r"(\d+)\.(\d+)", version or "")
+    return (
+        model.architecture in FP8_CACHE_PROVED
+        and plain
+        and {layer.n_per_head for layer in model.layers if isinstance(layer, FullKv)} <= FP8_CACHE_PROVED_PAIRS
+        and compute_capability is not None
+        and compute_capability >= FP8_CACHE_PROVED_FROM
+        and (release is None or (int(release[1]), int(release[2])) >= FP8_CACHE_MENDED)
+    )
 
 
 def refuse_division(model: VllmModel, tp: int) -> str | None:
