@@ -33,16 +33,34 @@ def plan() -> Plan:
     return outcome
 
 
-def step_after(found: Fault, plan: Plan) -> Step:
+def answer_after(found: Fault, plan: Plan, request: Request = _REQUEST) -> Step | Refusal:
     """What follows the engine's end."""
     failure = failures.of_end(found, "exit code 1", plan=plan, name="m", log=())
     assert failure.setback is not None
     stepper = MachineStepper(
-        _REQUEST, probe=lambda: _MACHINE, argv=("serve",), alternatives=Alternatives(), settle_s=0.0
+        request, probe=lambda: _MACHINE, argv=("serve",), alternatives=Alternatives(), settle_s=0.0
     )
-    step = stepper.next_plan(failure.setback)
+    return stepper.next_plan(failure.setback)
+
+
+def step_after(found: Fault, plan: Plan) -> Step:
+    """The step that follows."""
+    step = answer_after(found, plan)
     assert isinstance(step, Step)
     return step
+
+
+@pytest.mark.usefixtures("state_dir")
+def test_a_context_that_was_ordered_is_refused_with_a_way_out(plan: Plan) -> None:
+    """Neither it nor the ordered weights are changed: both are in the advice."""
+    settings = replace(_REQUEST.settings, quantization=plan.quantization, n_ctx_per_request=32768)
+    text = _LOG.read_text().replace("maximum model length is 896", "maximum model length is 25984")
+    answer = answer_after(
+        classify(End(lines=tuple(text.splitlines()), code=1)), plan, replace(_REQUEST, settings=settings)
+    )
+    assert isinstance(answer, Refusal)
+    assert "left too little for its cache" in answer.fact
+    assert any("--context" in item.argv or "--quant" in item.argv for item in answer.advice)
 
 
 @pytest.mark.usefixtures("state_dir")

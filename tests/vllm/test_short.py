@@ -69,7 +69,7 @@ def serve(
 @pytest.mark.parametrize("serve", [()], indirect=True)
 def test_the_length_that_the_engine_names_is_served_next(serve: Serve) -> None:
     """Nobody fixed the context: one step, to the very length, and it answers."""
-    serve.await_event("engine.ready")
+    serve.await_event("engine.ready", timeout_s=2 * READY_S)
     assert len(serve.events("engine.exited")) == 1
     options = dict(pairwise(serve.engine("vllm.entrypoints").cmdline()))
     assert options["--max-model-len"] == str(_N_LEFT)
@@ -78,13 +78,14 @@ def test_the_length_that_the_engine_names_is_served_next(serve: Serve) -> None:
 
 @pytest.mark.parametrize("serve", [("--context", str(_N_CTX))], indirect=True)
 def test_a_context_that_was_ordered_is_not_lowered(serve: Serve) -> None:
-    """It is refused, with a way out that names the order."""
-    serve.process.wait(READY_S)
+    """It is refused at once, with what led to it and a command that would do."""
+    serve.process.wait(2 * READY_S)
     told = serve.errors.read_text()
     assert serve.end() != 0
     assert len(serve.events("engine.exited")) == 1
     assert serve.events("engine.ready") == []
-    assert "launch" in told
+    assert "left too little for its cache" in told
+    assert "launch serve" in told
 
 
 def test_more_context_than_the_model_has_is_refused_before_anything_is_started(
