@@ -1,6 +1,5 @@
 """What experience changes in a plan, and what it does not."""
 
-import hypothesis
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -163,7 +162,6 @@ def _ran_out(plan: Plan, machine: Inventory, relief: int) -> Correction:
 _KINDS = st.sampled_from(["cgroup_limit_bytes", "address_space_bytes"])
 
 
-@hypothesis.settings(deadline=None)  # a busy machine takes longer
 @given(kind=_KINDS, limit_gib=st.integers(24, 48), relief_mib=st.integers(1, 2048), more_mib=st.integers(-8192, 8192))
 @settings(deadline=None)
 def test_a_lesson_counts_up_to_its_limit_and_what_was_missing(
