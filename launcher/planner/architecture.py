@@ -89,6 +89,8 @@ ENCODERS: Final = frozenset(
     )
 )
 """They embed texts: they put out no logits."""
+ENCODER_DECODERS: Final = frozenset({"t5"})
+"""They decode with attention to what they encoded before."""
 _CACHELESS: Final = ENCODERS | {"dream", "llada", "llada-moe", "rnd1"}
 """Encoders and diffusion models: tokens attend to all others of their batch (``create_memory`` returns nothing)."""
 _LOOPING: Final = frozenset({"nanbeige"})
@@ -106,7 +108,7 @@ MAX_LAYERS: Final = 512
 """The engine refuses more (``LLAMA_MAX_LAYERS``); it also bounds what a hostile file can make the planner do."""
 
 _STATE_NAME: Final = re.compile(r"\.(?:ssm_|shortconv|time_mix_)")
-_LAYER_NAME: Final = re.compile(r"blk\.(\d+)\.")
+_LAYER_NAME: Final = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
 _EXPERT_NAME: Final = re.compile(r"blk\.\d+\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
 
 
@@ -500,7 +502,9 @@ def _is_sectioned(spec: ModelSpec, keys: _Keys) -> bool:
 
 def _is_known(spec: ModelSpec, keys: _Keys) -> bool:
     """Whether the architecture was compared with the engine's figures, and the file has nothing that was not."""
-    return spec.architecture in COVERED and (spec.architecture in _LOOPING or keys.number("num_loops", 1) <= 1)
+    loops = spec.architecture in _LOOPING or keys.number("num_loops", 1) <= 1
+    n_block = keys.number("block_count")
+    return spec.architecture in COVERED and loops and keys.number("decoder_block_count", n_block) == n_block
 
 
 def _count_loops(spec: ModelSpec, keys: _Keys, n_block: int) -> int:

@@ -142,6 +142,7 @@ COVERED: Final = frozenset(
         "starcoder",
         "starcoder2",
         "step35",
+        "t5",
         "xverse",
     )
 )

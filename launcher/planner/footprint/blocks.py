@@ -244,14 +244,15 @@ class Blocks:
         layer_norm: bool = False,
         picks: bool = False,
         on_host: bool = False,
+        normed: bool = False,
     ) -> None:
-        """The output norm and the logits; ``picks`` output rows between the two.
+        """The output norm, unless ``x`` is ``normed``, then the logits; ``picks`` output rows between the two.
 
         Without an output tensor the token embeddings serve, ``on_host`` where they are. Logits are scaled and capped
         where they are, which takes no memory.
         """
         home = self._output_home
-        x = self.norm_outside(x, "output_norm", home, layer_norm=layer_norm)
+        x = x if normed else self.norm_outside(x, "output_norm", home, layer_norm=layer_norm)
         x.is_output = True  # embeddings can be asked for, and drafts start from them
         if picks:
             x = self.pick_outputs(x)
@@ -618,6 +619,7 @@ class Blocks:
         *,
         capped: bool = False,
         v_mla: Tensor | None = None,
+        bias: Tensor | None = None,
     ) -> Tensor:
         """``build_attn_mha``."""
         n_stream = k.ne[3]
@@ -626,7 +628,7 @@ class Blocks:
         q, k = permute(q, 0, 2, 1, 3), permute(k, 0, 2, 1, 3)
         v_is_transposed = v.nb[1] > v.nb[2]
         v = permute(v, 0, 2, 1, 3)
-        if self.batch.flash_attn:
+        if self.batch.flash_attn and bias is None:
             k, v = (fresh(x.ne, x, element=F16) if x.element is F32 else x for x in (k, v))
             x = flash_attn(q, k, v, mask, sinks)
             if v_mla is not None:
@@ -636,6 +638,7 @@ class Blocks:
             kq = mul_mat(k, q)
             for _ in range(3 if capped else 0):
                 kq = in_place(kq)
+            kq = kq if bias is None else in_place(kq, bias)
             kq = in_place(kq, mask) if sinks is None else in_place(kq, mask, sinks)
             if not v_is_transposed:
                 v = cont(transpose(v))

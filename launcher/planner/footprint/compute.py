@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from msgspec import Struct
 
 from launcher.planner.architecture import (
+    ENCODER_DECODERS,
     Architecture,
     AttentionAndState,
     CompressedAttention,
@@ -36,12 +37,7 @@ _FIRST_LAYERS: Final = 3
 """Always kept: vision models add embeddings to that many (deepstack)."""
 _UNKNOWN_PERCENT: Final = 115
 """Assumed of architectures that were not compared with the engine: most are transformers like the others."""
-_EXOTIC: Final = frozenset(
-    (
-        "qwen4exp",
-        "t5",
-    )
-)
+_EXOTIC: Final = frozenset(("qwen4exp",))
 _EXOTIC_PERCENT: Final = 350
 """Of those whose graph is known to hold more than their tensors tell; the same step was up to 3.2 times it in others."""
 _CACHE_SIZE: Final = 4096
@@ -108,6 +104,8 @@ def _has_slices(shapes: Shapes) -> bool:
 def _needs_every_layer(architecture: Architecture, shapes: Shapes, places: Places) -> bool:
     """Whether no block can be left out."""
     if _has_slices(shapes) and (places.n_devices > 1 or len(set(places.blocks)) > 1):
+        return True
+    if architecture.name in ENCODER_DECODERS:  # all read a table of the first block
         return True
     if architecture.n_loop > 1:  # copies of weights outlast the loop that they were made for
         return True

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Final
 
-from launcher.planner.architecture import ENCODERS
+from launcher.planner.architecture import ENCODER_DECODERS, ENCODERS
 from launcher.planner.footprint.blocks import Blocks, Layer
 from launcher.planner.footprint.family import (
     PLAIN,
@@ -252,6 +252,12 @@ def _pooled(model: Model) -> Graph:
     return pooled_attention(model)
 
 
+def _encoder_decoder(model: Model) -> Graph:
+    from launcher.planner.footprint.encoder_decoder import decoder  # noqa: PLC0415 - FAMILIES says why
+
+    return decoder(model)
+
+
 def _recurrent(model: Model) -> Graph:
     from launcher.planner.footprint.recurrent import delta_hybrid, hybrid  # noqa: PLC0415 - as above
 
@@ -295,6 +301,7 @@ FAMILIES: Final[Mapping[str, Callable[[Model], Graph]]] = {
     "minimax-01": _lightning,
     "minimax-m3": _sparse,
     **dict.fromkeys(ENCODERS, _encoder),
+    **dict.fromkeys(ENCODER_DECODERS, _encoder_decoder),
     **dict.fromkeys(("rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7"), _rwkv),
 }
 """Graphs that are not a transformer's. Their files are loaded by the model that needs one: a plan seldom does, and each

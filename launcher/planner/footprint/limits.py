@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Final
 
 from launcher.domain import CacheType
-from launcher.planner.architecture import Architecture, Heads, NoCache, RecurrentState
+from launcher.planner.architecture import ENCODER_DECODERS, Architecture, Heads, NoCache, RecurrentState
 from launcher.planner.footprint.llama_cpp import WITHOUT_FLASH_ATTENTION, LlamaCppConfig
 from launcher.tensor_types import TRAITS
 
@@ -74,11 +74,16 @@ def find_contradiction(architecture: Architecture, config: LlamaCppConfig) -> tu
     return found or _find_uneven_slots(architecture, config) or _find_uneven_head(architecture, config)
 
 
+_ONE_STREAM: Final = ENCODER_DECODERS
+"""Their biases by distance are made for one stream of the cache."""
 _RESERVES_FOR_ONE: Final = frozenset({"kimi-linear", "minimax-01"})
 """The engine also reserves their graph as if one slot filled the step, and then cuts it into the slots' streams."""
 
 
 def _find_uneven_slots(architecture: Architecture, config: LlamaCppConfig) -> tuple[str, str] | None:
+    if architecture.name in _ONE_STREAM and config.n_parallel > 1 and not config.kv_unified:
+        fact = f"{config.n_parallel} slots with a cache each are more than `{architecture.name}` can do"
+        return fact, "use --kv-unified, or one slot"
     n_step = min(config.n_ubatch, config.n_batch, config.n_ctx)
     # after the last block few rows are left, which no longer have to fit
     attends = any(not isinstance(layer, NoCache | RecurrentState) for layer in architecture.layers[:-1])

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 
 from launcher.domain import CacheType, Footprint, HostUse, MemoryUse
 from launcher.planner.architecture import (
+    ENCODER_DECODERS,
     Architecture,
     AttentionAndState,
     CompressedAttention,
@@ -341,6 +342,8 @@ def _compute(
     on_host = op_offload and (n_devices in blocks or placement.output is None or config.n_cpu_moe > 0)
     n_tokens = -(-cells.n_ubatch // cells.n_seq) * cells.n_seq
     n_outputs = cells.n_seq if config.n_outputs is None else config.n_outputs
+    if architecture.name in ENCODER_DECODERS:  # llama_context lets them ask for all
+        n_outputs = cells.n_ubatch
     windowed = SlidingAttention | CompressedAttention
     n_swa = max((layer.n_swa for layer in architecture.layers if isinstance(layer, windowed)), default=0)
     return compute_bytes(

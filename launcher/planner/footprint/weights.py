@@ -19,7 +19,7 @@ from launcher.planner.footprint.family import PLAIN, STYLES
 from launcher.planner.footprint.graph import Shape, shape
 from launcher.tensor_types import TensorType
 
-_OUTPUT_NAMES: Final = ("output", "altup_", "cls", "dense_", "enc.output_norm")
+_OUTPUT_NAMES: Final = ("output", "altup_", "cls", "dense_", "enc.output_norm", "dec.output_norm")
 _WITHOUT_OUTPUT: Final = ENCODERS - {"gemma-embedding"}
 """They have no output table; EmbeddingGemma is given one that it never uses."""
 _ALWAYS_TWICE: Final = frozenset({"gemma3n", "gemma4"})
@@ -95,7 +95,8 @@ def _read_name(name: str) -> _Name:
     idx = layer_of(name)
     if idx is None:
         return _Name(-1, name, is_expert(name))
-    within = name.split(".", 2)[2]
+    # a decoder's tensors are named as those of other models, but for their beginning
+    within = name.removeprefix("dec.").replace(f"blk.{idx}.", "", 1)
     # some norms lack the suffix that all others have
     return _Name(idx, f"{within}.weight" if within.endswith("_norm") else within, is_expert(name))
 
