@@ -2,7 +2,8 @@
 
     make mutation          or   python -m benchmarks.mutation --group fit --sample 60 --seed 2
 
-A survivor is tried again by its place: --group fit --seed 2 --line sizing.py:120
+A survivor is tried again by its place: --group fit --seed 2 --line sizing.py:120. A sample that was not finished goes on
+where it stopped: with the same options and --skip, as printed at its end.
 
 Every place where an operator of Cosmic Ray could change the code counts once, with one change drawn by the seed; a
 sample of the places is tried. A fault is put into the module as it is imported by a forked process, so no file is
@@ -347,20 +348,24 @@ def _line(name: str, n_places: int, endings: Sequence[str]) -> str:
     return f"{name:<20}{n_places:>8}{len(endings):>7}{n_killed:>8}{share:>7.0f} %   {low:.0f} to {high:.0f} %"
 
 
-def _check(group: str, n_sample: int, seed: int, minutes: float, only: Sequence[str]) -> list[str]:
-    """Try a sample of a group's places, or those on some lines, print what survives, and return the table's lines."""
+def _choose(every: Sequence[Mutant], rng: random.Random, given: argparse.Namespace) -> Sequence[Mutant]:
+    """Return those on the lines that were named, else what an earlier run left of a sample."""
+    sample = rng.sample(every, min(given.sample, len(every)))
+    return [mutant for mutant in every if mutant.place in given.line] if given.line else sample[given.skip :]
+
+
+def _check(group: str, given: argparse.Namespace) -> list[str]:
+    """Try a group's places as far as they were asked for, print what survives, and return the table's lines."""
     baseline = _record(group)
-    rng = random.Random(seed)  # noqa: S311  # a sample, no secret
+    rng = random.Random(given.seed)  # noqa: S311  # a sample, no secret
     every = [mutant for path in GROUPS[group][0] for mutant in _mutants(path, rng)]
-    chosen = rng.sample(every, min(n_sample, len(every)))
-    if only:
-        chosen = [mutant for mutant in every if mutant.place in only]
-    end = time.monotonic() + 60 * minutes
+    end = time.monotonic() + 60 * given.minutes
     endings: dict[str, list[str]] = {}
-    spent_s = 0.0
-    for mutant in chosen:
+    spent_s, n_seen = 0.0, given.skip
+    for mutant in _choose(every, rng, given):
         if time.monotonic() > end:
             break
+        n_seen += 1
         ending, seconds = _try(mutant, baseline)
         spent_s += seconds
         if ending == "same":
@@ -371,7 +376,8 @@ def _check(group: str, n_sample: int, seed: int, minutes: float, only: Sequence[
     places = Counter(mutant.path.name for mutant in every)
     lines = [_line(name, places[name], ended) for name, ended in sorted(endings.items())]
     total = [ending for ended in endings.values() for ending in ended]
-    cost = f"  seed {seed}, {len(total)} of {len(every)} places, {spent_s:.0f} s of processor time"
+    more = "" if given.line else f"; --skip {n_seen} goes on"
+    cost = f"  seed {given.seed}, {len(total)} of {len(every)} places, {spent_s:.0f} s of processor time{more}"
     return [*lines, _line(group, len(every), total), cost] if total else [cost]
 
 
@@ -380,16 +386,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--group", choices=GROUPS, action="append", help="footprint or fit; both unless given")
     parser.add_argument("--sample", type=int, default=200, help="places tried of each group")
+    parser.add_argument("--skip", type=int, default=0, help="places of the sample that an earlier run tried")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf, help="try no further place of a group after these")
     parser.add_argument("--line", action="append", default=[], help="instead: the places on FILE:LINE; may be repeated")
     given = parser.parse_args()
     os.chdir(ROOT)
-    table = [
-        line
-        for group in given.group or GROUPS
-        for line in _check(group, given.sample, given.seed, given.minutes, given.line)
-    ]
+    table = [line for group in given.group or GROUPS for line in _check(group, given)]
     print(f"{'':<20}{'places':>8}{'tried':>7}{'killed':>8}{'score':>9}   95 %")
     print("\n".join(table))
 

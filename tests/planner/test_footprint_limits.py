@@ -6,7 +6,7 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.domain import CacheType, MetadataValue, ModelSpec, TensorInfo, WeightsFormat
-from launcher.planner.architecture import NoCache, read_architecture
+from launcher.planner.architecture import NoCache, RecurrentState, read_architecture
 from launcher.planner.footprint.limits import can_flash, can_pack_heads, find_contradiction
 from launcher.planner.footprint.llama_cpp import X86_REPACKED, Backend, LlamaCppConfig, estimate_footprint, place_layers
 from launcher.planner.footprint.replay import Pool
@@ -118,6 +118,14 @@ def test_slots_divide_the_step_where_the_engine_cuts_it_into_streams(name: str) 
     assert found[0] == f"3 slots do not divide a step of 512 tokens, as `{name}` needs them to"
     for changes in ({"n_parallel": 4}, {"n_parallel": 3, "kv_unified": True}, {"n_parallel": 3, "n_ubatch": 96}):
         assert find_contradiction(architecture, replace(CONFIG, **changes)) is None
+
+
+@pytest.mark.parametrize(("interval", "is_refused"), [(3, True), (4, False)])
+def test_attention_in_the_last_block_alone_divides_no_step(interval: int, *, is_refused: bool) -> None:
+    """Of four blocks the third attends, or the fourth: behind the last one too few rows are left to be cut."""
+    architecture = read_architecture(_spec("minimax-01", keys={"full_attention_interval": interval}))
+    assert [isinstance(layer, RecurrentState) for layer in architecture.layers].index(False) == interval - 1
+    assert (find_contradiction(architecture, replace(CONFIG, n_parallel=3)) is not None) is is_refused
 
 
 def test_ordinary_settings_contradict_nothing() -> None:
