@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from launcher.domain import Engine, EngineInstall
 from launcher.errors import WeightsMissingError
 from launcher.fetch import require_weights
 from launcher.inventory import probe_inventory
 from launcher.profiles import is_local, load_profile
+
+settings.register_profile("launcher", deadline=None)  # pytest-timeout ends what hangs; a busy machine fails no law
+settings.load_profile("launcher")
 
 
 def pytest_configure() -> None:

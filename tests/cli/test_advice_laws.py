@@ -51,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     st.sampled_from([0, 3, 6, 11, 23]),
     st.sampled_from([6, 20, 40]),
 )
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 def test_every_advised_command_plans(
     folder: Path, model: str, options: tuple[str, ...], free_gib: int, host_gib: int
 ) -> None:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cluster.ray_nodes import build_cluster
@@ -204,7 +204,6 @@ _JSON = st.recursive(
 
 
 @given(data=st.data())
-@settings(deadline=None)
 def test_absurd_figures_are_read_or_refused(data: st.DataObject) -> None:
     """Any value in the place of any other gives a cluster of sane figures, or a fault of ours."""
     answers = _answers()

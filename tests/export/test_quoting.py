@@ -60,7 +60,7 @@ _TEXT: Final = st.text(st.characters(exclude_categories=["Cs"], exclude_characte
 _NAMES: Final = st.one_of(st.sampled_from((*_NASTY, *_NASTY_TOO)), _TEXT)
 
 
-_SOME: Final = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+_SOME: Final = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _named(found: tuple[Plan, Machines], name: str) -> tuple[Plan, Machines]:

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import Struct
 
@@ -48,7 +48,6 @@ _alike = st.lists(
 
 
 @given(_options, st.sampled_from(Objective), st.integers(1, 300))
-@settings(deadline=None)
 def test_a_pick_is_among_the_options_and_is_explained(
     options: list[_Option], objective: Objective, n_parallel: int
 ) -> None:
@@ -62,7 +61,6 @@ def test_a_pick_is_among_the_options_and_is_explained(
 
 
 @given(_options, st.sampled_from(Objective), st.integers(MANY_REQUESTS, 300))
-@settings(deadline=None)
 def test_many_requests_go_to_vllm_where_it_loses_next_to_nothing(
     options: list[_Option], objective: Objective, n_parallel: int
 ) -> None:
@@ -73,7 +71,6 @@ def test_many_requests_go_to_vllm_where_it_loses_next_to_nothing(
 
 
 @given(_options, st.integers(1, MANY_REQUESTS - 1))
-@settings(deadline=None)
 def test_few_requests_are_weighed_as_one(options: list[_Option], n_parallel: int) -> None:
     """The least loss that is at least half as fast as the fastest."""
     best = pick(options, Objective.QUALITY, n_parallel)
@@ -83,7 +80,6 @@ def test_few_requests_are_weighed_as_one(options: list[_Option], n_parallel: int
 
 
 @given(_alike)
-@settings(deadline=None)
 def test_of_what_loses_equally_much_the_larger_file_or_the_faster_engine_is_taken(options: list[_Option]) -> None:
     """Of one engine's options the one with more bits, of several engines' the one that generates faster."""
     best = pick(options, Objective.QUALITY, 1)
@@ -98,7 +94,6 @@ def test_of_what_loses_equally_much_the_larger_file_or_the_faster_engine_is_take
 
 
 @given(_alike)
-@settings(deadline=None)
 def test_the_fastest_is_taken_by_speed_and_among_those_the_best(options: list[_Option]) -> None:
     """Loss decides only between equally fast ones."""
     best = pick(options, Objective.SPEED, 1)
@@ -106,7 +101,6 @@ def test_the_fastest_is_taken_by_speed_and_among_those_the_best(options: list[_O
 
 
 @given(_alike)
-@settings(deadline=None)
 def test_a_front_has_what_nothing_beats_and_nothing_else(options: list[_Option]) -> None:
     """Each is worse in quality than the one before, and faster; whatever was left out is no better than one of them."""
     front = pareto_front(options)

@@ -1,7 +1,7 @@
 """Plans over several machines: where the ranks are, how many copies there are, and what the network costs."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -97,7 +97,6 @@ def _hosts(draw: st.DrawFn) -> tuple[tuple[Device, ...], ...]:
 
 
 @given(_hosts())
-@settings(deadline=None)
 def test_ranks_of_a_stage_are_equal_gpus_of_one_host(hosts: tuple[tuple[Device, ...], ...]) -> None:
     """No layer is split over unequal devices or over a network, no GPU has two ranks, stages of a host are neighbours."""
     home = {device.name: idx for idx, devices in enumerate(hosts) for device in devices}
@@ -114,7 +113,6 @@ def test_ranks_of_a_stage_are_equal_gpus_of_one_host(hosts: tuple[tuple[Device, 
 
 
 @given(_hosts(), st.integers(1, 4), st.integers(1, 6))
-@settings(deadline=None)
 def test_a_place_is_found_wherever_there_is_one(hosts: tuple[tuple[Device, ...], ...], tp: int, pp: int) -> None:
     """Stages find room exactly where hosts have so many groups of equal GPUs, on one of them or on all."""
     n_slots = [sum([device.description for device in devices].count(kind) // tp for kind in "abc") for devices in hosts]

@@ -1,7 +1,7 @@
 """What experience changes in a plan, and what it does not."""
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -163,7 +163,6 @@ _KINDS = st.sampled_from(["cgroup_limit_bytes", "address_space_bytes"])
 
 
 @given(kind=_KINDS, limit_gib=st.integers(24, 48), relief_mib=st.integers(1, 2048), more_mib=st.integers(-8192, 8192))
-@settings(deadline=None)
 def test_a_lesson_counts_up_to_its_limit_and_what_was_missing(
     kind: str, limit_gib: int, relief_mib: int, more_mib: int
 ) -> None:
@@ -231,7 +230,6 @@ def _lessons(draw: st.DrawFn) -> list[Correction]:
 
 
 @given(lessons=_lessons(), limit=st.integers(0, 14))
-@settings(deadline=None)
 def test_what_is_not_kept_says_nothing_that_is_not_said(lessons: list[Correction], limit: int) -> None:
     """Under any limit the lessons kept give the residual that all of them give; none of them says what another does."""
 

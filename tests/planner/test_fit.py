@@ -58,7 +58,7 @@ _settings = st.builds(
 
 
 @given(_machines, _settings)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_an_accepted_plan_leaves_every_margin_free(machine: Inventory, fixed: Settings) -> None:
     """On every memory, use + margin + residual stays within what is free."""
     outcome = decide(Request(profile=_GEMMA, settings=fixed), machine, _PREPARED)
@@ -70,7 +70,7 @@ def test_an_accepted_plan_leaves_every_margin_free(machine: Inventory, fixed: Se
 
 
 @given(_machines, _settings)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_the_user_fixed_is_never_changed(machine: Inventory, fixed: Settings) -> None:
     """A plan has every fixed value as it was given; layers and batches are capped as the engine caps them."""
     outcome = decide(Request(profile=_GEMMA, settings=fixed), machine, _PREPARED)
@@ -88,7 +88,7 @@ def test_what_the_user_fixed_is_never_changed(machine: Inventory, fixed: Setting
 
 
 @given(_machines, _settings, st.integers(0, 8 * 1024))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_more_device_memory_never_refuses(machine: Inventory, fixed: Settings, more_mib: int) -> None:
     """What fits still fits when every device has more free memory."""
     request = Request(profile=_GEMMA, settings=fixed)
@@ -109,7 +109,7 @@ def test_more_device_memory_never_refuses(machine: Inventory, fixed: Settings, m
 
 
 @given(_machines, _settings)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_equal_questions_have_equal_answers(machine: Inventory, fixed: Settings) -> None:
     """Deciding twice gives the same value."""
     request = Request(profile=_GEMMA, settings=fixed)
@@ -340,7 +340,7 @@ def test_a_table_of_embeddings_that_the_cpu_repacks_is_held_twice(
 
 
 @given(st.integers(600, 9 * 1024), st.integers(1, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_layer_that_fits_is_left_on_the_host(free_mib: int, n_devices: int) -> None:
     """Of a model that is offloaded in part, one layer more is refused; on one device as many are planned by order."""
     machine = make_machine(free_mib * MIB, 32 * GIB, n_devices)

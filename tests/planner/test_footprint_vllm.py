@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -536,7 +536,6 @@ _KEYS = st.sampled_from(
 
 
 @given(st.dictionaries(_KEYS, _VALUES), st.sampled_from(["LlamaForCausalLM", "Gemma2ForCausalLM", "Nonsense"]))
-@settings(deadline=None)
 def test_no_configuration_makes_the_arithmetic_fail(metadata: dict[str, Any], architecture: str) -> None:
     """Whatever stands in config.json, there is an estimate or a reason."""
     tensors = tuple(

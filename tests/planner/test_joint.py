@@ -86,7 +86,7 @@ def _decide(request: Request, machine: Inventory) -> Plan | Refusal:
 
 
 @given(_objectives, _machines, _settings)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_plan_for_any_engine_leaves_every_margin_free_and_every_choice_untouched(
     profile: object, machine: Inventory, fixed: Settings
 ) -> None:
@@ -108,7 +108,7 @@ def test_a_plan_for_any_engine_leaves_every_margin_free_and_every_choice_untouch
 
 
 @given(_machines, _settings, st.integers(0, 8 * 1024))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_more_memory_never_refuses_for_any_engine(machine: Inventory, fixed: Settings, more_mib: int) -> None:
     """What fits still fits when every device has more."""
     request = Request(profile=_GEMMA, settings=fixed)
@@ -124,7 +124,7 @@ def test_more_memory_never_refuses_for_any_engine(machine: Inventory, fixed: Set
 
 @given(_objectives, _machines)
 @example(_GEMMA, _machine(13321, 5376, 1, 200e9, (8, 6)))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_bounds_never_change_the_choice(profile: object, machine: Inventory) -> None:
     """Sizing every form of vLLM's gives the plan that sizing only those within the bounds gives.
 

@@ -74,7 +74,7 @@ def _start(machine: Inventory, fixed: Settings, wishes: Wishes) -> tuple[Request
 
 
 @given(_machines, _settings, _wishes, st.sampled_from([None, 1, 64 * MIB, 3 * GIB]), st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_step_is_strictly_smaller_where_memory_ran_out_and_fits(
     machine: Inventory, fixed: Settings, wishes: Wishes, failed_bytes: int | None, data: st.DataObject
 ) -> None:
@@ -96,7 +96,7 @@ def test_a_step_is_strictly_smaller_where_memory_ran_out_and_fits(
 
 
 @given(st.integers(8 * 1024, 20 * 1024))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_where_less_is_free_by_then_the_margin_stays(taken_mib: int) -> None:
     """Others may have taken more of the device meanwhile than the step had to free."""
     request, plan = _start(_CARD, Settings(), Wishes())
@@ -109,7 +109,7 @@ def test_where_less_is_free_by_then_the_margin_stays(taken_mib: int) -> None:
 
 
 @given(_machines, _wishes, st.sampled_from([None, 64 * MIB]), st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_a_shortage_taught_makes_its_own_step_no_larger(
     machine: Inventory, wishes: Wishes, failed_bytes: int | None, data: st.DataObject
 ) -> None:
@@ -143,7 +143,7 @@ def test_what_a_shortage_taught_makes_its_own_step_no_larger(
 
 
 @given(_machines, _settings, _wishes, st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_what_the_user_fixed_is_not_moved(
     machine: Inventory, fixed: Settings, wishes: Wishes, data: st.DataObject
 ) -> None:
@@ -162,7 +162,7 @@ def test_what_the_user_fixed_is_not_moved(
 
 
 @given(_machines, _wishes)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_the_ladder_ends_in_a_refusal_above_the_floors(machine: Inventory, wishes: Wishes) -> None:
     """Stepping again and again ends, and no plan on the way is below a floor."""
     request, plan = _start(machine, Settings(), wishes)

@@ -48,7 +48,7 @@ def _is_packed(plan: Plan) -> bool:
 @given(_machines, _asked, _objectives)
 @example(load_inventory("rtx3060-12g"), Settings(quantization="q8_0", n_ctx_per_request=131072), Objective.QUALITY)
 @example(load_inventory("rtx3060-12g"), Settings(quantization="q8_0", n_ctx_per_request=49152), Objective.QUALITY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_cache_is_packed_where_that_takes_a_quarter_of_the_layers_off_the_host(
     machine: Inventory, asked: Settings, objective: Objective
 ) -> None:
@@ -72,7 +72,7 @@ def test_a_cache_is_packed_where_that_takes_a_quarter_of_the_layers_off_the_host
 
 @given(_machines, _asked, _objectives)
 @example(load_inventory("rtx3060-12g"), Settings(quantization="q8_0", n_ctx_per_request=131072), Objective.SPEED)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_placement_has_a_packed_cache_that_would_hold_a_wide_one(
     machine: Inventory, asked: Settings, objective: Objective
 ) -> None:
@@ -137,7 +137,7 @@ def test_a_wide_cache_that_was_asked_for_stays() -> None:
 
 
 @given(st.integers(2 * 1024, 10 * 1024), st.sampled_from(["gemma2-9b", "qwen3.6-27b", "gpt-oss-20b"]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_where_no_type_is_known_to_be_harmless_the_cache_stays_wide(free_mib: int, name: str) -> None:
     """However much of a model is offloaded, its cache is f16 where no smaller one was measured for its architecture."""
     profile = replace(load_profile(name), limits=_NO_FLOOR)

@@ -26,7 +26,7 @@ def _target(free_bytes: int) -> Target:
     quantization=st.sampled_from(["q8_0", "q4_k_m"]),
     fixed=st.builds(Settings, n_ubatch=st.sampled_from([None, 512]), n_ctx_per_request=st.sampled_from([4096, 32768])),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_partial_placement_beats_its_bounds(model: str, share: float, quantization: str, fixed: Settings) -> None:
     """Neither in layers on the host nor in speed, with any cache, on a device for a share of the weights."""
     candidate = next(c for c in _PREPARED[model] if c.artifact.quantization == quantization)

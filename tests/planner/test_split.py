@@ -60,7 +60,7 @@ _machines = st.integers(6500, 9500).flatmap(
 
 
 @given(_machines)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_where_shares_by_budget_overflow_the_faster_device_is_filled_first(target: Target) -> None:
     """All layers fit, and with one more of them the faster device would be exceeded."""
     for trial in whole_trials(_CANDIDATE, _ASK, target):
@@ -73,7 +73,7 @@ def test_where_shares_by_budget_overflow_the_faster_device_is_filled_first(targe
 
 
 @given(_machines)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_split_of_two_more_layers_fits(target: Target) -> None:
     """Of a model that is offloaded in part, however its layers were shared out."""
     if any(whole_trials(_CANDIDATE, _ASK, target)):

@@ -88,7 +88,7 @@ def _ask(config: LlamaCppConfig, quantization: str) -> Settings:
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_placement_that_the_engine_recorded_as_fitting_is_reached(data: st.DataObject) -> None:
     """On a device that just holds a recorded row, the plan has at least that row's layers, less one at most."""
@@ -104,7 +104,7 @@ def test_a_placement_that_the_engine_recorded_as_fitting_is_reached(data: st.Dat
     assert outcome.n_gpu_layers >= min(config.n_gpu_layers, n_all) - 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_a_placement_that_the_engine_recorded_as_too_large_is_never_planned(data: st.DataObject) -> None:
     """On a device that is a hundredth too small for a recorded row, the plan has fewer layers than that row."""

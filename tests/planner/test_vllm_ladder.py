@@ -203,7 +203,7 @@ def test_a_floor_is_kept() -> None:
     assert isinstance(_step(lower, request, short), Refusal)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     is_cache=st.booleans(),
     failed_mib=st.sampled_from([None, 100, 5000]),
