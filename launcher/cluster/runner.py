@@ -26,6 +26,9 @@ from launcher.cluster.serving import Account, Chance, FollowOptions, Front, Room
 from launcher.domain import State
 from launcher.errors import ClusterError, EngineFailedError, ForeignApplicationError, LauncherError
 
+_OTHERWISE: Final = (
+    "GPUs and memory would suffice: processors, or another resource that Ray counts, are taken; see `ray status`"
+)
 _N_TELLING: Final = 20
 """Lines of the replicas' logs that a failure is told with."""
 
@@ -275,7 +278,8 @@ class ApplicationRun:
         words = f"no node has room for a replica, which takes {demand}"
         words += f"; {room.words}" if room.words else ""
         if is_last or room.chance is Chance.NEVER:
-            raise EngineFailedError(words, help=room.help or self._help(), details=room.details or look.details)
+            help_ = room.help or (_OTHERWISE if room.chance is Chance.NOW else self._help())
+            raise EngineFailedError(words, help=help_, details=room.details or look.details)
         self._notify("cluster.waiting", words)
 
     async def _prove(self, session: aiohttp.ClientSession, look: Look, details: ServeDetails) -> None:

@@ -297,6 +297,15 @@ async def test_what_no_node_has_room_for_is_given_up_with_the_planners_word(ray:
     assert ray.declared == {"foreign": _FOREIGN}
 
 
+async def test_where_the_planner_sees_room_something_else_is_taken(ray: FakeRay) -> None:
+    """It knows GPUs and memory; Ray counts processors as well, and whatever its nodes declare."""
+    ray.tell(state="STARTING", node=None, status="DEPLOYING", demands=[[{"CPU": 1, "GPU": 2}, 1]])
+    async with _running(ray, Room(Chance.NOW)) as running:
+        with pytest.raises(EngineFailedError, match="takes 2 GPU, 1 CPU") as caught:
+            await running.task
+    assert "processors" in str(caught.value.help)
+
+
 async def test_a_slow_process_is_no_want_of_room(ray: FakeRay) -> None:
     """Ray words both alike; what the scheduler has placed is loading, and has longer to do so."""
     ray.tell(state="STARTING", node=None, status="DEPLOYING")
