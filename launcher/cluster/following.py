@@ -126,6 +126,7 @@ def _words(application: Application, deployments: list[Deployment]) -> tuple[str
             unplaced = _UNPLACED.search(message)
             if unplaced is not None:
                 wanted, free = printable(unplaced["wanted"]), printable(unplaced["free"])
-                return f"a replica that takes {wanted} has not started; {free} is free in all", ()
+                rest = "" if free == "{}" else f"; {free} is free in all"  # of a placement group Ray never tells it
+                return f"a replica that takes {wanted} has not started{rest}", ()
             return lines[-1], tuple(lines[-_MAX_LINES:-1])
     return None, ()
