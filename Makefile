@@ -18,12 +18,13 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm test-skypilot static check bench tightness speed vllm-outcomes golden gateway kill-storm chaos mutation clean
+.PHONY: help serve test test-vllm test-ray test-skypilot static check bench tightness speed vllm-outcomes golden gateway kill-storm chaos mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
 	@echo 'make test        install every engine, then run the whole suite'
 	@echo 'make test-vllm   install vLLM for CPUs in an environment of its own (2.5 GB), then run it (10 minutes)'
+	@echo 'make test-ray    add Ray to that environment, then serve by Ray Serve LLM over it (10 minutes)'
 	@echo 'make test-skypilot  install SkyPilot in an environment of its own (460 MB), and let it read exported tasks'
 	@echo 'make check       format, lint, types, imports and the fast tests'
 	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
@@ -120,6 +121,19 @@ test-vllm: $(VENV)/.checks $(VLLM_VENV)/.engine
 else
 test-vllm:
 	@echo 'make test-vllm: skipped, $(strip $(VLLM_LACK))'
+endif
+
+$(VLLM_VENV)/.ray: $(VLLM_VENV)/.engine requirements/ray-llm.txt
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-cache-dir --only-binary=:all: \
+		--require-hashes --no-deps -r requirements/ray-llm.txt
+	@touch $@
+
+ifeq ($(strip $(VLLM_LACK)),)
+test-ray: $(VENV)/.checks $(VLLM_VENV)/.ray
+	LAUNCHER_TEST_RAY=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm tests/ray
+else
+test-ray:
+	@echo 'make test-ray: skipped, $(strip $(VLLM_LACK))'
 endif
 
 # SkyPilot pins libraries that this project has in other versions, and it is large.
