@@ -118,5 +118,7 @@ def test_a_stop_removes_ours_alone(served: OnCluster, cluster: RayCluster, forei
 
 
 def _free_gpus(cluster: RayCluster) -> float:
-    usage = cluster.get("/api/cluster_status")["data"]["clusterStatus"]["loadMetricsReport"]["usage"]["GPU"]
-    return float(usage[1] - usage[0])
+    """Return how many GPUs nobody has reserved; Ray leaves out a kind whose count it is about to renew."""
+    status = cluster.get("/api/cluster_status")["data"]["clusterStatus"] or {}
+    used, total = ((status.get("loadMetricsReport") or {}).get("usage") or {}).get("GPU", (0.0, 0.0))
+    return float(total - used)
