@@ -42,6 +42,7 @@ from launcher.planner.sizing import (
     Trial,
     build_config,
     first_shape,
+    partial_trials,
     prepare,
     whole_trials,
 )
@@ -143,10 +144,11 @@ def _decide_alone(
         lowered = (*lowered, *note_lowered(wished, ask, why))
     if best is None and whole_only:
         return None
+    if best is None and ask.force:
+        best = _choose(allowed, ask, target.without_margins())
     if best is None:
-        best = _without_margins(allowed, ask, target)
-        if best is None or not ask.force:
-            return refuse_no_fit(candidates, allowed, ask, target, certain=best is None)
+        is_estimate = not ask.force and _fits_without_margins(allowed, ask, target)
+        return refuse_no_fit(candidates, allowed, ask, target, certain=not is_estimate)
     return _build(best, ask, inventory, lowered, candidates)
 
 
@@ -352,9 +354,15 @@ def _with_less_context(
     return first
 
 
-def _without_margins(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> "Trial | VllmTrial | None":
-    """Return what would fit if nothing were left free on purpose: then a refusal rests on an estimate."""
-    return _choose(candidates, replace(ask, force=True), target.without_margins())
+def _fits_without_margins(candidates: tuple[Candidate, ...], ask: Ask, target: Target) -> bool:
+    """Whether anything would fit, however slow, if nothing were left free on purpose: then a refusal rests on an estimate."""
+    forced, roomy = replace(ask, force=True), target.without_margins()
+    smallest_first = candidates[::-1]
+    if any(True for candidate in smallest_first for _ in whole_trials(candidate, forced, roomy)):
+        return True
+    if ask.settings.n_gpu_layers is not None or not target.devices:
+        return False
+    return any(True for candidate in smallest_first for _ in partial_trials(candidate, forced, roomy))
 
 
 def _grown_context(ask: Ask, candidates: tuple[Candidate, ...], target: Target, weigh: _Weigher) -> Ask:

@@ -33,7 +33,6 @@ from launcher.planner.footprint.llama_cpp import (
     DEFAULT_N_BATCH,
     DEFAULT_N_UBATCH,
     Backend,
-    Held,
     LlamaCppConfig,
     estimate_footprint,
     held_bytes,
@@ -132,7 +131,7 @@ class Trial(Struct, frozen=True, kw_only=True):
     def layers_on_host(self) -> int:
         """Layers that run on the host, or whose experts do."""
         left = self.candidate.architecture.n_layer + 1 - self.config.n_gpu_layers
-        return max(0, left) or self.config.n_cpu_moe
+        return max(0, left, self.config.n_cpu_moe)
 
     @property
     def is_whole(self) -> bool:
@@ -378,7 +377,7 @@ def _ubatches(ask: Ask, shape: Shape) -> tuple[int, ...]:
 
 
 def _try_split(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> Trial | None:
-    """Try shares by budget; where one device overflows, give each as many whole layers as it can hold, in order.
+    """Try shares by budget; where one device overflows, give each whole layers as it can hold them.
 
     ``None`` where weights and cache alone find no room, whatever the compute buffers take.
     """
@@ -386,28 +385,68 @@ def _try_split(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> 
     held = held_bytes(candidate.architecture, candidate.weights, config)
     budgets = _corrected(target, candidate, config).known_budgets
     overflows = any(sum(one) > budget.budget_bytes for one, budget in zip(held, budgets, strict=True))
-    can_refill = len(target.devices) > 1 and shape.n_gpu_layers >= all_layers(candidate, target) and not shape.n_cpu_moe
-    if overflows and not (can_refill and _fill_in_order(candidate, held[:-1], budgets[:-1])):
+    can_refill = len(target.devices) > 1 and shape.n_gpu_layers > 0 and not shape.n_cpu_moe
+    cache_bytes = sum(one.kv_cache_bytes for one in held)
+    n_left = all_layers(candidate, target) - shape.n_gpu_layers
+
+    def refill(rooms: Sequence[int]) -> tuple[float, ...]:
+        in_order = () if n_left > 0 else _fill_in_order(candidate, cache_bytes, rooms)
+        if in_order or ask.settings.n_gpu_layers is None:
+            return in_order
+        return _fill_with(shape.n_gpu_layers, _pack(candidate, cache_bytes, rooms))
+
+    rooms = [budget.budget_bytes for budget in budgets[:-1]]
+    if overflows and not (can_refill and refill(rooms)):
         return None
     trial = try_shape(candidate, ask, target, shape)
     if trial.fits or not can_refill:
         return trial
-    compute = [use.compute_bytes for use in trial.footprint.devices]
-    shares = _fill_in_order(candidate, held[:-1], budgets[:-1], compute)
-    return try_shape(candidate, ask, target, replace(shape, shares=shares)) if shares else trial
+    if ask.settings.n_gpu_layers is None:
+        rooms = [room - use.compute_bytes for room, use in zip(rooms, trial.footprint.devices, strict=True)]
+        shares = refill(rooms)
+        return try_shape(candidate, ask, target, replace(shape, shares=shares)) if shares else trial
+    return _dealt_out(candidate, ask, target, shape, refill) or trial
 
 
-def _fill_in_order(
-    candidate: Candidate, held: Sequence[Held], budgets: Sequence[Budget], compute: Sequence[int] = ()
-) -> tuple[float, ...]:
+def _dealt_out(
+    candidate: Candidate, ask: Ask, target: Target, shape: Shape, refill: Callable[[Sequence[int]], tuple[float, ...]]
+) -> Trial | None:
+    """Return a placement that the devices hold with shares that ``refill`` finds for what buffers leave of them."""
+    rooms = [budget.budget_bytes for budget in target.budgets]
+    before: tuple[float, ...] = ()
+    while (shares := refill(rooms)) and shares != before:
+        before, trial = shares, try_shape(candidate, ask, target, replace(shape, shares=shares))
+        if _devices_hold(trial):
+            return trial
+        rooms = [
+            min(room, budget.budget_bytes - use.compute_bytes) if use.total_bytes > budget.budget_bytes else room
+            for room, use, budget in zip(rooms, trial.footprint.devices, trial.target.budgets, strict=True)
+        ]
+    return None
+
+
+def _fill_with(n_layer: int, counts: Sequence[int]) -> tuple[float, ...]:
+    """Return ``n_layer`` layers per device where each could hold ``counts``; empty where they are too few.
+
+    The first ones give way: they hold what comes next after the layers on the host.
+    """
+    surplus = sum(counts) - n_layer
+    kept = []
+    for count in counts:
+        taken = max(0, min(count, surplus))
+        surplus -= taken
+        kept.append(float(count - taken))
+    return tuple(kept) if surplus == 0 else ()
+
+
+def _fill_in_order(candidate: Candidate, cache_bytes: int, rooms: Sequence[int]) -> tuple[float, ...]:
     """Return whole layers per device, each filled before the next; empty where they do not all find a place."""
     weights, layers = candidate.weights, candidate.architecture.n_layer
-    total_cache = sum(one.kv_cache_bytes for one in held)
-    items = [block.dense_bytes + block.expert_bytes + total_cache // max(1, layers) for block in weights.blocks]
+    items = [block.dense_bytes + block.expert_bytes + cache_bytes // max(1, layers) for block in weights.blocks]
     items.append(max(weights.output_bytes, weights.largest_output_bytes))
     counts, position = [], 0
-    for idx, budget in enumerate(budgets):
-        room, taken = budget.budget_bytes - (compute[idx] if compute else 0), 0
+    for room_bytes in rooms:
+        room, taken = room_bytes, 0
         while position < len(items) and items[position] <= room:
             room -= items[position]
             position += 1
@@ -483,14 +522,30 @@ def least_on_host(candidate: Candidate, ask: Ask, target: Target, starts: Sequen
         for shapes in ways:
             upper = _last_with_room(candidate, ask, target, shapes, at=upper)
         bounds += [len(ways[0]) - 1 - upper] if upper >= 0 else []
+    if len(target.devices) > 1:
+        bounds.append(all_layers(candidate, target) - _most_packed(candidate, ask, target, starts[-1]))
     return min(bounds)
 
 
 def most_tps(candidate: Candidate, ask: Ask, target: Target, start: Shape) -> float:
     """Return a bound from above on the tokens/s of any partial placement."""
-    ways = [way for way in _ways(candidate, ask, target, start) if way]
-    uppers = (_last_with_room(candidate, ask, target, way) for way in ways)
-    return max(_fastest_tps(candidate, ask, target, way, upper) for way, upper in zip(ways, uppers, strict=True))
+    by_layers, by_experts = _ways(candidate, ask, target, start)
+    upper = _last_with_room(candidate, ask, target, by_layers)
+    if len(target.devices) > 1:
+        upper = max(upper, _most_packed(candidate, ask, target, start))
+    fastest = _fastest_tps(candidate, ask, target, by_layers, upper)
+    if not by_experts:
+        return fastest
+    upper = _last_with_room(candidate, ask, target, by_experts)
+    return max(fastest, _fastest_tps(candidate, ask, target, by_experts, upper))
+
+
+def _most_packed(candidate: Candidate, ask: Ask, target: Target, start: Shape) -> int:
+    """Return how many layers several devices could hold between them if they needed no compute buffers."""
+    config = build_config(ask, target, start)
+    held = held_bytes(candidate.architecture, candidate.weights, config)
+    rooms = [budget.budget_bytes for budget in _corrected(target, candidate, config).budgets]
+    return sum(_pack(candidate, sum(one.kv_cache_bytes for one in held), rooms))
 
 
 def may_leave(trial: Trial, ask: Ask, start: Shape, n_layer: int) -> bool:

@@ -23,6 +23,12 @@ _LINES = unseen_lines()
 _INEXACT = {"grovemoe": 1, "arctic": 1, "openelm": 1}
 
 
+def _forget() -> None:
+    """Forget the figures and graphs of earlier questions."""
+    compute.compute_bytes.cache_clear()
+    compute._graphs.cache_clear()
+
+
 @cache
 def _figures(model: str) -> list[Figures]:
     return unseen_figures(_LINES[model])
@@ -61,9 +67,23 @@ def test_a_graph_without_its_repetitions_tells_the_same(model: str, monkeypatch:
     ]
     names = ("gpu0", "gpu1")
     shortened = [estimate_footprint(architecture, weights, config, names) for config in configs]
-    compute.compute_bytes.cache_clear()
+    _forget()
     monkeypatch.setattr(compute, "shorten", lambda kinds: Walk(tuple(range(len(kinds))), tuple(range(len(kinds)))))
     assert [estimate_footprint(architecture, weights, config, names) for config in configs] == shortened
+
+
+@pytest.mark.parametrize("model", list(_LINES)[5::9])
+def test_a_graph_of_another_placement_tells_the_same(model: str) -> None:
+    """A placement takes as much where its graph was built for another one as where it is the first to be asked for."""
+    spec = unseen_spec(_LINES[model])
+    architecture = read_architecture(spec)
+    weights, n_layer = sum_weights(spec, architecture.n_layer), architecture.n_layer
+    configs = [LlamaCppConfig(n_ctx=4096, n_gpu_layers=n) for n in range(0, n_layer + 2, max(1, n_layer // 8))]
+    _forget()
+    shared = [estimate_footprint(architecture, weights, config, ("gpu0",)) for config in configs]
+    for config, footprint in zip(configs, shared, strict=True):
+        _forget()
+        assert estimate_footprint(architecture, weights, config, ("gpu0",)) == footprint
 
 
 @pytest.mark.parametrize("model", list(_LINES)[3::7])
@@ -79,7 +99,7 @@ def test_a_graph_of_stand_ins_tells_the_same(model: str, monkeypatch: pytest.Mon
         for n_ctx, n_ubatch, n_parallel, flash in ((4096, 512, 1, True), (2048, 2048, 4, False), (8192, 64, 2, True))
     ]
     general = [estimate_footprint(architecture, weights, config, ("gpu0",)) for config in configs]
-    compute.compute_bytes.cache_clear()
+    _forget()
     monkeypatch.setattr(compute, "_stand_in", lambda _, caches, batch: (caches, batch, (1,)))
     assert [estimate_footprint(architecture, weights, config, ("gpu0",)) for config in configs] == general
 

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from launcher.domain import CacheType, Engine, Inventory, Request, Settings
 from launcher.planner.ask import resolve_ask
-from launcher.planner.sizing import Trial, partial_trials, prepare, try_shape, whole_trials
+from launcher.planner.sizing import Trial, first_shape, partial_trials, prepare, try_shape, whole_trials
 from launcher.planner.target import Target, build_target
 from launcher.profiles import load_profile
 from launcher.units import GIB, MIB
@@ -81,6 +81,30 @@ def test_no_split_of_two_more_layers_fits(target: Target) -> None:
     for trial in partial_trials(_CANDIDATE, _ASK, target):
         assert trial.fits
         assert not any(larger.fits for larger in _splits(trial, trial.shape.n_gpu_layers + 2))
+
+
+@given(_machines)
+@settings(max_examples=40)
+def test_a_count_of_layers_that_was_planned_is_honoured_when_it_is_ordered(target: Target) -> None:
+    """Shares by budget may overflow with it, layers dealt out by count do not."""
+    for trial in partial_trials(_CANDIDATE, _ASK, target):
+        ordered = replace(_FIXED, n_gpu_layers=trial.config.n_gpu_layers)
+        ask = resolve_ask(Request(profile=_LLAMA, settings=ordered))
+        (honoured,) = whole_trials(_CANDIDATE, ask, target)
+        assert honoured.fits
+        assert honoured.config.n_gpu_layers == trial.config.n_gpu_layers
+
+
+def test_layers_and_experts_on_the_host_are_counted_together() -> None:
+    """The first layers are on the host whole, of more of them the experts are: each is one layer that is there."""
+    qwen = load_profile("qwen3-30b-a3b")
+    candidate = next(c for c in prepare(qwen) if c.artifact.quantization == "q4_k_m")
+    for n_gpu_layers, n_cpu_moe, expected in ((44, 7, 7), (44, 3, 5), (49, 7, 7), (49, 0, 0)):
+        fixed = Settings(n_gpu_layers=n_gpu_layers, n_cpu_moe=n_cpu_moe)
+        ask = resolve_ask(Request(profile=qwen, settings=fixed))
+        target = _target(40_000)
+        trial = try_shape(candidate, ask, target, first_shape(candidate, ask, target))
+        assert trial.layers_on_host == expected
 
 
 @pytest.mark.parametrize(

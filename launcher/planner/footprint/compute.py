@@ -4,12 +4,14 @@ Blocks that are alike need the same memory, so it is enough to look at those at 
 kind of neighbourhood is kept ``_REPEATS`` times, since what one block leaves behind may still be held in the next.
 Where weights are copied to a device, the order of their sizes can still fragment a buffer differently (by at
 most 6 MiB in the recorded rows), so all blocks can be asked for. Of those that are looked at, the graph is built
-without what only repeats, and its events are replayed for each of them with its own weights. It does not know the
-engine's defaults or how layers were placed.
+without what only repeats, and its events are replayed for each of them with its own weights; one that was built for
+another placement serves where it has all that this one has. It does not know the engine's defaults or how layers were
+placed.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 from msgspec import Struct
@@ -29,7 +31,7 @@ from launcher.planner.footprint.family import Model, counts_blocks
 from launcher.planner.footprint.replay import NO_WEIGHTS, Paddings, Recording, Weights, largest
 from launcher.planner.footprint.scheduler import OFFLOAD_MIN_BATCH, record
 from launcher.planner.footprint.standin import CELLS, SLIDING_CELLS, TOKENS, powers, work_out
-from launcher.planner.footprint.walk import Walk, shorten
+from launcher.planner.footprint.walk import Surroundings, shorten, surroundings
 
 _REPEATS: Final = 2
 _PER_LAYER: Final = "per_layer_token_embd.weight"
@@ -131,6 +133,29 @@ def _kept(architecture: Architecture, sizes: Shapes, places: Places) -> list[int
     return kept
 
 
+def _in_step(kept: Sequence[int], kinds: Sequence[int]) -> list[int]:
+    """Return the kept blocks, with others between them so that each gap leaves out whole repetitions of a pattern.
+
+    Placements of one model then differ in how often it repeats, and their graphs in nothing.
+    """
+    around = list(zip((-1, -1, *kinds), (-1, *kinds), kinds, kinds[1:], strict=False))
+    aligned = list(kept[:1])
+    for before, after in pairwise(kept):
+        start, end = _gap(around, before, after)
+        aligned += (*range(before + 1, start + 1), *range(end, after + 1))
+    return aligned
+
+
+def _gap(around: Sequence[Hashable], before: int, after: int) -> tuple[int, int]:
+    """Return the blocks next to the widest gap between two of them that leaves out whole repetitions."""
+    for n_more in range(after - before):
+        for n_forward in range(n_more + 1):
+            start, end = before + n_forward, after - n_more + n_forward
+            if around[start] == around[end - 1]:
+                return start, end
+    return after - 1, after
+
+
 def _spot(architecture: Architecture, alike: tuple[int, ...], places: Places, idx: int) -> Spot:
     owner, block = _owner(architecture, idx), idx % architecture.n_block
     return Spot(
@@ -220,11 +245,41 @@ def _crude_bytes(architecture: Architecture, batch: Batch) -> int:
     return 4 * (n_row * batch.n_tokens + architecture.n_vocab * batch.n_outputs)
 
 
+class _Graphs:
+    """The graphs of one model for one step on so many devices, each recorded when it is first needed.
+
+    They are the same for all quantizations of a model.
+    """
+
+    def __init__(self, record_one: Callable[[tuple[Spot, ...]], Recording]) -> None:
+        self._record_one = record_one
+        self._shortened: list[tuple[dict[Surroundings, int], Recording]] = []
+        self._whole: dict[tuple[Spot, ...], Recording] = {}
+
+    def find(self, spots: tuple[Spot, ...]) -> tuple[Recording, Sequence[int]]:
+        """Return a recording without what only repeats, and for each spot the block that tells of it."""
+        around = surroundings(spots)
+        for places, recording in self._shortened:
+            if all(one in places for one in around):
+                return recording, [places[one] for one in around]
+        walk = shorten(spots)
+        kept = tuple(spots[idx] for idx in walk.kept)
+        recording = self._record_one(kept)
+        places = {one: place for place, one in reversed(list(enumerate(surroundings(kept))))}
+        self._shortened.append((places, recording))
+        return recording, walk.steps
+
+    def find_whole(self, spots: tuple[Spot, ...]) -> tuple[Recording, Sequence[int]]:
+        """Return the recording that has all spots, in their order."""
+        if spots not in self._whole:
+            self._whole[spots] = self._record_one(spots)
+        return self._whole[spots], range(len(spots))
+
+
 @lru_cache(maxsize=_CACHE_SIZE)
-def _record(
+def _graphs(
     architecture: Architecture,
     shapes: Shapes,
-    spots: tuple[Spot, ...],
     caches: Caches,
     batch: Batch,
     *,
@@ -232,19 +287,21 @@ def _record(
     n_devices: int,
     op_offload: bool,
     pipeline: bool,
-) -> Recording:
-    """Build a graph and return what comes and goes on each backend; the same for all quantizations of a model."""
-    model = Model(
-        name=architecture.name,
-        numbers=dict(architecture.numbers),
-        n_embd=architecture.n_embd,
-        layers=tuple(_layer(architecture, shapes, caches, spot, place) for place, spot in enumerate(spots)),
-        table=dict(shapes.table),
-        output_home=output_home,
-        cpu=n_devices,
-        batch=batch,
-    )
-    return record(build_graph(model), len(spots), n_devices, op_offload=op_offload, pipeline=pipeline)
+) -> _Graphs:
+    def record_one(spots: tuple[Spot, ...]) -> Recording:
+        model = Model(
+            name=architecture.name,
+            numbers=dict(architecture.numbers),
+            n_embd=architecture.n_embd,
+            layers=tuple(_layer(architecture, shapes, caches, spot, place) for place, spot in enumerate(spots)),
+            table=dict(shapes.table),
+            output_home=output_home,
+            cpu=n_devices,
+            batch=batch,
+        )
+        return record(build_graph(model), len(spots), n_devices, op_offload=op_offload, pipeline=pipeline)
+
+    return _Graphs(record_one)
 
 
 def _stand_in(architecture: Architecture, caches: Caches, batch: Batch) -> tuple[Caches, Batch, tuple[int, ...]]:
@@ -297,25 +354,26 @@ def compute_bytes(
     every = every_layer or _needs_every_layer(architecture, shapes, places)
     kept = list(range(n_trunk)) if every else _kept(architecture, sizes or shapes, places)
     alike = _alike(architecture, shapes)
-    spots = [_spot(architecture, alike, places, idx) for idx in kept]
-    walk = shorten(range(len(spots)) if every or pipeline else _number(spots))
+    if not every and not pipeline:
+        kept = _in_step(kept, _number(zip(alike, places.blocks, places.experts, strict=False)))
+    spots = tuple([_spot(architecture, alike, places, idx) for idx in kept])
     general_caches, general_batch, counts = _stand_in(architecture, caches, batch)
+    graphs = _graphs(
+        architecture,
+        shapes,
+        general_caches,
+        general_batch,
+        output_home=places.output,
+        n_devices=places.n_devices,
+        op_offload=op_offload,
+        pipeline=pipeline,
+    )
     try:
-        recording = _record(
-            architecture,
-            shapes,
-            tuple(spots[place] for place in walk.kept),
-            general_caches,
-            general_batch,
-            output_home=places.output,
-            n_devices=places.n_devices,
-            op_offload=op_offload,
-            pipeline=pipeline,
-        )
+        recording, steps = graphs.find_whole(spots) if every or pipeline else graphs.find(spots)
     except (ArithmeticError, LookupError, ValueError):
         # keys and tensors contradict each other: the engine would refuse the file, a figure is still owed
         return (_crude_bytes(architecture, batch),) * (places.n_devices + 1)
-    measured = _replay(recording, _paddings(recording, counts), walk, kept, sizes)
+    measured = _replay(recording, _paddings(recording, counts), steps, kept, sizes)
     if architecture.known:
         return measured
     percent = _EXOTIC_PERCENT if architecture.name in _EXOTIC else _UNKNOWN_PERCENT
@@ -323,7 +381,7 @@ def compute_bytes(
 
 
 def _replay(
-    recording: Recording, paddings: Paddings, walk: Walk, kept: Sequence[int], sizes: Shapes | None
+    recording: Recording, paddings: Paddings, steps: Sequence[int], kept: Sequence[int], sizes: Shapes | None
 ) -> tuple[int, ...]:
     """Return what each backend's buffer reaches with a quantization's weights, block by block."""
     blocks, table = [NO_WEIGHTS] * len(kept), NO_WEIGHTS
@@ -331,9 +389,7 @@ def _replay(
         by_block, table = _weights(sizes)
         blocks = [by_block[idx] for idx in kept]
     return tuple(
-        largest(
-            [(before, NO_WEIGHTS), *zip([during[step] for step in walk.steps], blocks, strict=True)], table, paddings
-        )
+        largest([(before, NO_WEIGHTS), *zip([during[step] for step in steps], blocks, strict=True)], table, paddings)
         for before, *during in recording.pools
     )
 

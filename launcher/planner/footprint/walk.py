@@ -18,14 +18,15 @@ class Walk(NamedTuple):
     steps: tuple[int, ...]
 
 
-_Surroundings: TypeAlias = tuple[frozenset[Hashable], Hashable, Hashable, Hashable, tuple[Hashable, ...]]
+Surroundings: TypeAlias = tuple[frozenset[Hashable], Hashable, Hashable, Hashable, tuple[Hashable, ...]]
 """All that a member and the beginning of the next can have to do with.
 
 What came before, the previous one, itself, the following one, and what comes after that, in the order of first occurrence.
 """
 
 
-def _surroundings(kinds: Sequence[Hashable]) -> list[_Surroundings]:
+def surroundings(kinds: Sequence[Hashable]) -> list[Surroundings]:
+    """Return those of each member."""
     after: list[tuple[Hashable, ...]] = [(), ()]
     latest: tuple[Hashable, ...] = ()
     preceded: dict[tuple[Hashable, tuple[Hashable, ...]], tuple[Hashable, ...]] = {}
@@ -52,11 +53,11 @@ def shorten(kinds: Sequence[Hashable]) -> Walk:
     What remains has the same neighbours as before, and the same kinds before and after it: each member of the whole is
     in the surroundings of a kept one.
     """
-    surroundings = _surroundings(kinds)
+    found = surroundings(kinds)
     kept: list[int] = []
-    place: dict[_Surroundings, int] = {}
+    place: dict[Surroundings, int] = {}
     newest = -1
-    for idx, around in enumerate(surroundings):
+    for idx, around in enumerate(found):
         known = place.get(around)
         if known is not None and known >= newest:
             del kept[known + 1 :]
@@ -64,4 +65,4 @@ def shorten(kinds: Sequence[Hashable]) -> Walk:
         kept.append(idx)
         if known is None:
             newest = place[around] = len(kept) - 1
-    return Walk(tuple(kept), tuple(place[around] for around in surroundings))
+    return Walk(tuple(kept), tuple(place[around] for around in found))
