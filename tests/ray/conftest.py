@@ -92,12 +92,22 @@ def kept(cluster: RayCluster) -> dict[str, Any]:
     return {"config": json.dumps(found["deployed_app_config"]), "replicas": replicas}
 
 
+def reserved_gpus(cluster: RayCluster) -> float:
+    """Return how many GPUs Ray says that applications have."""
+    report = cluster.get("/api/cluster_status")["data"]["clusterStatus"]["loadMetricsReport"]
+    return sum(float(usage["GPU"][0]) for usage in report["usageByNode"].values() if "GPU" in usage)
+
+
 @pytest.fixture(scope="module")
 def start(
     cluster: RayCluster, launch: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., OnCluster]]:
-    """Start ``launch serve --cluster`` with more words; all of it is killed after the module."""
+    """Start ``launch serve --cluster`` with more words; all of it is killed after the module.
+
+    Ray tells some seconds late that the GPUs of an application which is gone are free again: that is waited for.
+    """
     started: list[OnCluster] = []
+    cluster.await_that(lambda: not reserved_gpus(cluster), "the GPUs of earlier applications are free")
 
     def begin(*words: str) -> OnCluster:
         started.append(OnCluster(launch, tmp_path_factory.mktemp("serve"), cluster, words))
