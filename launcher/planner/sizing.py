@@ -34,6 +34,7 @@ from launcher.planner.footprint.llama_cpp import (
     DEFAULT_N_UBATCH,
     Backend,
     LlamaCppConfig,
+    block_caches,
     estimate_footprint,
     held_bytes,
     hold_like,
@@ -386,14 +387,14 @@ def _try_split(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> 
     budgets = _corrected(target, candidate, config).known_budgets
     overflows = any(sum(one) > budget.budget_bytes for one, budget in zip(held, budgets, strict=True))
     can_refill = len(target.devices) > 1 and shape.n_gpu_layers > 0 and not shape.n_cpu_moe
-    cache_bytes = sum(one.kv_cache_bytes for one in held)
+    caches = block_caches(candidate.architecture, config)
     n_left = all_layers(candidate, target) - shape.n_gpu_layers
 
     def refill(rooms: Sequence[int]) -> tuple[float, ...]:
-        in_order = () if n_left > 0 else _fill_in_order(candidate, cache_bytes, rooms)
+        in_order = () if n_left > 0 else _fill_in_order(candidate, caches, rooms)
         if in_order or ask.settings.n_gpu_layers is None:
             return in_order
-        return _fill_with(shape.n_gpu_layers, _pack(candidate, cache_bytes, rooms))
+        return _fill_with(shape.n_gpu_layers, _pack(candidate, caches, rooms))
 
     rooms = [budget.budget_bytes for budget in budgets[:-1]]
     if overflows and not (can_refill and refill(rooms)):
@@ -439,11 +440,17 @@ def _fill_with(n_layer: int, counts: Sequence[int]) -> tuple[float, ...]:
     return tuple(kept) if surplus == 0 else ()
 
 
-def _fill_in_order(candidate: Candidate, cache_bytes: int, rooms: Sequence[int]) -> tuple[float, ...]:
+def _items(candidate: Candidate, caches: Sequence[int]) -> list[int]:
+    """Return the bytes of each layer with its cache, the output last."""
+    weights = candidate.weights
+    blocks = zip(weights.blocks, caches, strict=False)
+    items = [block.dense_bytes + block.expert_bytes + cache_bytes for block, cache_bytes in blocks]
+    return [*items, max(weights.output_bytes, weights.largest_output_bytes)]
+
+
+def _fill_in_order(candidate: Candidate, caches: Sequence[int], rooms: Sequence[int]) -> tuple[float, ...]:
     """Return whole layers per device, each filled before the next; empty where they do not all find a place."""
-    weights, layers = candidate.weights, candidate.architecture.n_layer
-    items = [block.dense_bytes + block.expert_bytes + cache_bytes // max(1, layers) for block in weights.blocks]
-    items.append(max(weights.output_bytes, weights.largest_output_bytes))
+    items = _items(candidate, caches)
     counts, position = [], 0
     for room_bytes in rooms:
         room, taken = room_bytes, 0
@@ -543,9 +550,8 @@ def most_tps(candidate: Candidate, ask: Ask, target: Target, start: Shape) -> fl
 def _most_packed(candidate: Candidate, ask: Ask, target: Target, start: Shape) -> int:
     """Return how many layers several devices could hold between them if they needed no compute buffers."""
     config = build_config(ask, target, start)
-    held = held_bytes(candidate.architecture, candidate.weights, config)
     rooms = [budget.budget_bytes for budget in _corrected(target, candidate, config).budgets]
-    return sum(_pack(candidate, sum(one.kv_cache_bytes for one in held), rooms))
+    return sum(_pack(candidate, block_caches(candidate.architecture, config), rooms))
 
 
 def may_leave(trial: Trial, ask: Ask, start: Shape, n_layer: int) -> bool:
@@ -557,12 +563,11 @@ def may_leave(trial: Trial, ask: Ask, start: Shape, n_layer: int) -> bool:
     candidate, target = trial.candidate, trial.target
     if _shapes_by_experts(candidate, ask, target, start):
         return True
-    held = held_bytes(candidate.architecture, candidate.weights, build_config(ask, target, start))
-    cache, cache_before = sum(one.kv_cache_bytes for one in held), _cache_bytes(trial)
-    copied = _COPIED_CACHES * (cache_before - cache) // max(1, candidate.architecture.n_layer)
+    caches = block_caches(candidate.architecture, build_config(ask, target, start))
+    copied = _COPIED_CACHES * (_cache_bytes(trial) - sum(caches)) // max(1, candidate.architecture.n_layer)
     compute = [max(0, use.compute_bytes - copied) if n_layer >= _BOUNDARY else 0 for use in trial.footprint.devices]
     rooms = [budget.budget_bytes - n_bytes for budget, n_bytes in zip(target.budgets, compute, strict=True)]
-    return sum(_pack(candidate, cache, rooms)) >= all_layers(candidate, target) - n_layer
+    return sum(_pack(candidate, caches, rooms)) >= all_layers(candidate, target) - n_layer
 
 
 def with_wide_cache(trial: Trial, ask: Ask) -> Trial:
@@ -703,9 +708,9 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
         budget.budget_bytes - use.compute_bytes
         for budget, use in zip(target.budgets, trial.footprint.devices, strict=True)
     ]
-    cache = _cache_bytes(trial)
+    caches = block_caches(candidate.architecture, trial.config)
     while len(rooms) > 1:
-        counts = _pack(candidate, cache, rooms)
+        counts = _pack(candidate, caches, rooms)
         if sum(counts) <= trial.config.n_gpu_layers:
             break
         shape = replace(trial.shape, n_gpu_layers=sum(counts), shares=tuple(map(float, counts)))
@@ -727,13 +732,9 @@ def _cache_bytes(trial: Trial) -> int:
     return footprint.host.kv_cache_bytes + sum(use.kv_cache_bytes for use in footprint.devices)
 
 
-def _pack(candidate: Candidate, cache_bytes: int, rooms: Sequence[int]) -> list[int]:
+def _pack(candidate: Candidate, caches: Sequence[int], rooms: Sequence[int]) -> list[int]:
     """Return how many layers each device holds, counted from the last layer and the last device."""
-    weights, n_layer = candidate.weights, candidate.architecture.n_layer
-    items = [max(weights.output_bytes, weights.largest_output_bytes)]
-    items += [
-        block.dense_bytes + block.expert_bytes + cache_bytes // max(1, n_layer) for block in reversed(weights.blocks)
-    ]
+    items = _items(candidate, caches)[::-1]
     counts, position = [], 0
     for budget in reversed(rooms):
         room, taken = budget, 0

@@ -234,6 +234,13 @@ def _cache_sums(architecture: Architecture, cells: Cells, type_k: CacheType, typ
     return tuple(accumulate((by_kind[layer] for layer in architecture.layers), initial=0))
 
 
+def block_caches(architecture: Architecture, config: LlamaCppConfig) -> tuple[int, ...]:
+    """Return the bytes of each block's cache, wherever the block is."""
+    config = _as_engine(architecture, config)
+    sums = _cache_sums(architecture, _cells(architecture, config), config.cache_type_k, config.cache_type_v)
+    return tuple(after - before for before, after in pairwise(sums))
+
+
 def is_compressed(architecture: Architecture) -> bool:
     """Tell whether cached rows stand for several tokens."""
     return any(isinstance(layer, CompressedAttention) for layer in architecture.layers)
