@@ -3,6 +3,7 @@
 import msgspec
 
 from launcher.domain import SCHEMA_VERSION, InstanceRecord, InstanceView
+from launcher.render.plan import describe_placement
 
 _HEADINGS = ("NAME", "STATE", "ADDRESS", "MODEL", "UP", "RESTARTS")
 _MINUTE_S = 60
@@ -61,7 +62,7 @@ def render_status(view: InstanceView, *, now: float) -> str:
             facts.append(("endpoint", f"http://{_address(record)}"))
             facts.append(("model", f"{plan.model} {plan.quantization} on {plan.engine}"))
             facts.append(("context", f"{plan.n_ctx_per_request} tokens per request, {plan.n_parallel} at once"))
-            facts.append(("gpu layers", f"{plan.n_gpu_layers} of {plan.n_layer}"))
+            facts.append(("placement", describe_placement(plan)))
         if record.application is not None:
             facts.append(("application", f"{record.application.name} on the Ray cluster at {record.application.url}"))
         facts += _fallback_facts(record)
