@@ -13,12 +13,11 @@ from typing import Final
 from msgspec import Struct
 
 from launcher.cluster.serve_details import Application, Deployment, Replica, ServeDetails
-from launcher.inventory.text import printable
+from launcher.inventory.text import printable, without_styles
 
 _MAX_LINES: Final = 12
 """Of Ray's own words: the end of a traceback tells most."""
 _MAX_LINE: Final = 400
-_ANSI: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _UNPLACED: Final = re.compile(
     r"Resources required for each replica: (?P<wanted>.+?), total resources available: (?P<free>.+?)\. Use `ray status`",
     re.DOTALL,
@@ -121,7 +120,7 @@ def _words(application: Application, deployments: list[Deployment]) -> tuple[str
         slow = _SLOW.search(message)
         if slow is not None:
             return f"a replica has been loading for more than {slow['after']}", ()
-        lines = [printable(line.rstrip())[:_MAX_LINE] for line in _ANSI.sub("", message).splitlines() if line.strip()]
+        lines = [printable(line.rstrip())[:_MAX_LINE] for line in without_styles(message).splitlines() if line.strip()]
         if lines:
             unplaced = _UNPLACED.search(message)
             if unplaced is not None:

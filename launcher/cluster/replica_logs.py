@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from launcher.cluster.serve_details import Replica
 from launcher.errors import ClusterError
-from launcher.inventory.text import printable
+from launcher.inventory.text import printable, without_styles
 
 N_LINES: Final = 400
 """Of one replica, at one look; what it writes beyond that between two looks is left out, and said to be."""
@@ -41,7 +41,7 @@ class ReplicaLogs:
 
     def _read_one(self, path: str, name: str) -> Iterator[str]:
         try:
-            text = self._fetch(path).decode("utf-8", "replace")
+            text = without_styles(self._fetch(path).decode("utf-8", "replace"))
         except ClusterError:
             return
         said = [line for line in text.splitlines() if not line.startswith(_HEADS)]

@@ -41,8 +41,8 @@ def test_a_log_has_no_slash_before_its_name() -> None:
 
 
 def test_lines_bear_their_replicas_name() -> None:
-    """What Ray writes at the top of an output is left out, what is not printable too; a node without an answer is skipped."""
-    texts = {"filename": b"one\n", "suffix=out": b":job_id:01\n:actor_name:X\ntw\x1bo\n"}
+    """What Ray writes at the top of an output is left out, its colours and what is not printable too; a node without an answer is skipped."""
+    texts = {"filename": b"\x1b[36mo\x1b[0;1mne\x1b[39m\n", "suffix=out": b":job_id:01\n:actor_name:X\ntw\x1bo\n"}
 
     def fetch(path: str) -> bytes:
         for key, text in texts.items():
