@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from launcher.cli import options as opt
 from launcher.cli.calibrate import read_known
-
-if TYPE_CHECKING:
-    from launcher.export import Target
 
 To = Annotated[
     str, typer.Option("--to", metavar="TARGET", help="kuberay, skypilot, compose, quadlet or vllm-multinode.")
@@ -58,7 +55,9 @@ def export(
     force: opt.Force = False,
 ) -> None:
     """Write what `plan` plans as a file for another program; exit code 3 if nothing fits."""
-    target = _parse_target(to)
+    from launcher.export import Target
+
+    target = opt.parse_choice(Target, "--to", to)
     machine_answer = opt.start_reading_inventory(inventory, None, cluster)
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
@@ -105,17 +104,6 @@ def export(
         sys.stdout.write(text)
     else:
         _write(output, text, overwrite=overwrite)
-
-
-def _parse_target(text: str) -> "Target":
-    from launcher.errors import UsageError
-    from launcher.export import Target
-
-    try:
-        return Target(text.lower())
-    except ValueError:
-        msg = f"--to does not know `{text}`"
-        raise UsageError(msg, help=f"one of: {', '.join(Target)}") from None
 
 
 def _write(path: Path, text: str, *, overwrite: bool) -> None:

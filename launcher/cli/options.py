@@ -123,8 +123,15 @@ def parse_settings(
 
 
 def _member(kind: type[_Choice], option: str, text: str | None) -> _Choice | None:
-    if text is None:
-        return None
+    return None if text is None else parse_choice(kind, option, text)
+
+
+def parse_choice(kind: type[_Choice], option: str, text: str) -> _Choice:
+    """Return what the text of an option names, in upper or lower case.
+
+    Raises:
+        UsageError: it is none of those there are.
+    """
     try:
         return kind(text.lower())
     except ValueError:
