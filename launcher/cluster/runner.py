@@ -6,7 +6,6 @@ what an answer means (`following`), or how others' applications are kept (`appli
 """
 
 import asyncio
-import contextlib
 import signal
 import time
 from collections.abc import Callable
@@ -137,21 +136,23 @@ class ApplicationRun:
         self._is_replaced = sent.was_other
         self._session = await asyncio.to_thread(self._read_session)
         what = "taken over" if sent.was_there else "submitted"
-        self._notify("cluster.submitted", f"the application `{self._serving.name}` is {what} at {self._dashboard.url}")
+        self._account.notify(
+            "cluster.submitted", f"the application `{self._serving.name}` is {what} at {self._dashboard.url}"
+        )
         if not sent.was_started and self._serving.proxies.host != "127.0.0.1":
             text = f"Ray Serve was started: its proxies listen on port {self._serving.proxies.port} of {self._serving.proxies.host} and ask for no key"
-            self._notify("cluster.exposed", text)
+            self._account.notify("cluster.exposed", text)
         self._tell_lost(sent.lost)
 
     async def _submit_again(self) -> None:
         """Tell a cluster that was started again; one that does not take it yet is told at the next look."""
-        self._notify("cluster.restarted", "the cluster was started anew; the application is submitted again")
+        self._account.notify("cluster.restarted", "the cluster was started anew; the application is submitted again")
         try:
             await self._submit()
         except ForeignApplicationError:
             raise
         except ClusterError as error:
-            self._notify("cluster.unreachable", error.message)
+            self._account.notify("cluster.unreachable", error.message)
 
     async def _is_anew(self) -> bool:
         """Return whether this is another life of the cluster; where Serve alone is gone, somebody shut it down."""
@@ -166,7 +167,7 @@ class ApplicationRun:
     def _tell_lost(self, lost: tuple[str, ...]) -> None:
         if lost:
             names = ", ".join(f"`{name}`" for name in lost)
-            self._notify(
+            self._account.notify(
                 "cluster.conflict", f"somebody deployed at the same moment, and Ray no longer runs as declared: {names}"
             )
 
@@ -178,11 +179,11 @@ class ApplicationRun:
             self._since_s = time.monotonic()
             if not self._is_blind:
                 self._is_blind = True
-                self._notify("cluster.unreachable", f"{error.message}; the application is left as it is")
+                self._account.notify("cluster.unreachable", f"{error.message}; the application is left as it is")
             return None
         if self._is_blind:
             self._is_blind = False
-            self._notify("cluster.reachable", f"{self._dashboard.url} answers again")
+            self._account.notify("cluster.reachable", f"{self._dashboard.url} answers again")
         return details
 
     async def _follow_logs(self) -> None:
@@ -252,7 +253,7 @@ class ApplicationRun:
                 f"no node has room for a replica, which takes {demand}{lost}: Ray brings it back as soon as one has"
             )
             self._account.update(reason=reason)
-            self._notify("cluster.waiting", reason)
+            self._account.notify("cluster.waiting", reason)
         self._demand = demand
 
     def _read_demand(self, application: Application) -> tuple[str | None, list[str]]:
@@ -280,7 +281,7 @@ class ApplicationRun:
         if is_last or room.chance is Chance.NEVER:
             help_ = room.help or (_OTHERWISE if room.chance is Chance.NOW else self._help())
             raise EngineFailedError(words, help=help_, details=room.details or look.details)
-        self._notify("cluster.waiting", words)
+        self._account.notify("cluster.waiting", words)
 
     async def _prove(self, session: aiohttp.ClientSession, look: Look, details: ServeDetails) -> None:
         """Ask it through each proxy that is healthy, and let requests through by the first that brings a token back."""
@@ -293,7 +294,7 @@ class ApplicationRun:
             fault = found
         if fault != self._told:
             self._told = fault
-            self._notify("engine.unproved", f"not ready: {fault}")
+            self._account.notify("engine.unproved", f"not ready: {fault}")
         if self._phase is Phase.DEPLOYING and self._quiet_s(look) > self._options.unplaced_s:
             message = f"it runs and does not answer: {fault}"
             raise EngineFailedError(message, help=self._help(), details=tuple(self._lines))
@@ -314,7 +315,7 @@ class ApplicationRun:
         self._told = ""
         was, self._phase = self._phase, Phase.READY
         if was is Phase.READY:
-            self._notify("cluster.proxy", f"requests go by {proxy} now")
+            self._account.notify("cluster.proxy", f"requests go by {proxy} now")
             return
         now_s = time.monotonic()
         address = self._account.record.address
@@ -336,7 +337,7 @@ class ApplicationRun:
         slow = self._shortfall(look)
         if slow != self._account.record.slow:
             self._account.update(slow=slow)
-            self._notify("instance.degraded" if slow else "instance.restored", slow or describe(look))
+            self._account.notify("instance.degraded" if slow else "instance.restored", slow or describe(look))
         proxies = find_proxies(details)
         if self._proxy in proxies and await proof.is_up(session, self._proxy or ""):
             return
@@ -361,7 +362,7 @@ class ApplicationRun:
         self._account.update(
             state=State.STARTING, reason=reason, n_restarts=record.n_restarts + 1, ready_at=None, slow=None
         )
-        self._notify("engine.failed", f"{reason}; requests wait until Ray has brought one back")
+        self._account.notify("engine.failed", f"{reason}; requests wait until Ray has brought one back")
 
     def _failure(self, look: Look) -> EngineFailedError:
         if look.stage is Stage.FAILED:
@@ -379,14 +380,14 @@ class ApplicationRun:
         """Let running requests end, then take the application off; say so where that was not possible."""
         if error is None:
             by = f" ({self._stopped_by})" if self._stopped_by else ""
-            self._notify("instance.stopping", f"stopping{by}")
+            self._account.notify("instance.stopping", f"stopping{by}")
             self._account.update(state=State.STOPPING)
         await self._front.stop(0.0 if self._is_forced or error else self._options.drain_s, "the server is stopping")
         left = await self._remove() if self._is_sent else None
         if left is not None:
-            self._notify("cluster.left", left)
+            self._account.notify("cluster.left", left)
         elif error is None:
-            self._notify("instance.stopped", f"stopped; `{self._serving.name}` is off the cluster")
+            self._account.notify("instance.stopped", f"stopped; `{self._serving.name}` is off the cluster")
         if error is None:
             changes: dict[str, Any] = {"reason": left} if left else {}
             self._account.update(state=State.FAILED if left else State.STOPPED, **changes)
@@ -411,7 +412,3 @@ class ApplicationRun:
             return f"the application `{self._serving.name}` may still be on the cluster: {error.message}"
         self._tell_lost(sent.lost)
         return None
-
-    def _notify(self, event: str, text: str) -> None:
-        with contextlib.suppress(OSError):
-            self._account.notify(event, text)

@@ -43,7 +43,7 @@ class Account(Protocol):
     record: InstanceRecord
 
     def notify(self, event: str, text: str, *, transient: bool = False, **facts: str | float | bool | None) -> None:
-        """Report one act, in words and with its facts."""
+        """Report one act, in words and with its facts; a terminal or disk that does not take it is no fault."""
 
     def update(self, **changes: object) -> None:
         """Replace fields of the record."""
