@@ -5,7 +5,7 @@ Fields are the Compose Specification's.
 
 from launcher.domain import DeviceKind
 from launcher.errors import UsageError
-from launcher.export.handover import CACHE_PATH, MODELS_PATH, Handover, Node, bracketed
+from launcher.export.handover import CACHE_ENV, CACHE_PATH, MODELS_PATH, Handover, Node, bracketed
 from launcher.export.yaml_text import to_yaml
 from launcher.units import MIB
 
@@ -27,11 +27,9 @@ def render(handover: Handover) -> str:
         "command": [_literal(word) for word in node.argv[1:]],
         "environment": {
             **{name: _literal(value) for name, value in node.env.items()},
-            **_amd_environment(handover.kind, node),
             key: f"${{{key}:?put a key into .env: {key}=...}}",
             **({"HF_TOKEN": "${HF_TOKEN:-}"} if handover.source.repository is not None else {}),
-            "HF_HOME": f"{CACHE_PATH}/huggingface",
-            "LLAMA_CACHE": f"{CACHE_PATH}/llama.cpp",
+            **CACHE_ENV,
         },
         "ports": [f"{bracketed(handover.host)}:{handover.port}:{handover.port}"],
         "volumes": [*_mounts(handover), {"type": "volume", "source": "cache", "target": CACHE_PATH}],
@@ -85,9 +83,5 @@ def _resources(kind: DeviceKind | None, node: Node) -> dict[str, object]:
 
 
 def _amd_devices(kind: DeviceKind | None) -> dict[str, object]:
-    """AMD's driver has one device for all GPUs to compute with, and gives them by an environment variable."""
+    """AMD's driver has one device for all GPUs to compute with."""
     return {"devices": ["/dev/kfd", "/dev/dri"], "group_add": ["video"]} if kind is DeviceKind.ROCM else {}
-
-
-def _amd_environment(kind: DeviceKind | None, node: Node) -> dict[str, str]:
-    return {"ROCR_VISIBLE_DEVICES": ",".join(node.gpus)} if kind is DeviceKind.ROCM else {}

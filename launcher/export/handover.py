@@ -35,6 +35,8 @@ MODELS_PATH: Final = "/models"
 """Where a container finds weights that are mounted, read-only."""
 CACHE_PATH: Final = "/cache"
 """Where a container keeps what it downloads and compiles."""
+CACHE_ENV: Final = {"HF_HOME": f"{CACHE_PATH}/huggingface", "LLAMA_CACHE": f"{CACHE_PATH}/llama.cpp"}
+"""What tells downloads so."""
 MASTER_PORT: Final = 29501
 """vLLM's own default for the port by which its machines meet."""
 
@@ -292,12 +294,14 @@ def _node(
     plan: Plan, part: _Part, *, kind: DeviceKind | None, source: Source, address: Address, around: Surroundings
 ) -> Node:
     command = _command(plan, part, kind=kind, source=source, address=address, around=around)
+    # AMD's driver has one device for all GPUs to compute with, and gives them to a container by an environment variable.
+    amd = {"ROCR_VISIBLE_DEVICES": ",".join(part.gpus)} if around.is_container and kind is DeviceKind.ROCM else {}
     shm_bytes = _SHM_BYTES_PER_GPU * len(part.gpus) if plan.engine is Engine.VLLM and len(part.gpus) > 1 else 0
     check_words(command.argv)
     return Node(
         name=part.name,
         argv=command.argv,
-        env={name: value for name, value in command.env.items() if name not in _ONLY_OURS},
+        env={**{name: value for name, value in command.env.items() if name not in _ONLY_OURS}, **amd},
         gpus=part.gpus,
         ranks=part.at,
         description=part.description,

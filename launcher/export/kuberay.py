@@ -9,7 +9,7 @@ from typing import Final
 from launcher.backends.ray_serve import build_application
 from launcher.domain import Engine, Plan
 from launcher.errors import UsageError
-from launcher.export.handover import CACHE_PATH, MODELS_PATH, Handover, Node
+from launcher.export.handover import CACHE_ENV, CACHE_PATH, MODELS_PATH, Handover, Node
 from launcher.export.images import RAY_IMAGE, RAY_VERSION
 from launcher.export.yaml_text import Block, to_yaml
 from launcher.units import GIB, MIB
@@ -113,7 +113,7 @@ def _group(handover: Handover, nodes: list[Node], replicas: int) -> dict[str, ob
 
 
 def _environment(handover: Handover) -> list[dict[str, object]]:
-    env: list[dict[str, object]] = [{"name": "HF_HOME", "value": f"{CACHE_PATH}/huggingface"}]
+    env: list[dict[str, object]] = [{"name": "HF_HOME", "value": CACHE_ENV["HF_HOME"]}]
     if handover.source.repository is not None:
         secret = {"name": _HF_SECRET, "key": "HF_TOKEN", "optional": True}
         env.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}})

@@ -8,7 +8,7 @@ from typing import Final
 
 from launcher.domain import DeviceKind
 from launcher.errors import UsageError
-from launcher.export.handover import CACHE_PATH, MODELS_PATH, Handover, Node, bracketed, printable
+from launcher.export.handover import CACHE_ENV, CACHE_PATH, MODELS_PATH, Handover, Node, bracketed, printable
 from launcher.units import MIB
 
 _BARE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:=@,+-")
@@ -41,7 +41,7 @@ def render(handover: Handover) -> str:
         f"Image={handover.image}",
         f"Entrypoint={node.argv[0]}",
         f"Exec={' '.join(quote(word) for word in node.argv[1:])}",
-        *(f"Environment={quote(f'{name}={value}')}" for name, value in _environment(handover, node).items()),
+        *(f"Environment={quote(f'{name}={value}')}" for name, value in {**node.env, **CACHE_ENV}.items()),
         f"Secret={secret},type=env,target={key}",
         *_gated(handover),
         *_devices(handover.kind, node),
@@ -86,11 +86,6 @@ def _escaped(char: str) -> str:
         msg = f"the unprintable character {ord(char):#x} has no way through Podman's quoting"
         raise UsageError(msg, help="rename the model or its file")
     return f"\\x{ord(char):02x}"
-
-
-def _environment(handover: Handover, node: Node) -> dict[str, str]:
-    amd = {"ROCR_VISIBLE_DEVICES": ",".join(node.gpus)} if handover.kind is DeviceKind.ROCM else {}
-    return {**node.env, **amd, "HF_HOME": f"{CACHE_PATH}/huggingface", "LLAMA_CACHE": f"{CACHE_PATH}/llama.cpp"}
 
 
 def _gated(handover: Handover) -> list[str]:
