@@ -15,15 +15,14 @@ from msgspec.structs import replace
 from launcher.backends import build_command, key_variable, llama_server
 from launcher.domain import (
     Address,
-    Artifact,
     Command,
+    Device,
     DeviceKind,
     Engine,
     EngineInstall,
     HostUse,
     Inventory,
     Machines,
-    MemoryUse,
     Plan,
 )
 from launcher.errors import UsageError
@@ -128,10 +127,9 @@ def hand_over(
         msg = f"the plan of `{plan.model}` uses RPC workers, which no exported file starts"
         raise UsageError(msg, help="leave the workers out, or run it by `launch serve NAME --rpc ...`")
     source = _source(plan, weights)
-    kind, image = _image(plan, machines)
-    nodes = tuple(
-        _node(plan, part, kind=kind, source=source, address=address, around=around) for part in _parts(plan, machines)
-    )
+    parts = _parts(plan, machines)
+    kind, image = _image(plan, frozenset(kind for part in parts for kind in part.kinds))
+    nodes = tuple(_node(plan, part, kind=kind, source=source, address=address, around=around) for part in parts)
     return Handover(
         slug=slug(plan.model),
         summary=_summary(plan, machines),
@@ -204,6 +202,7 @@ class _Part(NamedTuple):
     name: str
     at: tuple[int, ...]
     gpus: tuple[str, ...]
+    kinds: frozenset[DeviceKind]
     description: str
     has_further_gpus: bool
     use: HostUse
@@ -217,15 +216,16 @@ def _parts(plan: Plan, machines: Machines) -> list[_Part]:
     for use, budget in zip(plan.footprint.hosts, budgets, strict=True):
         machine = hosts[use.host] if use.host is not None else next(iter(hosts.values()))
         at = [idx for idx, device in enumerate(plan.footprint.devices) if device.host == use.host]
-        devices = [next(d for d in machine.devices if d.name == plan.footprint.devices[idx].name) for idx in at]
-        kinds = {device.kind for device in devices}
-        gpus = tuple(_number(plan, idx, machine) for idx in at)
+        named = {device.name: device for device in machine.devices}
+        devices = [named[plan.footprint.devices[idx].name] for idx in at]
+        kinds = frozenset(device.kind for device in devices)
         names = {device.description for device in devices}
         parts.append(
             _Part(
                 name=machine.name,
                 at=tuple(at),
-                gpus=gpus,
+                gpus=tuple(_number(plan, idx, device, machine) for idx, device in zip(at, devices, strict=True)),
+                kinds=kinds,
                 description=printable(" and ".join(sorted(names))),
                 has_further_gpus=len([device for device in machine.devices if device.kind in kinds]) > len(at),
                 use=use,
@@ -235,12 +235,10 @@ def _parts(plan: Plan, machines: Machines) -> list[_Part]:
     return parts
 
 
-def _number(plan: Plan, idx: int, machine: Inventory) -> str:
-    """Return the driver's number of a planned device; of vLLM's the plan has it."""
+def _number(plan: Plan, idx: int, device: Device, machine: Inventory) -> str:
+    """Return the driver's number of the device at a place in the plan; of vLLM's the plan has it."""
     if plan.vllm is not None:
         return plan.vllm.visible_devices[idx]
-    use: MemoryUse = plan.footprint.devices[idx]
-    device = next(device for device in machine.devices if device.name == use.name)
     alike = [other.name for other in machine.devices if other.kind is device.kind]
     return str(alike.index(device.name))
 
@@ -251,9 +249,7 @@ def renumbered(gpus: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(order.index(gpu)) for gpu in gpus)
 
 
-def _image(plan: Plan, machines: Machines) -> tuple[DeviceKind | None, str]:
-    used = {use.name for use in plan.footprint.devices}
-    kinds = {device.kind for host in hosts_of(machines) for device in host.devices if device.name in used}
+def _image(plan: Plan, kinds: frozenset[DeviceKind]) -> tuple[DeviceKind | None, str]:
     kind = next(iter(kinds)) if len(kinds) == 1 else None
     if plan.engine is Engine.VLLM:
         if kind is not DeviceKind.CUDA:
@@ -272,7 +268,7 @@ def _image(plan: Plan, machines: Machines) -> tuple[DeviceKind | None, str]:
 
 
 def _source(plan: Plan, weights: str | None) -> Source:
-    artifact: Artifact = plan.artifact
+    artifact = plan.artifact
     is_file = plan.engine is not Engine.VLLM
     path = weights if weights is not None else artifact.local_path
     if path is not None:
