@@ -88,9 +88,8 @@ class MachineStepper:
         memory = setback.memory or tightest(plan)
         machine = give_back(self._settled(memory), setback.own_bytes, within_group=True)
         ordered = setback.lacks_cache and plan.vllm is not None and plan.vllm.kv_cache_memory_bytes is not None
-        others = (
-            0 if ordered else _taken_by_others(plan, machine, memory)
-        )  # a cache of an ordered size owes them nothing
+        # What a cache of an ordered size lacks is owed to nobody else.
+        others = 0 if ordered else _taken_by_others(plan, machine, memory)
         had = setback.taken_bytes if _is_taken(plan, memory, setback.taken_bytes) else 0
         measured = _describe_free(machine, memory, others, had)
         runs_on = setback.shortage is Shortage.PRESSURE
