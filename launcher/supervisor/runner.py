@@ -413,7 +413,7 @@ class _Supervision:
         self._heard.begin_serving()
         self._ready_since_s = time.monotonic()
         self._load_s = elapsed_s = self._ready_since_s - self._watch.started_s
-        self._scratch.note(None if self._tether is None else self._tether.pid)
+        self._scratch.note(self._top())
         realised = self._watch.realised()
         address = self._account.record.address
         if self._service is not None:
