@@ -26,7 +26,7 @@ from launcher.supervisor.speed_watch import can_spill, watch_speed
 from launcher.supervisor.stepping import describe_step
 from launcher.supervisor.strain import Sample
 from launcher.supervisor.vigil import Vigil
-from launcher.supervisor.vllm_told import compare
+from launcher.supervisor.vllm_told import compare, fewer_tokens
 from launcher.supervisor.watching import Post
 from launcher.units import MIB
 
@@ -52,8 +52,6 @@ class MemoryWatch:
         self._offered: Plan | None = None
         self._ring: Callable[[], None] | None = None
         self._has_seen = asyncio.Event()
-        self._lacking: int | None = None
-        """Tokens that the cache of the engine that just became ready holds, where they are fewer than planned."""
         self._slowed: defaultdict[str, throttling.Slowed] = defaultdict(throttling.Slowed)
 
     # --- Before an engine loads, and once it has ---
@@ -121,9 +119,6 @@ class MemoryWatch:
         found = None if realised.vllm is None else compare(realised.vllm, plan)
         if found is not None:
             self._notify("engine.measured", found.text, transient=False, **found.facts)
-        told_tokens = None if realised.vllm is None else realised.vllm.kv_cache_tokens
-        planned = None if plan.vllm is None else plan.vllm.kv_cache_tokens
-        self._lacking = told_tokens if told_tokens is not None and planned and told_tokens < planned else None
 
     # --- While it serves ---
 
@@ -184,11 +179,12 @@ class MemoryWatch:
         self._post(Event.STRAINED, replace(failure, step=answer))
 
     def watchers(
-        self, plan: Plan, publish: Callable[[], None], options: RunOptions
+        self, plan: Plan, realised: Placement, publish: Callable[[], None], options: RunOptions
     ) -> Iterator[Coroutine[None, None, None]]:
         """Return what watches an engine that has just become ready, until it is cancelled."""
-        if self._lacking is not None:
-            yield asyncio.to_thread(self._service.stepper.learn_cache, plan, self._lacking)
+        n_tokens = None if realised.vllm is None else fewer_tokens(realised.vllm, plan)
+        if n_tokens is not None:
+            yield asyncio.to_thread(self._service.stepper.learn_cache, plan, n_tokens)
         yield self._review(plan, publish, options.review_s)
         if can_spill(plan):
             yield watch_speed(

@@ -438,7 +438,7 @@ class _Supervision:
         self._tasks.start(watch.watch_answers(service.front))
         if self._memories is not None and self._plan is not None:
             self._memories.compare(self._plan, realised)
-            for work in self._memories.watchers(self._plan, self._republish, self._options):
+            for work in self._memories.watchers(self._plan, realised, self._republish, self._options):
                 self._tasks.start(work)
 
     def _republish(self) -> None:

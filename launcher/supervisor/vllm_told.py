@@ -81,3 +81,10 @@ def compare(told: VllmTold, plan: Plan) -> Difference | None:
     if told.kv_cache_bytes is not None:
         facts["kv_cache_bytes"] = told.kv_cache_bytes
     return Difference(text="; ".join(words), facts=facts) if words else None
+
+
+def fewer_tokens(told: VllmTold, plan: Plan) -> int | None:
+    """Return how many tokens the cache was told to hold, where they are fewer than planned."""
+    if plan.vllm is None or told.kv_cache_tokens is None or told.kv_cache_tokens >= plan.vllm.kv_cache_tokens:
+        return None
+    return told.kv_cache_tokens

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from launcher.domain import Footprint, HostUse, MemoryUse, Plan, VllmTerms
 from launcher.supervisor.placement import describe, parse_placement
-from launcher.supervisor.vllm_told import VllmTold, compare, parse_told
+from launcher.supervisor.vllm_told import VllmTold, compare, fewer_tokens, parse_told
 from launcher.units import GIB
 from tests.fakes.plans import plan_for
 
@@ -90,3 +90,12 @@ def test_weights_are_compared_where_a_device_holds_them() -> None:
 def test_a_plan_of_another_engine_is_not_compared() -> None:
     """It has no figure to compare with."""
     assert compare(VllmTold(kv_cache_tokens=5), plan_for()) is None
+
+
+def test_a_smaller_cache_alone_is_a_lesson() -> None:
+    """One as large as planned, a larger one, and an engine without a figure teach nothing."""
+    assert fewer_tokens(VllmTold(kv_cache_tokens=99), _plan(100)) == 99
+    assert fewer_tokens(VllmTold(kv_cache_tokens=100), _plan(100)) is None
+    assert fewer_tokens(VllmTold(kv_cache_tokens=101), _plan(100)) is None
+    assert fewer_tokens(VllmTold(max_concurrency=1.0), _plan(100)) is None
+    assert fewer_tokens(VllmTold(kv_cache_tokens=5), plan_for()) is None
