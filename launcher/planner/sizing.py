@@ -4,7 +4,7 @@ A trial is one candidate under one configuration. The searches here find the pla
 fewest devices, with experts on the host, with layers on the host. Which trial is best is ``fit.py``'s to say.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import takewhile
 from typing import Final
@@ -451,15 +451,20 @@ def _items(candidate: Candidate, caches: Sequence[int]) -> list[int]:
 def _fill_in_order(candidate: Candidate, caches: Sequence[int], rooms: Sequence[int]) -> tuple[float, ...]:
     """Return whole layers per device, each filled before the next; empty where they do not all find a place."""
     items = _items(candidate, caches)
+    counts = _fill(items, rooms)
+    return tuple(map(float, counts)) if sum(counts) == len(items) and all(counts) else ()
+
+
+def _fill(items: Sequence[int], rooms: Iterable[int]) -> list[int]:
+    """Return how many items of so many bytes each room takes, filled before the next one is begun."""
     counts, position = [], 0
     for room_bytes in rooms:
-        room, taken = room_bytes, 0
+        room, first = room_bytes, position
         while position < len(items) and items[position] <= room:
             room -= items[position]
             position += 1
-            taken += 1
-        counts.append(float(taken))
-    return tuple(counts) if position == len(items) and all(counts) else ()
+        counts.append(position - first)
+    return counts
 
 
 class Experience:
@@ -734,16 +739,7 @@ def _cache_bytes(trial: Trial) -> int:
 
 def _pack(candidate: Candidate, caches: Sequence[int], rooms: Sequence[int]) -> list[int]:
     """Return how many layers each device holds, counted from the last layer and the last device."""
-    items = _items(candidate, caches)[::-1]
-    counts, position = [], 0
-    for budget in reversed(rooms):
-        room, taken = budget, 0
-        while position < len(items) and items[position] <= room:
-            room -= items[position]
-            position += 1
-            taken += 1
-        counts.append(taken)
-    return counts[::-1]
+    return _fill(_items(candidate, caches)[::-1], reversed(rooms))[::-1]
 
 
 def _is_surely_over(rooms: Sequence[int], compute: Sequence[int], *, part: int = _SURELY_OVER) -> bool:
