@@ -265,8 +265,7 @@ class _Graphs:
         walk = shorten(spots)
         kept = tuple(spots[idx] for idx in walk.kept)
         recording = self._record_one(kept)
-        places = {one: place for place, one in reversed(list(enumerate(surroundings(kept))))}
-        self._shortened.append((places, recording))
+        self._shortened.append((dict(zip(around, walk.steps, strict=True)), recording))
         return recording, walk.steps
 
     def find_whole(self, spots: tuple[Spot, ...]) -> tuple[Recording, Sequence[int]]:
