@@ -39,8 +39,8 @@ CACHE_ENV: Final = {"HF_HOME": f"{CACHE_PATH}/huggingface", "LLAMA_CACHE": f"{CA
 MASTER_PORT: Final = 29501
 """vLLM's own default for the port by which its machines meet."""
 
-_ONLY_OURS: Final = frozenset({"SPT_NOENV"})
-"""What our supervisor needs to recognise an engine's processes."""
+_ONLY_OURS: Final = frozenset({"SPT_NOENV", "GGML_NO_BACKTRACE"})
+"""What vLLM is given here that is of no use elsewhere: our supervisor recognises its processes by it, or it is llama.cpp's."""
 _OFFLINE: Final = frozenset({"HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"})
 _SHM_BYTES_PER_GPU: Final = GIB
 """Assumed; vLLM's guide for Kubernetes gives 2 GiB to a pod. What is not used of it takes no memory."""
@@ -297,7 +297,7 @@ def _node(
     return Node(
         name=part.name,
         argv=command.argv,
-        env={**{name: value for name, value in command.env.items() if name not in _ONLY_OURS}, **amd},
+        env={**command.env, **amd},
         gpus=part.gpus,
         ranks=part.at,
         description=part.description,
@@ -324,7 +324,7 @@ def _command(
         )
         cache = f"{CACHE_PATH}/vllm" if around.is_container else None
         command = build_command(plan, weights_path=where, address=listen, alias=plan.model, cache_path=cache)
-        dropped = {"GGML_NO_BACKTRACE"} | (_OFFLINE if source.repository is not None else frozenset())
+        dropped = _ONLY_OURS | (_OFFLINE if source.repository is not None else frozenset())
         return replace(command, env={name: value for name, value in command.env.items() if name not in dropped})
     words = tuple(f"{LLAMA_DEVICES[kind]}{number}" for number in numbers) if kind is not None else ()
     install = EngineInstall(engine=plan.engine, argv=(LLAMA_SERVER,), version=LLAMA_BUILD)
