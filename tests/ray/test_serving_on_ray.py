@@ -13,7 +13,7 @@ import pytest
 
 from launcher.backends.ray_serve import application_name
 from tests.ray.cluster import RayCluster
-from tests.ray.conftest import MODEL, N_CPU, NODES, OnCluster, eventually, kept
+from tests.ray.conftest import MODEL, N_CPU, NODES, OnCluster, are_all_free, eventually, kept
 
 pytestmark = [pytest.mark.ray, pytest.mark.heavy, pytest.mark.timeout(420)]
 
@@ -114,11 +114,4 @@ def test_a_stop_removes_ours_alone(served: OnCluster, cluster: RayCluster, forei
     assert served.end() == 0
     assert OURS not in cluster.applications()
     assert kept(cluster) == foreign
-    eventually(lambda: _free_gpus(cluster) == sum(NODES.values()), "all GPUs are free")
-
-
-def _free_gpus(cluster: RayCluster) -> float:
-    """Return how many GPUs nobody has reserved; Ray leaves out a kind whose count it is about to renew."""
-    status = cluster.get("/api/cluster_status")["data"]["clusterStatus"] or {}
-    used, total = ((status.get("loadMetricsReport") or {}).get("usage") or {}).get("GPU", (0.0, 0.0))
-    return float(total - used)
+    eventually(lambda: are_all_free(cluster), "all GPUs are free")
