@@ -2,11 +2,11 @@
 
 How it is built
 ---------------
-`dashboard` asks and sends; `ray_nodes` reads what machines there are, `serve_details` what Ray Serve runs, `demands` what Ray cannot
-place. `applications` decides what is sent, so that whatever others run stays; `submission` sends it. `following` reads how far ours
-is, `machine` says what follows, `proof` asks it for a token, `replica_logs` finds what its replicas wrote. `runner` ties them together,
-with what `serving` describes. It must not know how a plan
-is made, nor start or signal any process.
+`dashboard` asks and sends; `answers` reads what comes back: `ray_nodes` says what machines there are, `serve_details` what Ray
+Serve runs, `demands` what Ray cannot place. `applications` decides what is sent, so that whatever others run stays; `submission`
+sends it. `following` reads how far ours is, `machine` says what follows, `proof` asks it for a token, `replica_logs` finds what
+its replicas wrote. `runner` ties them together, with what `serving` describes. It must not know how a plan is made, nor start
+or signal any process.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
     from launcher.cluster.dashboard import Dashboard
 
-__all__ = ["NODES", "SUMMARY", "VERSION", "ask_cluster", "read_cluster"]
+__all__ = ["NODES", "STATUS", "SUMMARY", "VERSION", "ask_cluster", "read_cluster"]
 
 VERSION: Final = "/api/version"
 NODES: Final = "/api/v0/nodes?detail=1&limit=10000"
 SUMMARY: Final = "/nodes?view=summary"
+STATUS: Final = "/api/cluster_status"
 
 
 def read_cluster(url: str) -> Cluster:
@@ -55,7 +56,7 @@ def ask_cluster(
         dashboard.url,
         nodes=dashboard.get(NODES),
         summary=dashboard.get(SUMMARY),
-        status=b"{}" if as_if_empty else dashboard.get("/api/cluster_status"),
+        status=b"{}" if as_if_empty else dashboard.get(STATUS),
         version=dashboard.get(VERSION),
         given_back=given_back or {},
     )

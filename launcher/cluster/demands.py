@@ -7,15 +7,12 @@ placed, every five seconds. It must not know what is made of it.
 
 from typing import Final
 
-import msgspec
 from msgspec import Struct
 
 from launcher.backends.ray_serve import read_bundles
+from launcher.cluster.answers import decode
 from launcher.cluster.serve_details import Application
-from launcher.errors import ClusterError
-from launcher.inventory.text import printable
 
-STATUS: Final = "/api/cluster_status"
 _ENOUGH: Final = 1e-6
 
 
@@ -48,11 +45,7 @@ def parse_demands(body: bytes, url: str) -> tuple[dict[str, float], ...]:
     Raises:
         ClusterError: that is not what Ray's dashboard at ``url`` answers.
     """
-    try:
-        status = msgspec.json.decode(body, type=_Status).data.cluster_status
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        message = f"{url} does not answer as Ray's dashboard does: {printable(str(error))}"
-        raise ClusterError(message, help="Ray 2.60 is what was tried") from error
+    status = decode(body, _Status, url).data.cluster_status
     report = status.load_metrics_report if status is not None else None
     if report is None:
         return ()

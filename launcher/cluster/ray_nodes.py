@@ -7,11 +7,12 @@ Restates the answers of Ray 2.60.0, recorded in ``tests/transcripts/ray``: which
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 from msgspec import Struct
 
+from launcher.cluster.answers import decode
 from launcher.domain import Cluster, Device, DeviceKind, Host, Inventory, Provenance
 from launcher.errors import ClusterError
 from launcher.inventory import list_machines, load_inventory
@@ -115,9 +116,6 @@ class _Version(Struct, frozen=True):
     session_name: str = ""
 
 
-_Answer = TypeVar("_Answer", _Nodes, _Summary, _Status, _Version)
-
-
 def build_cluster(
     url: str, *, nodes: bytes, summary: bytes, status: bytes, version: bytes, given_back: Mapping[str, float] = {}
 ) -> Cluster:
@@ -130,7 +128,7 @@ def build_cluster(
         ClusterError: an answer is not what Ray's dashboard gives, no node is alive, or there are too many.
     """
     alive, names, measured = _read_nodes(url, nodes, summary)
-    report = _decode(status, _Status, url).data.cluster_status
+    report = decode(status, _Status, url).data.cluster_status
     load = report.load_metrics_report if report is not None else None
     usage = (load.usage_by_node if load is not None else None) or {}
     if not alive:
@@ -146,7 +144,7 @@ def build_cluster(
         for name, node in zip(names, alive, strict=True)
     ]
     is_measured = all(inventory.provenance is Provenance.MEASURED for inventory in found)
-    ray = printable(_decode(version, _Version, url).ray_version)
+    ray = printable(decode(version, _Version, url).ray_version)
     return Cluster(
         name=url,
         nodes=tuple(found),
@@ -177,12 +175,12 @@ def read_accelerators(url: str, *, nodes: bytes, summary: bytes) -> dict[str, st
 
 def read_session(url: str, *, version: bytes) -> str:
     """Return the name of the cluster's life: another one after the cluster was started again."""
-    return _decode(version, _Version, url).session_name
+    return decode(version, _Version, url).session_name
 
 
 def list_alive(url: str, *, nodes: bytes) -> frozenset[str]:
     """Return the ids of the nodes that Ray holds to be alive: right at once of one that left, after ten seconds of one killed."""
-    return frozenset(node.node_id for node in _decode(nodes, _Nodes, url).data.result.result if node.state == "ALIVE")
+    return frozenset(node.node_id for node in _alive(url, nodes))
 
 
 def empty_cluster(cluster: Cluster) -> Cluster:
@@ -198,18 +196,14 @@ def _empty(node: Inventory) -> Inventory:
 
 def _read_nodes(url: str, nodes: bytes, summary: bytes) -> tuple[list[_Node], list[str], dict[str, _Physical]]:
     """Return the living nodes in their order, the head first, their names, and what each measures by its id."""
-    alive = [node for node in _decode(nodes, _Nodes, url).data.result.result if node.state == "ALIVE"]
-    measured = {each.raylet.node_id: each for each in _decode(summary, _Summary, url).data.summary}
+    alive = _alive(url, nodes)
+    measured = {each.raylet.node_id: each for each in decode(summary, _Summary, url).data.summary}
     alive.sort(key=lambda node: (not node.is_head_node, node.node_ip, node.node_id))
     return alive, _names(alive, measured), measured
 
 
-def _decode(body: bytes, kind: type[_Answer], url: str) -> _Answer:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        message = f"{url} does not answer as Ray's dashboard does: {printable(str(error))}"
-        raise ClusterError(message, help="Ray 2.60 is what was tried") from error
+def _alive(url: str, nodes: bytes) -> list[_Node]:
+    return [node for node in decode(nodes, _Nodes, url).data.result.result if node.state == "ALIVE"]
 
 
 def _names(alive: list[_Node], measured: Mapping[str, _Physical]) -> list[str]:

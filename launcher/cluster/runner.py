@@ -13,9 +13,9 @@ from typing import Any, Final
 
 import aiohttp
 
-from launcher.cluster import NODES, VERSION, proof, submission
+from launcher.cluster import NODES, STATUS, VERSION, proof, submission
 from launcher.cluster.dashboard import Dashboard
-from launcher.cluster.demands import STATUS, find_demand, parse_demands
+from launcher.cluster.demands import find_demand, parse_demands
 from launcher.cluster.following import Look, Stage, describe, look_at
 from launcher.cluster.machine import Move, Phase, decide
 from launcher.cluster.ray_nodes import list_alive, read_session

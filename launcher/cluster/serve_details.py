@@ -6,12 +6,10 @@ it is used; what others declared is kept as it came. It must not know what is ma
 
 from typing import Any, Final
 
-import msgspec
 from msgspec import Struct
 
 from launcher.backends.ray_serve import read_bundles
-from launcher.errors import ClusterError
-from launcher.inventory.text import printable
+from launcher.cluster.answers import decode
 
 APPLICATIONS: Final = "/api/serve/applications/"
 """Ray redirects where the slash at the end is missing."""
@@ -101,11 +99,7 @@ def parse_details(body: bytes, url: str) -> ServeDetails:
     Raises:
         ClusterError: that is not what Ray's dashboard at ``url`` answers.
     """
-    try:
-        return msgspec.json.decode(body, type=ServeDetails)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        message = f"{url} does not answer as Ray Serve does: {printable(str(error))}"
-        raise ClusterError(message, help="Ray 2.60 is what was tried") from error
+    return decode(body, ServeDetails, url, who="Ray Serve")
 
 
 def find_proxies(details: ServeDetails) -> tuple[str, ...]:

@@ -13,10 +13,9 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.backends.ray_serve import MARK, Value
-from launcher.cluster import VERSION
+from launcher.cluster import STATUS, VERSION
 from launcher.cluster.applications import Proxies
 from launcher.cluster.dashboard import open_dashboard
-from launcher.cluster.demands import STATUS
 from launcher.cluster.runner import ApplicationRun
 from launcher.cluster.serve_details import APPLICATIONS
 from launcher.cluster.serving import Chance, FollowOptions, Room, Serving
