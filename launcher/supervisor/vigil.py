@@ -9,7 +9,7 @@ from typing import Final
 from launcher.domain import HOST_MEMORY, Plan
 from launcher.supervisor.breakdown import Breakdown, read_line, remembered
 from launcher.supervisor.preflight import Preflight, judge
-from launcher.supervisor.strain import Sample, Strain, StrainPolicy, Watched, assess
+from launcher.supervisor.strain import Gauge, Sample, Strain, StrainPolicy, Watched, assess
 from launcher.units import MIB
 
 _NEWS_BYTES: Final = 32 * MIB
@@ -48,7 +48,11 @@ class Vigil:
 
     def _has_seen(self, plan: Plan) -> bool:
         names = {HOST_MEMORY, *(use.name for use in plan.footprint.devices)}
-        return self.is_fresh and self._sample is not None and all(self._sample.gauge(name) for name in names)
+        return names <= {gauge.name for gauge in self._seen()}
+
+    def _seen(self) -> tuple[Gauge, ...]:
+        """Return the memories that were looked at since the last engine went, as they were then."""
+        return self._sample.gauges if self._sample is not None and self.is_fresh else ()
 
     def remember(self, plan: Plan, told: Breakdown) -> None:
         """Take over what the engine told of this plan in an earlier life."""
@@ -92,9 +96,7 @@ class Vigil:
     def free_bytes(self, plan: Plan) -> Mapping[str, int]:
         """Return what is free of each memory: as seen last, else as it was when the plan was made."""
         free = {budget.name: budget.free_bytes for budget in plan.budgets}
-        if self._sample is None or not self.is_fresh:
-            return free
-        return free | {gauge.name: gauge.free_bytes for gauge in self._sample.gauges}
+        return free | {gauge.name: gauge.free_bytes for gauge in self._seen()}
 
     # --- While it serves ---
 
@@ -124,9 +126,7 @@ class Vigil:
 
     def used_up(self) -> tuple[str, int] | None:
         """Return the first device of whose memory less is free than a calm one has, and how many bytes less."""
-        if self._sample is None or not self.is_fresh:
-            return None
-        lacks = ((g.name, self._policy.lacks_bytes(g)) for g in self._sample.gauges if g.name != HOST_MEMORY)
+        lacks = ((g.name, self._policy.lacks_bytes(g)) for g in self._seen() if g.name != HOST_MEMORY)
         return next((found for found in lacks if found[1]), None)
 
     def own_bytes(self) -> Mapping[str, int]:
