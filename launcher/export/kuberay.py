@@ -65,7 +65,7 @@ def render(handover: Handover, plan: Plan) -> str:
 
 
 def _alike(handover: Handover) -> list[list[Node]]:
-    """Return the machines in groups of which each has the same GPUs and wants the same memory."""
+    """Return the machines in groups of which each has the same GPUs."""
     groups: dict[tuple[str, int], list[Node]] = {}
     for node in handover.nodes:
         groups.setdefault((node.description, len(node.gpus)), []).append(node)
