@@ -749,6 +749,11 @@ class Plan(Noun, frozen=True, tag="plan", tag_field="outcome"):
         return tuple(address for address in self.install.workers if address in used)
 
     @property
+    def kv_cache_dtype(self) -> str:
+        """The type of vLLM's cache, by its own names; ``auto``, the model's own, for other engines too."""
+        return "auto" if self.vllm is None else self.vllm.kv_cache_dtype
+
+    @property
     def is_whole(self) -> bool:
         """Whether nothing of the model that could be on a device runs on the CPU."""
         return not self.footprint.devices or (self.n_gpu_layers > self.n_layer and not self.n_cpu_moe)

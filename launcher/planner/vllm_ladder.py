@@ -85,7 +85,9 @@ def step_down_vllm(
     if form is None:
         return refuse_step(plan, short.memory, floors, "its weights are no longer described by the profile", what)
     ask = replace(floors, n_ctx=plan.n_ctx, n_ctx_per_request=plan.n_ctx_per_request, n_parallel=plan.n_parallel)
-    place = _Place(form=form, ask=ask, n_devices=max(1, len(plan.footprint.devices)), kv_cache_dtype=_cache_type(plan))
+    place = _Place(
+        form=form, ask=ask, n_devices=max(1, len(plan.footprint.devices)), kv_cache_dtype=plan.kv_cache_dtype
+    )
     machine = inventory if short.is_cache else _tightened(inventory, plan, short)
     learnt = heed_vllm(form, inventory, calibration)
     if not short.is_cache:  # what was learnt to stay free is no more than what the tightened machine lacks
@@ -157,13 +159,9 @@ def _asks_less(smaller: Plan, plan: Plan) -> bool:
     return any(new < old for new, old in zip(asked(smaller), asked(plan), strict=True))
 
 
-def _cache_type(plan: Plan) -> str:
-    return plan.vllm.kv_cache_dtype if plan.vllm is not None else "auto"
-
-
 def _element_bytes(plan: Plan) -> int:
     """Return the bytes of an element of the cache, as far as they tell two plans of one model apart."""
-    return 1 if _cache_type(plan).startswith("fp8") else 2
+    return 1 if plan.kv_cache_dtype.startswith("fp8") else 2
 
 
 def _other_engine(request: Request, inventory: Inventory, calibration: Calibration | None) -> Plan | None:

@@ -130,10 +130,10 @@ def _vllm_settings(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "context", f"{plan.n_ctx_per_request} tokens per request: --max-model-len {plan.n_ctx_per_request}"
     yield "parallel", f"--max-num-seqs {plan.n_parallel}, --max-num-batched-tokens {plan.n_batch}"
     eager = "" if plan.cuda_graphs else ", --enforce-eager"
-    kv_bytes, kv_type = (plan.vllm.kv_cache_memory_bytes, plan.vllm.kv_cache_dtype) if plan.vllm else (None, "auto")
+    kv_bytes = plan.vllm.kv_cache_memory_bytes if plan.vllm is not None else None
     share = f"--gpu-memory-utilization {plan.memory_utilization or 0:g}"
     size = share if kv_bytes is None else f"--kv-cache-memory-bytes {kv_bytes}"
-    yield "memory", f"{size}, --kv-cache-dtype {kv_type}{eager}"
+    yield "memory", f"{size}, --kv-cache-dtype {plan.kv_cache_dtype}{eager}"
     if len(plan.footprint.devices) > 1:
         sizes = f"--tensor-parallel-size {plan.tensor_parallel}, --pipeline-parallel-size {plan.pipeline_parallel}"
         yield "split", sizes

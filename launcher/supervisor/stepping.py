@@ -389,7 +389,7 @@ def describe_step(before: Plan, after: Plan) -> tuple[str, ...]:
             f"{before.cache_type_k}/{before.cache_type_v}",
             f"{after.cache_type_k}/{after.cache_type_v}",
         ),
-        ("kv cache in", _vllm_cache(before), _vllm_cache(after)),
+        ("kv cache in", before.kv_cache_dtype, after.kv_cache_dtype),
         ("tokens per step", before.n_ubatch, after.n_ubatch),
         ("prompt cache", format_bytes(before.cache_ram_bytes), format_bytes(after.cache_ram_bytes)),
     ]
@@ -398,10 +398,6 @@ def describe_step(before: Plan, after: Plan) -> tuple[str, ...]:
         old_tps, new_tps = before.speed.generation_tps, after.speed.generation_tps
         lines.append(f"predicted speed: {old_tps:.3g} -> {new_tps:.3g} tokens/s")
     return tuple(lines)
-
-
-def _vllm_cache(plan: Plan) -> str:
-    return "auto" if plan.vllm is None else plan.vllm.kv_cache_dtype
 
 
 def is_better(plan: Plan, than: Plan) -> bool:
@@ -413,7 +409,7 @@ def is_better(plan: Plan, than: Plan) -> bool:
             min(item.n_gpu_layers, item.n_layer + 1) - item.n_cpu_moe,
             item.n_ctx_per_request,
             item.n_parallel,
-            -_vllm_cache(item).startswith("fp8"),
+            -item.kv_cache_dtype.startswith("fp8"),
             item.n_ubatch,
         )
 
