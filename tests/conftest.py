@@ -1,9 +1,12 @@
-"""Fixtures that every room's tests share, and the rule that a skip under CI is a failure."""
+"""Fixtures that every room's tests share, coroutines as tests, and the rule that a skip under CI is a failure."""
 
+import asyncio
+import inspect
 import os
 import shutil
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,22 @@ def pytest_configure() -> None:
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine in an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    asyncio.run(_run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})))
+    return True
+
+
+async def _run(test: Coroutine[None, None, None]) -> None:
+    await test
+    for _ in range(3):  # connections that were closed last are gone some turns of the loop later
+        await asyncio.sleep(0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,5 @@
 """A small server that answers as a Ray dashboard did when it was recorded."""
 
-import asyncio
-import inspect
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -20,16 +18,6 @@ SERVE: dict[str, Any] = json.loads(
     (Path(__file__).parents[1] / "transcripts" / "ray" / "2.60.0-serve.json").read_text()
 )
 TOKEN = "0123456789abcdef"  # noqa: S105 - shown to a server of ours on loopback alone
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is a coroutine in an event loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = pyfuncitem._fixtureinfo.argnames
-    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
-    return True
 
 
 class FakeDashboard:

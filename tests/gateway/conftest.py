@@ -1,28 +1,10 @@
-"""Coroutines as tests, and engines that are gone after them."""
+"""Engines that are gone after a test."""
 
-import asyncio
-import inspect
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.fakes.gateway import Engine
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is a coroutine in an event loop of its own."""
-    if not inspect.iscoroutinefunction(pyfuncitem.obj):
-        return None
-    names = pyfuncitem._fixtureinfo.argnames
-    asyncio.run(_run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names})))
-    return True
-
-
-async def _run(test: Coroutine[None, None, None]) -> None:
-    await test
-    for _ in range(3):  # connections that were closed last are gone some turns of the loop later
-        await asyncio.sleep(0)
 
 
 @pytest.fixture
