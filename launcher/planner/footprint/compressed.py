@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from launcher.planner.architecture import OVERLAPPING_RATIO
 from launcher.planner.footprint.blocks import Blocks, Layer, Routing, count_compressed, new_rotation, rotate_heads
-from launcher.planner.footprint.family import PLAIN, Model, begin, end, feed_forward, read_routing, size_of
+from launcher.planner.footprint.family import PLAIN, Model, begin, end, feed_forward, size_of
 from launcher.planner.footprint.graph import (
     F16,
     F32,
@@ -34,7 +34,9 @@ from launcher.planner.footprint.graph import (
     sum_rows,
     view,
 )
-from launcher.planner.footprint.mixed import find_fused, read_streams, reduce_streams, take_in
+from launcher.planner.footprint.latent import latent_routing
+from launcher.planner.footprint.mixed import find_fused, read_streams, take_in
+from launcher.planner.footprint.streams import begin_streams, pick_streams, reduce_streams, weigh_head
 
 
 class _RawInput(NamedTuple):
@@ -250,17 +252,6 @@ def _overlapping_row(values: Tensor, scores: Tensor, inp: _RowInput, kind: _Kind
     return _weigh(join(values), join(scores))
 
 
-def _head(b: Blocks, streams: Tensor, home: int) -> Tensor:
-    """``build_hc_head``: the streams as one."""
-    n_embd, n_stream, n_rows, _ = streams.ne
-    product, scale, base = (b.global_weight(f"output_hc_{name}.weight", home) for name in ("fn", "scale", "base"))
-    if product is None or scale is None or base is None:
-        message = "hyper-connections without a head"
-        raise LookupError(message)
-    mixes = mul_mat(product, in_place(reshape(streams, n_embd * n_stream, n_rows)))
-    return reduce_streams(streams, in_place(in_place(in_place(in_place(mixes, scale), base))))
-
-
 # --- Blocks -----------------------------------------------------------------------------------------------------
 
 
@@ -288,16 +279,11 @@ def _attend(b: _CompressedBlocks, x: Tensor, layer: Layer, model: Model) -> Tens
 
 def compressed_attention(model: Model) -> Graph:
     """DeepSeek V4."""
-    routing = read_routing(model, PLAIN)._replace(normalizes=bool(model.numbers.get("expert_weights_norm", 0)))
-    style = PLAIN._replace(routing=routing)
+    style = PLAIN._replace(routing=latent_routing(model))
     b, x = begin(model, style, _CompressedBlocks)
     b.begin_attention(x, model.layers[0])
-    n_stream, n_tokens, fused = (
-        size_of(model, "hyper_connection.count"),
-        model.batch.n_tokens,
-        find_fused(model, pins_last=True),
-    )
-    streams = fresh(shape(model.n_embd, n_stream, n_tokens), reshape(x, model.n_embd, 1, n_tokens))
+    fused = find_fused(model, pins_last=True)
+    streams = begin_streams(x, size_of(model, "hyper_connection.count"))
     for layer in model.layers:
         cur, taking = read_streams(b, streams, layer, "attn", fused=fused.read)
         cur = _attend(b, b.norm(cur, layer, "attn_norm"), layer, model)
@@ -307,6 +293,5 @@ def compressed_attention(model: Model) -> Graph:
             b.graph.expand(tensor)
         cur = feed_forward(b, b.norm(cur, layer, "ffn_norm"), layer, model, style)
         streams = take_in(cur, streams, taking, fused=fused.take_in)
-    picked = b.pick_outputs(reshape(streams, model.n_embd * n_stream, n_tokens))
-    streams = reshape(picked, model.n_embd, n_stream, model.batch.n_outputs)
-    return end(b, _head(b, streams, model.output_home), style)
+    streams = pick_streams(b, streams)
+    return end(b, reduce_streams(streams, weigh_head(b, streams, model.output_home)), style)

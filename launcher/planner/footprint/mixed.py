@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from launcher.planner.footprint.blocks import Blocks, Layer
 from launcher.planner.footprint.family import Model, size_of
 from launcher.planner.footprint.graph import Tensor, concat, fresh, in_place, mul_mat, reshape, shape, view
-from launcher.planner.footprint.hyper import columns, read_gate
+from launcher.planner.footprint.streams import columns, one_stream, read_gate, reduce_streams, weigh_streams
 
 
 class Fused(NamedTuple):
@@ -49,32 +49,12 @@ class Taking(NamedTuple):
     mix: Tensor
 
 
-def one_stream(streams: Tensor) -> Tensor:
-    """One of ``(n_embd, n_stream, n)``."""
-    return view(streams, shape(streams.ne[0], streams.ne[2]), (4, streams.nb[2], streams.nb[3], streams.nb[3]))
-
-
-def reduce_streams(streams: Tensor, weights: Tensor) -> Tensor:
-    """``build_hc_pre`` in single operations: the sum of ``(n_embd, n_stream, n)`` by ``(n_stream, n)`` weights."""
-    total = None
-    for _ in range(streams.ne[1]):
-        weighed = in_place(one_stream(streams), columns(weights, 1))
-        total = weighed if total is None else in_place(total, weighed)
-    assert total is not None  # noqa: S101 - there is at least one stream
-    return total
-
-
 def read_streams(b: Blocks, streams: Tensor, layer: Layer, part: str, *, fused: bool) -> tuple[Tensor, Taking]:
     """``build_hc_pre``: what a part reads of the streams."""
     n_embd, n_stream, n_tokens, _ = streams.ne
     gate = read_gate(b, layer, part)
     mixes = mul_mat(gate.product, in_place(reshape(streams, n_embd * n_stream, n_tokens)))
-
-    def weigh() -> Tensor:
-        scale, base = view(gate.scale, shape(1), gate.scale.nb), view(gate.base, shape(n_stream), gate.base.nb)
-        return in_place(in_place(in_place(in_place(columns(mixes, n_stream), scale), base)))
-
-    before, after = weigh(), weigh()
+    before, after = (weigh_streams(mixes, gate, n_stream) for _ in range(2))
     ne = shape(n_stream, n_stream, n_tokens)
     if not fused:  # a chain of small operations, which together hold no more than the last
         return reduce_streams(streams, before), Taking(after, fresh(ne, mixes))

@@ -34,7 +34,8 @@ from launcher.planner.footprint.graph import (
     view,
 )
 from launcher.planner.footprint.latent import latent_routing
-from launcher.planner.footprint.mixed import find_fused, one_stream, read_streams, take_in
+from launcher.planner.footprint.mixed import find_fused, read_streams, take_in
+from launcher.planner.footprint.streams import begin_streams, one_stream, pick_streams
 from launcher.units import pad
 
 _POOL_PADDING: Final = 64
@@ -205,9 +206,8 @@ def pooled_attention(model: Model) -> Graph:
     style = PLAIN._replace(routing=latent_routing(model))
     b, x = begin(model, style, _PooledBlocks)
     b.begin_pools(model)
-    n_stream, n_tokens = size_of(model, "hyper_connection.count"), model.batch.n_tokens
     fused = find_fused(model, pins_last=False)
-    streams = fresh(shape(model.n_embd, n_stream, n_tokens), reshape(x, model.n_embd, 1, n_tokens))
+    streams = begin_streams(x, size_of(model, "hyper_connection.count"))
     for layer in model.layers:
         cur, taking = read_streams(b, streams, layer, "attn", fused=fused.read)
         cur = b.norm(cur, layer, "attn_norm")
@@ -217,5 +217,4 @@ def pooled_attention(model: Model) -> Graph:
         cur, taking = read_streams(b, streams, layer, "ffn", fused=fused.read)
         cur = feed_forward(b, b.norm(cur, layer, "ffn_norm"), layer, model, style)
         streams = take_in(cur, streams, taking, fused=fused.take_in)
-    picked = b.pick_outputs(reshape(streams, model.n_embd * n_stream, n_tokens))
-    return end(b, _mean(reshape(picked, model.n_embd, n_stream, model.batch.n_outputs)), style)
+    return end(b, _mean(pick_streams(b, streams)), style)
