@@ -55,8 +55,9 @@ def learn_vllm(
 def lacking_bytes(plan: Plan, kv_cache_tokens: int) -> Mapping[str, int]:
     """Return by how much less than predicted each GPU's share left for the cache, from the tokens that the engine told.
 
-    Blocks are of one size, so bytes go with tokens; what the plan counted in already is part of the answer. Where the cache was ordered in bytes nothing is left to be measured,
-    and a cache that came out larger teaches nothing: a plan does well not to count on that.
+    Blocks are of one size, so bytes go with tokens; what the plan counted in already is part of the answer. Where the cache
+    was ordered in bytes nothing is left to be measured, and a cache that came out larger teaches nothing: a plan does well
+    not to count on that.
     """
     if plan.vllm is None or plan.vllm.kv_cache_memory_bytes is not None or plan.vllm.kv_cache_tokens <= 0:
         return {}
