@@ -609,6 +609,12 @@ class Footprint(Noun, frozen=True):
         on_devices = sum(use.weights_bytes for use in self.devices)
         return on_devices + sum(use.weights_bytes for use in self.hosts)
 
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Size of the cache, on devices and in host memory together."""
+        on_devices = sum(use.kv_cache_bytes for use in self.devices)
+        return on_devices + sum(use.kv_cache_bytes for use in self.hosts)
+
 
 class Budget(Noun, frozen=True):
     """What a plan may use of one memory: free bytes less the margin that stays free and the driver's residual."""

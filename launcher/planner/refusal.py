@@ -143,7 +143,7 @@ def format_need(trial: Trial) -> str:
     """Return the derivation of a need: its parts, and their sum."""
     devices, host = trial.footprint.devices, trial.footprint.host
     weights = trial.footprint.weights_bytes
-    cache = host.kv_cache_bytes + sum(use.kv_cache_bytes for use in devices)
+    cache = trial.footprint.kv_cache_bytes
     compute = host.compute_bytes + sum(use.compute_bytes for use in devices)
     config = trial.config
     return (

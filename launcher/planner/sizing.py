@@ -569,7 +569,7 @@ def may_leave(trial: Trial, ask: Ask, start: Shape, n_layer: int) -> bool:
     if _shapes_by_experts(candidate, ask, target, start):
         return True
     caches = block_caches(candidate.architecture, build_config(ask, target, start))
-    copied = _COPIED_CACHES * (_cache_bytes(trial) - sum(caches)) // max(1, candidate.architecture.n_layer)
+    copied = _COPIED_CACHES * (trial.footprint.kv_cache_bytes - sum(caches)) // max(1, candidate.architecture.n_layer)
     compute = [max(0, use.compute_bytes - copied) if n_layer >= _BOUNDARY else 0 for use in trial.footprint.devices]
     rooms = [budget.budget_bytes - n_bytes for budget, n_bytes in zip(target.budgets, compute, strict=True)]
     return sum(_pack(candidate, caches, rooms)) >= all_layers(candidate, target) - n_layer
@@ -730,11 +730,6 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
             break
         rooms = [room - n_bytes for room, n_bytes in zip(rooms, over, strict=True)]
     return trial
-
-
-def _cache_bytes(trial: Trial) -> int:
-    footprint = trial.footprint
-    return footprint.host.kv_cache_bytes + sum(use.kv_cache_bytes for use in footprint.devices)
 
 
 def _pack(candidate: Candidate, caches: Sequence[int], rooms: Sequence[int]) -> list[int]:
