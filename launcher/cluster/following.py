@@ -90,6 +90,11 @@ def describe(look: Look) -> str:
     return _WORDS[look.stage].format(count=count)
 
 
+def describe_with_reason(look: Look) -> str:
+    """Return a line of progress that ends with Ray's own words, where it has any."""
+    return describe(look) + (f": {look.reason}" if look.reason else "")
+
+
 _WORDS: Final = {
     Stage.GONE: "Ray Serve knows nothing of it",
     Stage.DELETING: "it is being removed",

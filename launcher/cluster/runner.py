@@ -8,6 +8,7 @@ what an answer means (`following`), or how others' applications are kept (`appli
 import asyncio
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ import aiohttp
 from launcher.cluster import NODES, STATUS, VERSION, proof, submission
 from launcher.cluster.dashboard import Dashboard
 from launcher.cluster.demands import find_demand, parse_demands
-from launcher.cluster.following import Look, Stage, describe, look_at
+from launcher.cluster.following import Look, Stage, describe, describe_with_reason, look_at
 from launcher.cluster.machine import Move, Phase, decide
 from launcher.cluster.ray_nodes import list_alive, read_session
 from launcher.cluster.replica_logs import ReplicaLogs
@@ -65,7 +66,7 @@ class ApplicationRun:
         self._look = Look(stage=Stage.GONE)
         self._told = ""
         self._nodes: dict[str, str] = {}
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=_N_TELLING)
         self._n_lines = 0
         self._seen: tuple[object, ...] = ()
         self._since_s = self._began_s = time.monotonic()
@@ -193,7 +194,7 @@ class ApplicationRun:
             replicas = self._look.replicas
             for line in await asyncio.to_thread(lambda: list(logs.read(replicas))):  # noqa: B023 - awaited at once
                 self._account.write_line(line)
-                self._lines = [*self._lines[-_N_TELLING:], line]
+                self._lines.append(line)
                 self._n_lines += 1
             await asyncio.sleep(self._options.logs_s)
 
@@ -219,7 +220,7 @@ class ApplicationRun:
                 raise self._failure(look)
 
     async def _wait(self, look: Look, details: ServeDetails) -> None:
-        words = describe(look) + (f": {look.reason}" if look.reason else "")
+        words = describe_with_reason(look)
         if words != self._told:
             self._told = words
             self._account.notify("engine.loading", words, transient=self._phase is Phase.DEPLOYING)
@@ -350,7 +351,7 @@ class ApplicationRun:
     def _shortfall(look: Look) -> str | None:
         if look.stage is Stage.RUNNING or look.n_running >= look.n_wanted:
             return None
-        return describe(look) + (f": {look.reason}" if look.reason else "")
+        return describe_with_reason(look)
 
     def _lose(self, look: Look) -> None:
         """Hold requests until Ray has brought back what was lost; it does so by itself as soon as a node has room."""
