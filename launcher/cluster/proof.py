@@ -8,6 +8,7 @@ from typing import Final
 
 import aiohttp
 
+from launcher.backends.canary import listed_models
 from launcher.inventory.text import printable
 
 _LOOK_S: Final = 5.0
@@ -23,7 +24,7 @@ async def find_fault(session: aiohttp.ClientSession, base_url: str, model: str, 
     """Return what is wrong with the model below ``base_url``, ``None`` where it is listed and completes a token."""
     try:
         status, answer = await _ask(session, "GET", f"{base_url}/v1/models", None, _LOOK_S)
-        if model not in _names(answer):
+        if model not in listed_models(answer):
             return f"{base_url} does not list `{model}` (status {status}: {_excerpt(answer)})"
         status, answer = await _ask(session, "POST", base_url + path, body, _CANARY_S)
     except _UNREACHABLE as error:
@@ -56,13 +57,6 @@ async def _ask(
             if len(answer) > _MAX_BYTES:
                 break
         return response.status, bytes(answer)
-
-
-def _names(answer: bytes) -> list[str]:
-    try:
-        return [str(entry["id"]) for entry in json.loads(answer)["data"]]
-    except (ValueError, TypeError, KeyError):
-        return []
 
 
 def _is_completion(answer: bytes) -> bool:

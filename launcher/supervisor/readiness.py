@@ -11,6 +11,7 @@ from typing import Final
 
 import aiohttp
 
+from launcher.backends.canary import listed_models
 from launcher.domain import Address, Command
 from launcher.supervisor.environment import key_of
 
@@ -73,16 +74,8 @@ async def check_model(session: aiohttp.ClientSession, name: str) -> str | None:
             answer = await response.read()
     except _UNREACHABLE as error:
         return f"the list of models was not answered: {str(error) or type(error).__name__}"
-    names = _names_of(answer)
+    names = listed_models(answer)
     return None if name in names else f"the engine lists {', '.join(names) or 'no model'}, not `{name}`"
-
-
-def _names_of(answer: bytes) -> list[str]:
-    """Return the names in OpenAI's list of models; none where the answer is something else."""
-    try:
-        return [str(entry["id"]) for entry in json.loads(answer)["data"]]
-    except (ValueError, TypeError, KeyError):
-        return []
 
 
 async def send_canary(session: aiohttp.ClientSession, path: str, body: str) -> str | None:
