@@ -93,15 +93,16 @@ def _grow(x: Tensor) -> Tensor:
 class _CompressedBlocks(Blocks):
     """With rows that stand for several tokens."""
 
-    tokens: Tensor | None = None
-    """The ids of the tokens: in the first blocks they choose the experts."""
-    raw: _RawInput | None = None
+    tokens: Tensor
+    """The ids of the tokens: in the first blocks they choose the experts. This and what follows ``begin_attention`` sets."""
+    raw: _RawInput
+    _rows: dict[str, _RowInput]
 
     def begin_attention(self, x: Tensor, layer: Layer) -> None:
         """``build_inp_dsv4``, as far as all blocks share it; ``x`` are the embedded tokens."""
         batch, heads = self.batch, layer.heads
         self.tokens = x.src[1]
-        self._rows: dict[str, _RowInput] = {}
+        self._rows = {}
         self.raw = _RawInput(
             new_input(I64, batch.n_tokens),
             self._new_mask(heads.n_cells, F16 if batch.flash_attn else F32),
@@ -149,7 +150,7 @@ class _CompressedBlocks(Blocks):
 
     def _choose(self, probs: Tensor, scores: Tensor, layer: Layer, routing: Routing) -> Tensor:
         table = self.weight(layer, "ffn_gate_tid2eid.weight")
-        if table is None or self.tokens is None:
+        if table is None:
             return super()._choose(probs, scores, layer, routing)
         return get_rows(table, self.tokens)
 
@@ -196,7 +197,6 @@ class _CompressedBlocks(Blocks):
     def attend_rows(self, layer: Layer, q: Tensor, k: Tensor, kind: _Kind | None, chosen: Tensor | None) -> Tensor:
         """``build_csa_lid_attention``, ``build_hca_attention``, ``build_raw_attention``: tokens, then rows."""
         raw, heads, batch = self.raw, layer.heads, self.batch
-        assert raw is not None  # noqa: S101 - attention has begun
         if raw.rotation is not None:
             q, k = rotate_heads(q, raw.rotation), rotate_heads(k, raw.rotation)
         for tensor in (q, k):

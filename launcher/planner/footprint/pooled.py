@@ -63,11 +63,12 @@ class _Pools(NamedTuple):
 class _PooledBlocks(Blocks):
     """With attention to chosen pools."""
 
-    pools: _Pools | None = None
+    pools: _Pools
+    """Set by ``begin_pools``."""
     chosen: Tensor | None = None
     """What the last indexer chose: cells where they are gathered, else a mask."""
 
-    def begin_pools(self, model: Model) -> _Pools:
+    def begin_pools(self, model: Model) -> None:
         """Create the inputs, in the order in which the graph has them."""
         batch, size = self.batch, size_of(model, "attention.indexer.kpool")
         n_real = batch.n_ctx // size * batch.n_seq
@@ -76,7 +77,7 @@ class _PooledBlocks(Blocks):
         n_chosen = size * min(n_pool, n_top // size)
         n_chosen += tail if model.numbers.get("attention.indexer.kpool_select_tail", 1) else 0
         n_new, n_total = max(n_real, 1), batch.n_ctx * batch.n_stream
-        pools = _Pools(
+        pools = self.pools = _Pools(
             size=size,
             n_chosen=n_chosen,
             gathers=batch.n_tokens <= _GATHERS_UP_TO and n_total > n_top + tail,
@@ -91,12 +92,10 @@ class _PooledBlocks(Blocks):
         )
         for tensor in (pools.cells, pools.members, pools.mask, pools.tail, pools.live):
             self.graph.expand(tensor)
-        self.pools = pools
-        return pools
 
     def choose(self, x: Tensor, compressed: Tensor, layer: Layer, model: Model, mask: Tensor) -> Tensor:
         """``build_kpool_select``; ``compressed`` is the query before its heads are expanded."""
-        pools = self.pools or self.begin_pools(model)
+        pools = self.pools
         scores = self._score(x, compressed, layer, model, pools)
         n_pool, n_tokens = scores.ne[:2]
         n_top = min(n_pool, size_of(model, "attention.indexer.top_k") // pools.size)
@@ -159,7 +158,7 @@ class _PooledBlocks(Blocks):
 
     def attend_pools(self, x: Tensor, layer: Layer, model: Model) -> Tensor:
         """``build_dsa_layer``."""
-        pools = self.pools or self.begin_pools(model)
+        pools = self.pools
         heads, batch, n_tokens = layer.heads, self.batch, self.batch.n_tokens
         compressed = self.norm(self.project(layer, "attn_q_a", x), layer, "attn_q_a_norm")
         head_k = size_of(model, "attention.key_length_mla")
