@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from launcher.domain import EngineInstall
+from launcher.supervisor.checks import free_port
 
 _ROUNDS: Final = 20
 _MOMENTS_S: Final = 2.0
@@ -91,9 +92,7 @@ def test_whatever_is_killed_nothing_stays_and_the_next_serve_works(
     """Twenty rounds: no process, no port and no lock is left, and a new serve of the same name becomes ready."""
     del llama_server
     dice = random.Random(20)  # noqa: S311 - moments, no secrets
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port("127.0.0.1")
     hits = 0
     for number in range(_ROUNDS):
         which = dice.choice(("supervisor", "supervisor", "engine", "guard"))
