@@ -20,6 +20,7 @@ from launcher.planner.footprint.family import (
     feed_forward,
     has_window,
     norm_heads,
+    open_gate,
     scale_residual,
     temper,
 )
@@ -28,7 +29,6 @@ from launcher.planner.footprint.graph import (
     Tensor,
     get_rows,
     in_place,
-    mul_mat,
     reshape,
     rope,
     shape,
@@ -86,11 +86,7 @@ def _attend(b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style) -> T
         return b.project(layer, "attn_output", b.norm_by(cur, norm, None))
     if gate is None:
         return cur
-    opening, ne = in_place(mul_mat(gate, x)), cur.ne
-    if opening.ne != ne:  # one gate a head
-        n_head = opening.ne[0]
-        cur, opening = reshape(cur, ne[0] // n_head, n_head, ne[1]), reshape(opening, 1, n_head, ne[1])
-    return b.project(layer, "attn_output", reshape(in_place(cur, opening), ne[0], ne[1]))
+    return b.project(layer, "attn_output", reshape(open_gate(cur, gate, x), *cur.ne[:2]))
 
 
 def _embed_positions(b: Blocks, x: Tensor, model: Model) -> Tensor:

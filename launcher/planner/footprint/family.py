@@ -194,6 +194,15 @@ def norm_heads(b: Blocks, x: Tensor, layer: Layer, kind: str, *, layer_norm: boo
     return b.norm_by(x, weight, b.weight(layer, f"attn_{kind}_norm.bias"), layer_norm=layer_norm)
 
 
+def open_gate(x: Tensor, gate: Tensor, normed: Tensor) -> Tensor:
+    """Return ``x`` times a gate that reads ``normed``: for each channel, or for each head, ``(head, n_head, n_tokens)``."""
+    opening, ne = in_place(mul_mat(gate, normed)), x.ne
+    if opening.ne == ne:
+        return in_place(x, opening)
+    n_head = opening.ne[0]
+    return in_place(reshape(x, ne[0] // n_head, n_head, ne[1]), reshape(opening, 1, n_head, ne[1]))
+
+
 def feed_forward(
     b: Blocks, x: Tensor, layer: Layer, model: Model, style: Style, *, scores: Tensor | None = None
 ) -> Tensor:

@@ -14,6 +14,7 @@ from launcher.planner.footprint.family import (
     begin,
     end,
     feed_forward,
+    open_gate,
     read_routing,
     scale_residual,
     size_of,
@@ -107,17 +108,13 @@ def latent_attention(
 
 
 def _open(b: Blocks, cur: Tensor, x: Tensor, layer: Layer, model: Model) -> Tensor:
-    """What attention puts out: through a gate that reads what it read, one for each channel or for each head."""
+    """What attention puts out, through a gate where there is one."""
     gate = b.weight(layer, "attn_gate.weight")
     if gate is None:
         return b.project(layer, "attn_output", cur)
-    opening, (n_embd, n_tokens) = in_place(mul_mat(gate, x)), cur.ne[:2]
-    if opening.ne == cur.ne:
-        return b.project(layer, "attn_output", in_place(cur, opening))
-    n_head = opening.ne[0]
-    gated = in_place(reshape(cur, n_embd // n_head, n_head, n_tokens), reshape(opening, 1, n_head, n_tokens))
-    flat = shape(n_embd, n_tokens)
-    return b.project(layer, "attn_output", fresh(flat, gated) if model.name in _COPIES_GATED else reshape(gated, *flat))
+    gated = open_gate(cur, gate, x)
+    copies = model.name in _COPIES_GATED and gated.ne != cur.ne
+    return b.project(layer, "attn_output", fresh(cur.ne, gated) if copies else reshape(gated, *cur.ne))
 
 
 def latent_transformer(model: Model) -> Graph:
