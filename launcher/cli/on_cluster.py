@@ -6,11 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from launcher.backends.ray_serve import Value
     from launcher.cli.service import GatewayFront
-    from launcher.cluster.applications import Proxies
     from launcher.cluster.dashboard import Dashboard
-    from launcher.cluster.serving import FollowOptions, Room, Serving
+    from launcher.cluster.serving import Room, Serving
     from launcher.domain import ClusterApplication, Machines, Outcome, Plan, Request, Settings
     from launcher.gateway.keys import Keys
     from launcher.store import Instance
@@ -23,13 +21,6 @@ class Decide(Protocol):
 
     def __call__(self, request: "Request", machines: "Machines", /) -> "Outcome":
         """Return the plan or the refusal."""
-
-
-class Build(Protocol):
-    """Makes the application of a plan."""
-
-    def __call__(self, plan: "Plan", *, accelerator_type: str | None) -> "Value":
-        """Return what Ray Serve is to run."""
 
 
 def check_for_cluster(settings: "Settings", *, inventory: str | None, rpc: str | None) -> None:
@@ -65,13 +56,8 @@ def serve_on_cluster(
     decide: Decide,
     report: "Report",
     stall_timeout_s: float,
-    build: Build | None = None,
-    proxies: "Proxies | None" = None,
-    options: "FollowOptions | None" = None,
 ) -> None:
     """Plan for the cluster as it is, have Ray Serve run that, and stay with it until it is told to stop.
-
-    ``build`` and ``proxies`` replace what is submitted, and where Serve listens if it has to be started.
 
     Raises:
         LauncherError: of whatever failed; nothing of ours is left on the cluster then, or that is said.
@@ -104,8 +90,7 @@ def serve_on_cluster(
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             raise typer.Exit(EXIT_REFUSED)
-        serving = _serving(outcome, dashboard, build, proxies)
-        options = options or FollowOptions(unplaced_s=stall_timeout_s)
+        serving = _serving(outcome, dashboard)
         application = ClusterApplication(url=dashboard.url, name=serving.name)
         with _standing(instance, outcome, application, keys=keys, report=report) as (account, front):
             run = ApplicationRun(
@@ -115,7 +100,7 @@ def serve_on_cluster(
                 account,
                 fetch_log=log_reader.get,
                 explain=lambda: _explain(request, outcome, dashboard, decide),
-                options=options,
+                options=FollowOptions(unplaced_s=stall_timeout_s),
             )
             asyncio.run(run.run(handling))
 
@@ -154,7 +139,7 @@ def _ask_for_ours(dashboard: "Dashboard", model: str) -> "Machines":
     return ask_cluster(dashboard, given_back=held_gpus(application))
 
 
-def _serving(plan: "Plan", dashboard: "Dashboard", build: Build | None, proxies: "Proxies | None") -> "Serving":
+def _serving(plan: "Plan", dashboard: "Dashboard") -> "Serving":
     from launcher.backends.canary import CANARY_PATH, canary_body
     from launcher.backends.ray_serve import build_application
     from launcher.backends.vllm import CANARY_PROMPT
@@ -162,11 +147,11 @@ def _serving(plan: "Plan", dashboard: "Dashboard", build: Build | None, proxies:
     from launcher.cluster.serving import Serving
 
     return Serving(
-        application=(build or build_application)(plan, accelerator_type=_accelerator(plan, dashboard)),
+        application=build_application(plan, accelerator_type=_accelerator(plan, dashboard)),
         model=plan.model,
         canary_path=CANARY_PATH,
         canary_body=canary_body(plan.model, CANARY_PROMPT),
-        proxies=proxies or choose_proxies(is_here=dashboard.is_here),
+        proxies=choose_proxies(is_here=dashboard.is_here),
     )
 
 
