@@ -98,6 +98,11 @@ def _state(cache: LayerCache) -> tuple[int, int]:
     return (state.n_conv, state.n_state) if isinstance(state, RecurrentState) else (0, 0)
 
 
+def _chooses(architecture: Architecture) -> bool:
+    """Whether queries see chosen tokens only, or rows that stand for several."""
+    return any(isinstance(cache, IndexedAttention | CompressedAttention) for cache in architecture.layers)
+
+
 def _has_slices(shapes: Shapes) -> bool:
     """Whether each block reads a slice of its own of a tensor that is made before the first."""
     return any(name == _PER_LAYER for name, _ in shapes.table)
@@ -114,7 +119,7 @@ def _needs_every_layer(architecture: Architecture, shapes: Shapes, places: Place
     if dict(architecture.numbers).get("attn_res.block_size", 0.0) > 0:  # what blocks read grows with their number
         return True
     # each block has a mask of its own, all of which are allocated first
-    return any(isinstance(cache, IndexedAttention | CompressedAttention) for cache in architecture.layers)
+    return _chooses(architecture)
 
 
 def _kept(architecture: Architecture, sizes: Shapes, places: Places) -> list[int]:
@@ -309,9 +314,8 @@ def _stand_in(architecture: Architecture, caches: Caches, batch: Batch) -> tuple
     Step and cells shape no graph, only sizes, but for three things: whether a step is large enough for weights to be
     copied, how many tokens an indexer lets through, and rows of cells that are packed into blocks.
     """
-    chooses = any(isinstance(cache, IndexedAttention | CompressedAttention) for cache in architecture.layers)
     packs_cells = not batch.flash_attn and batch.element_v.block > 1
-    if batch.n_per_seq < OFFLOAD_MIN_BATCH or chooses or packs_cells:
+    if batch.n_per_seq < OFFLOAD_MIN_BATCH or packs_cells or _chooses(architecture):
         return caches, batch, _AS_THEY_ARE
     n_tokens = TOKENS * batch.n_seq
     general = batch._replace(
