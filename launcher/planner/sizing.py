@@ -706,14 +706,12 @@ def _largest(
 def _packed(trial: Trial, ask: Ask) -> Trial:
     """Give each of several devices as many whole layers as it holds, the last ones first, where that makes more of them.
 
-    Shares by budget end where the first device is full, and unequal devices are not full at once.
+    Shares by budget end where the first device is full, and unequal devices are not full at once. Buffers may be smaller
+    with more layers: what a packing leaves free is packed again.
     """
     candidate, target = trial.candidate, trial.target
-    rooms = [
-        budget.budget_bytes - use.compute_bytes
-        for budget, use in zip(target.budgets, trial.footprint.devices, strict=True)
-    ]
     caches = block_caches(candidate.architecture, trial.config)
+    rooms = _left_by_buffers(trial)
     while len(rooms) > 1:
         counts = _pack(candidate, caches, rooms)
         if sum(counts) <= trial.config.n_gpu_layers:
@@ -721,7 +719,8 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
         shape = replace(trial.shape, n_gpu_layers=sum(counts), shares=tuple(map(float, counts)))
         packed = try_shape(candidate, ask, target, shape)
         if packed.fits:
-            return packed
+            trial, rooms = packed, _left_by_buffers(packed)
+            continue
         over = [
             max(0, use.total_bytes - budget.budget_bytes)
             for budget, use in zip(target.budgets, packed.footprint.devices, strict=True)
@@ -730,6 +729,12 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
             break
         rooms = [room - n_bytes for room, n_bytes in zip(rooms, over, strict=True)]
     return trial
+
+
+def _left_by_buffers(trial: Trial) -> list[int]:
+    """Return what a trial's compute buffers leave of each device's budget for weights and cache."""
+    pairs = zip(trial.target.budgets, trial.footprint.devices, strict=True)
+    return [budget.budget_bytes - use.compute_bytes for budget, use in pairs]
 
 
 def _pack(candidate: Candidate, caches: Sequence[int], rooms: Sequence[int]) -> list[int]:

@@ -6,10 +6,24 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from launcher.domain import CacheType, Inventory, Limits, Objective, Plan, Profile, Request, Settings, Wishes
+from benchmarks import tightness
+from benchmarks.footprint_error import unseen_lines, unseen_spec
+from launcher.domain import (
+    Artifact,
+    CacheType,
+    Inventory,
+    Limits,
+    Objective,
+    Plan,
+    Profile,
+    Request,
+    Settings,
+    WeightsFormat,
+    Wishes,
+)
 from launcher.inventory import load_inventory
 from launcher.planner.fit import decide, list_alternatives
-from launcher.planner.footprint.llama_cpp import DEFAULT_N_UBATCH
+from launcher.planner.footprint.llama_cpp import DEFAULT_N_UBATCH, Backend, LlamaCppConfig, estimate_footprint
 from launcher.planner.sizing import prepare
 from launcher.profiles import load_profile
 from launcher.units import GIB, MIB
@@ -156,3 +170,32 @@ def test_each_quantization_is_listed_as_it_would_be_planned() -> None:
         planned = _decide(replace(asked, quantization=one.quantization), machine, profile)
         assert planned is not None
         assert (one.cache_type_k, one.n_gpu_layers) == (planned.cache_type_k, planned.n_gpu_layers)
+
+
+def test_room_that_smaller_buffers_leave_is_packed_too() -> None:
+    """With more layers on two devices buffers may be smaller: what they leave is filled, until no split of more holds.
+
+    A small model of Gemma 4's kind, two of whose blocks hold most of the cache; the engine's account says the same.
+    """
+    spec = unseen_spec(unseen_lines()["gemma4-e2b-odd"])
+    artifact = Artifact(format=WeightsFormat.GGUF, quantization="q4_k_m", spec=spec)
+    profile = Profile(name="odd", artifacts=(artifact,), limits=_NO_FLOOR)
+    asked = Settings(n_ctx=65536, n_parallel=4, n_ubatch=512, n_cpu_moe=0, **_F16)
+    outcome = decide(Request(profile=profile, settings=asked), tightness.machine([1117976781, 1958339173]))
+    assert isinstance(outcome, Plan)
+    assert outcome.n_gpu_layers == 31
+    (candidate,) = prepare(profile)
+    for n_layer in (32, 33):
+        for n_last in range(1, 6):
+            config = LlamaCppConfig(
+                n_ctx=65536,
+                n_parallel=4,
+                n_batch=outcome.n_batch,
+                n_ubatch=outcome.n_ubatch,
+                n_gpu_layers=n_layer,
+                backend=Backend.RPC,
+                shares=(float(n_layer - n_last), float(n_last)),
+            )
+            uses = estimate_footprint(candidate.architecture, candidate.weights, config, ("gpu0", "gpu1")).devices
+            over = [use.total_bytes > budget.budget_bytes for use, budget in zip(uses, outcome.budgets, strict=False)]
+            assert any(over), (n_layer, n_last)
