@@ -28,7 +28,7 @@ help:
 	@echo 'make test-skypilot  install SkyPilot in an environment of its own (460 MB), and let it read exported tasks'
 	@echo 'make check       format, lint, types, imports and the fast tests'
 	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
-	@echo 'make tightness   plans for 100 random machines against what llama-server itself says fits (10 minutes)'
+	@echo 'make tightness   plans for 100 random machines against what llama-server itself says fits (2 minutes)'
 	@echo 'make speed       error of the predicted speeds; a calibrated plan against an exhaustive grid (20 minutes)'
 	@echo 'make vllm-outcomes  published starts of vLLM, served or not, against what the planner says'
 	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'

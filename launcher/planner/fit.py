@@ -29,6 +29,7 @@ from launcher.planner.choice import explain, pareto_front, pick
 from launcher.planner.footprint.limits import find_contradiction
 from launcher.planner.forms import Form, prepare_forms
 from launcher.planner.offload import choose_offloaded, list_offloaded
+from launcher.planner.partial import partial_trials
 from launcher.planner.refusal import (
     refuse_context,
     refuse_contradiction,
@@ -37,15 +38,7 @@ from launcher.planner.refusal import (
     refuse_no_fit,
 )
 from launcher.planner.rivals import disk_room_bytes, is_rival, may_have_vllm, worth_sizing
-from launcher.planner.sizing import (
-    Candidate,
-    Trial,
-    build_config,
-    first_shape,
-    partial_trials,
-    prepare,
-    whole_trials,
-)
+from launcher.planner.sizing import Candidate, Trial, build_config, first_shape, prepare, whole_trials
 from launcher.planner.target import Target, choose_target
 from launcher.planner.tuning import apply_tuning
 from launcher.units import format_bytes

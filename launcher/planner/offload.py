@@ -12,20 +12,16 @@ from msgspec import Struct
 from launcher.domain import Objective
 from launcher.planner.ask import Ask
 from launcher.planner.choice import pareto_front
-from launcher.planner.sizing import (
-    Candidate,
+from launcher.planner.partial import (
     Experience,
-    Shape,
-    Trial,
-    first_shapes,
     least_on_host,
-    loss_of,
     may_leave,
     most_tps,
     partial_trials,
     with_larger_step,
     with_wide_cache,
 )
+from launcher.planner.sizing import Candidate, Shape, Trial, first_shapes, loss_of
 from launcher.planner.target import Target
 
 WORTH_A_SMALLER_CACHE: Final = 4

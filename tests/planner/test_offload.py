@@ -180,7 +180,7 @@ def test_room_that_smaller_buffers_leave_is_packed_too() -> None:
     spec = unseen_spec(unseen_lines()["gemma4-e2b-odd"])
     artifact = Artifact(format=WeightsFormat.GGUF, quantization="q4_k_m", spec=spec)
     profile = Profile(name="odd", artifacts=(artifact,), limits=_NO_FLOOR)
-    asked = Settings(n_ctx=65536, n_parallel=4, n_ubatch=512, n_cpu_moe=0, **_F16)
+    asked = replace(Settings(n_ctx=65536, n_parallel=4, n_ubatch=512, n_cpu_moe=0), **_F16)
     outcome = decide(Request(profile=profile, settings=asked), tightness.machine([1117976781, 1958339173]))
     assert isinstance(outcome, Plan)
     assert outcome.n_gpu_layers == 31

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from launcher.domain import Engine, Request, Settings
 from launcher.planner.ask import resolve_ask
-from launcher.planner.sizing import Candidate, first_shapes, least_on_host, most_tps, partial_trials, prepare
+from launcher.planner.partial import least_on_host, most_tps, partial_trials
+from launcher.planner.sizing import Candidate, first_shapes, prepare
 from launcher.planner.target import Target, build_target
 from launcher.profiles import load_profile
 from launcher.units import GIB

@@ -12,7 +12,8 @@ from msgspec.structs import replace
 
 from launcher.domain import CacheType, Engine, Inventory, Request, Settings
 from launcher.planner.ask import resolve_ask
-from launcher.planner.sizing import Trial, first_shape, partial_trials, prepare, try_shape, whole_trials
+from launcher.planner.partial import partial_trials
+from launcher.planner.sizing import Trial, first_shape, prepare, try_shape, whole_trials
 from launcher.planner.target import Target, build_target
 from launcher.profiles import load_profile
 from launcher.units import GIB, MIB
