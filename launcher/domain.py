@@ -108,7 +108,8 @@ class Artifact(Noun, frozen=True):
     """One downloadable form of a model: a format at a quantization, with every shard.
 
     ``quantization`` is the written name in lower case (``q5_k_m``, ``awq-int4``, ``fp8``). ``local_path`` is the
-    first shard or the folder on this machine; ``package`` an installed Python package that carries the weights.
+    first shard or the folder on this machine, in another program's ``store`` where that is named ("Ollama's store");
+    ``package`` an installed Python package that carries the weights.
     """
 
     format: WeightsFormat
@@ -116,6 +117,7 @@ class Artifact(Noun, frozen=True):
     repository: str | None = None
     files: tuple[ArtifactFile, ...] = ()
     local_path: str | None = None
+    store: str | None = None
     package: str | None = None
     spec: ModelSpec | None = None
 

@@ -71,6 +71,12 @@ class WeightsMissingError(LauncherError):
     code = "weights-missing"
 
 
+class ModelStoreError(LauncherError):
+    """What another program's store holds cannot be used: broken, unfinished, unreadable, leading outside, or for its own engine."""
+
+    code = "model-store"
+
+
 class RemoteError(LauncherError):
     """A server on the network cannot be reached, is not to be asked, or answers what cannot be used."""
 

@@ -23,7 +23,11 @@ settings.load_profile("launcher")
 
 
 def pytest_configure() -> None:
-    """Give children the default signals: a run in a shell's background ignores SIGINT, and they would inherit that."""
+    """Give children the default signals: a run in a shell's background ignores SIGINT, and they would inherit that.
+
+    What Ollama and the hub's client have on this machine has no say in a test.
+    """
+    os.environ["OLLAMA_MODELS"] = os.environ["HF_HUB_CACHE"] = "/nonexistent"
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

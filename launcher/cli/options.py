@@ -25,7 +25,8 @@ _Choice = TypeVar("_Choice", bound=StrEnum)
 Name = Annotated[
     str,
     typer.Argument(
-        help="A profile, its alias, a GGUF file, a Hugging Face folder, hf:OWNER/NAME[:QUANT], or an address."
+        help="A profile, its alias, a GGUF file, a Hugging Face folder, hf:OWNER/NAME[:QUANT], an address, "
+        "ollama:MODEL:TAG, or lmstudio:PUBLISHER/REPOSITORY[:QUANT]."
     ),
 ]
 Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.")]
@@ -147,22 +148,28 @@ def is_remote(name: str) -> bool:
     return name.startswith("hf:") or "://" in name
 
 
+def is_stored(name: str) -> bool:
+    """Tell whether NAME is of something in another program's store."""
+    return name.startswith(("ollama:", "lmstudio:"))
+
+
 def split_quant(name: str, quant: str | None) -> tuple[str, str | None]:
-    """Take the quantization from ``hf:OWNER/NAME:QUANT``, as if it were given by ``--quant``.
+    """Take the quantization from ``hf:OWNER/NAME:QUANT``, as if it were given by ``--quant``; also behind ``lmstudio:``.
 
     Raises:
         UsageError: the name is malformed, or ``--quant`` says another one.
     """
-    if not name.startswith("hf:") or name.count(":") == 1 or name.lower().endswith(".gguf"):
+    if not name.startswith(("hf:", "lmstudio:")) or name.count(":") == 1 or name.lower().endswith(".gguf"):
         return name, quant
     from launcher.errors import UsageError
     from launcher.fetch.names import parse_name
 
-    remote = parse_name(name)
+    prefix = name.partition(":")[0]
+    remote = parse_name(f"hf:{name.partition(':')[2]}")
     if quant is not None and quant.lower() != remote.selector.lower():
         msg = f"`{name}` names a quantization, and --quant another one: {quant}"
         raise UsageError(msg, help="leave one of them out")
-    return f"hf:{remote.repository}", remote.selector
+    return f"{prefix}:{remote.repository}", remote.selector
 
 
 def read_remote(name: str, *, single: bool = False) -> "Reading":
@@ -182,26 +189,76 @@ def read_remote(name: str, *, single: bool = False) -> "Reading":
     return reading
 
 
-def resolve_profile(name: str) -> "Profile":
-    """Find what NAME means: a profile or alias, a TOML file, a GGUF file, a Hugging Face folder, or a remote name.
+def read_stored(name: str) -> "Profile":
+    """Describe a model in another program's store; say on stderr where it is, and what of it is left out."""
+    from launcher.fetch.stores import read_stored
+    from launcher.render.stores import render_stored
+
+    stored = read_stored(name)
+    paths = tuple(artifact.local_path or "" for artifact in stored.profile.artifacts)
+    typer.echo(render_stored(store=stored.store, paths=paths, left_out=stored.notes), err=True, nl=False)
+    return stored.profile
+
+
+def read_hub(name: str) -> "Profile":
+    """Describe a model of a hub, by what is here of it where the hub is not to be asked or cannot be.
 
     Raises:
-        ProfileNotFoundError, ProfileError, MetadataError, WeightsMissingError, RemoteError: as the rooms that look say.
+        RemoteError: nothing of it is here either.
     """
-    if is_remote(name):
+    from launcher.errors import LauncherError, RemoteError
+
+    try:
         return read_remote(name).profile
+    except RemoteError as error:
+        if type(error) is not RemoteError or not name.startswith("hf:"):
+            raise  # a hub that answers "no" is not contradicted
+        try:
+            profile = read_stored(name)
+        except LauncherError:
+            raise error from None
+        typer.echo(f"the hub was not asked: {error.message}", err=True)
+        return profile
+
+
+def find_weights(profile: "Profile") -> "Profile":
+    """Return the profile with those of its weights that other programs have here where they lie."""
+    from launcher.fetch.stores import look, mark_found
+
+    return mark_found(profile, look())
+
+
+def resolve_profile(name: str) -> "Profile":
+    """Find what NAME means: a profile or alias, a TOML file, a GGUF file, a Hugging Face folder, a remote or stored name.
+
+    Raises:
+        ProfileNotFoundError, ProfileError, MetadataError, WeightsMissingError, RemoteError, ModelStoreError: as the rooms
+            that look say.
+    """
+    if is_stored(name):
+        return read_stored(name)
+    if is_remote(name):
+        return read_hub(name)
     from launcher.profiles import load_profile, profile_for_weights
 
     path = Path(name).expanduser()
-    if name and (name.endswith((".gguf", ".safetensors")) or path.is_dir()):
+    if name and (name.endswith((".gguf", ".safetensors")) or _is_weights(path, name)):
         from launcher.metadata.load import read_spec
 
         return profile_for_weights(path, read_spec(path))
     return load_profile(name)
 
 
+def _is_weights(path: Path, name: str) -> bool:
+    """Tell whether a path that says nothing by its ending is of weights: a folder, or a file as Ollama's store has them."""
+    try:
+        return path.is_dir() or ("/" in name and not name.endswith(".toml") and path.is_file())
+    except (OSError, ValueError):  # no name that the file system knows
+        return False
+
+
 def keep_local(profile: "Profile", settings: "Settings") -> "Profile":
-    """Keep the artifacts whose weights are on this machine: what ``serve`` may choose from.
+    """Keep the artifacts whose weights are on this machine, in another program's store too: what ``serve`` may choose from.
 
     Raises:
         WeightsMissingError: none is, or not the quantization that was asked for.
@@ -209,8 +266,11 @@ def keep_local(profile: "Profile", settings: "Settings") -> "Profile":
     from msgspec.structs import replace
 
     from launcher.errors import WeightsMissingError
+    from launcher.fetch.stores import look, mark_found, relatives
     from launcher.profiles import is_local
 
+    shelf = look()
+    profile = mark_found(profile, shelf)
     local = tuple(artifact for artifact in profile.artifacts if is_local(artifact))
     quantization = settings.quantization or profile.pins.quantization
     have = [artifact.quantization for artifact in local]
@@ -222,7 +282,11 @@ def keep_local(profile: "Profile", settings: "Settings") -> "Profile":
         for artifact in profile.artifacts
         if artifact.repository and quantization in {None, artifact.quantization}
     )
-    details = tuple(f"published at {source}" for source in sources)
+    details = (
+        *(f"published at {source}" for source in sources),
+        *(f"{model.store} has another file of it: launch serve {model.name}" for model in relatives(profile, shelf)),
+        *shelf.faults,
+    )
     msg = f"the weights of `{profile.name}`{wanted} are not on this machine"
     if have:
         help_ = f"here is {', '.join(have)}; or download the file and serve its path: launch serve FILE.gguf"
@@ -288,7 +352,7 @@ def read_inventory(name: str | None, workers: "Workers | None" = None) -> "Inven
 
     if name is not None:
         return load_inventory(name)
-    from launcher.fetch.local import models_dir
+    from launcher.fetch.places import models_dir
 
     machine = probe_inventory(disk_path=models_dir())
     return machine if workers is None else workers.join(machine)

@@ -71,6 +71,8 @@ def plan(
         engine=engine,
     )
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=min_quant, min_tps=min_tps)
+    if inventory is None and cluster is None:
+        profile = opt.find_weights(profile)
     argv = opt.echo_argv("plan", inventory=inventory, cluster=cluster, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
     request = Request(profile=profile, settings=settings, force=force)
     machine = machine_answer()

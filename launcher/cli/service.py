@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from launcher.domain import Address, Command, InstanceRecord, Inventory, Plan, Request
     from launcher.gateway.gateway import Gateway
@@ -138,6 +139,16 @@ def _figures(plan: "Plan | None", measured_bytes: "Mapping[str, int]") -> "tuple
     return (*figures, *totals)
 
 
+def _tell_hash(path: "Path", n_bytes: int) -> None:
+    """Say why nothing happens for a while: a file is read as a whole before its first use."""
+    import sys
+
+    from launcher.units import format_bytes
+
+    sys.stderr.write(f"checking the sha256 of {path.name} once: {format_bytes(n_bytes)}\n")
+    sys.stderr.flush()
+
+
 def make_command(plan: "Plan", *, tell: bool) -> "Command":
     """Return the command of a plan's engine, on a port of loopback that is free now.
 
@@ -150,7 +161,7 @@ def make_command(plan: "Plan", *, tell: bool) -> "Command":
     from launcher.fetch import cache_dir, require_weights
     from launcher.supervisor.checks import free_port
 
-    weights = require_weights(plan.artifact)
+    weights = require_weights(plan.artifact, on_hash=_tell_hash)
     address = Address(host="127.0.0.1", port=free_port("127.0.0.1"))
     cache_path = str(cache_dir() / plan.engine)
     command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model, cache_path=cache_path)
@@ -170,6 +181,7 @@ def build_service(
     workers: "Workers | None" = None,
 ) -> "Service":
     """Put the parts together for one instance; nothing is started yet."""
+    from launcher.cli.checking import CheckingStepper
     from launcher.domain import Engine
     from launcher.gateway.gateway import Gateway
     from launcher.gateway.policy import Limits
@@ -177,7 +189,6 @@ def build_service(
     from launcher.planner.calibration import machine_id
     from launcher.supervisor.recall import Recall
     from launcher.supervisor.setback import Service
-    from launcher.supervisor.stepping import MachineStepper
 
     # What waits here is lost with no engine. An engine with a queue is given one more than it has slots, so that none
     # idles; llama_cpp.server would interrupt one request for the next.
@@ -192,7 +203,7 @@ def build_service(
         found = probe_inventory()
         return found if workers is None else workers.join_present(found, in_use=front.has_engine)
 
-    stepper = MachineStepper(request, probe=probe, argv=argv, alternatives=alternatives)
+    stepper = CheckingStepper(request, probe=probe, argv=argv, alternatives=alternatives)
     return Service(
         front=front,
         stepper=stepper,

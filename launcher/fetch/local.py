@@ -8,43 +8,49 @@ import hashlib
 import importlib
 import os
 import tempfile
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Final
 
-from launcher.domain import Artifact
+from launcher.domain import Artifact, WeightsFormat
 from launcher.errors import WeightsMissingError
+from launcher.fetch.digests import check_digest
+from launcher.fetch.names import shards_of
+from launcher.fetch.places import CACHE_VARIABLE, models_dir
 
 _CHUNK_BYTES: Final = 1 << 20
-CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
 
 
-def cache_dir() -> Path:
-    """Return the folder of what can be made again."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
-        return Path(chosen)
-    # What platformdirs does on Linux, without its import.
-    base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base) if base else Path.home() / ".cache") / "launcher"
-
-
-def models_dir() -> Path:
-    """Return the folder that weights from packages are joined in."""
-    return cache_dir() / "models"
-
-
-def require_weights(artifact: Artifact) -> Path:
+def require_weights(artifact: Artifact, *, on_hash: Callable[[Path, int], None] | None = None) -> Path:
     """Return the path of an artifact's first file, or its folder; weights in a package are joined on first use.
 
+    Files whose sha256 is known are compared with it, once; ``on_hash`` is told of each that has to be read for that, and
+    its size in bytes.
+
     Raises:
-        WeightsMissingError: they are not on this machine, or the package's content is not what the profile says.
+        WeightsMissingError: they are not on this machine, or not what the profile, or the store that they are in, says.
     """
     if artifact.local_path is not None and (path := Path(artifact.local_path).expanduser()).exists():
+        for file, sha256 in _promised(artifact, path):
+            check_digest(file, sha256, on_hash=None if on_hash is None else partial(on_hash, file))
         return path
     if artifact.package is not None:
         return _join_package(artifact, artifact.package)
     where = f"{artifact.repository} has them" if artifact.repository else "no source is known"
     msg = f"the {artifact.quantization} weights are not on this machine; {where}"
     raise WeightsMissingError(msg, help="download them, then serve the file: launch serve PATH.gguf")
+
+
+def _promised(artifact: Artifact, path: Path) -> list[tuple[Path, str]]:
+    """Return the artifact's files on this machine whose sha256 is known: those of a folder, or a file and its shards."""
+    if artifact.format is WeightsFormat.SAFETENSORS:
+        return [(path / file.name, file.sha256) for file in artifact.files if file.sha256 is not None]
+    if len(artifact.files) == 1:
+        return [(path, file.sha256) for file in artifact.files if file.sha256 is not None]
+    here = set(shards_of(path.name))
+    named = ((PurePosixPath(file.name).name, file.sha256) for file in artifact.files)
+    return [(path.with_name(name), sha256) for name, sha256 in named if sha256 is not None and name in here]
 
 
 def _join_package(artifact: Artifact, package: str) -> Path:

@@ -105,6 +105,8 @@ def render_plan(plan: Plan) -> str:
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:
     if plan.install is not None:
         yield "engine", f"{' '.join(plan.install.argv)} {plan.install.version or '(version unknown)'}"
+    if plan.artifact.store is not None:
+        yield "weights", f"from {plan.artifact.store}, used in place"
     yield from _vllm_settings(plan) if plan.engine is Engine.VLLM else _llama_settings(plan)
     if plan.speed is not None:
         yield "speed", f"about {_written(plan.speed.generation_tps)} tokens/s for one request ({plan.speed.basis})"

@@ -18,7 +18,10 @@ _LOCAL_MARK: Final = "*"
 
 
 def render_profiles(profiles: Sequence[Profile], local: Collection[Artifact]) -> str:
-    """Return a block of lines per profile: its names, its size, its quantizations, with a mark on the ``local`` ones."""
+    """Return a block of lines per profile: its names, its size, its quantizations, with a mark on the ``local`` ones.
+
+    Those that lie in another program's store are named again, with whose it is.
+    """
     blocks = [_block(profile, local) for profile in profiles]
     marked = any(artifact in local for profile in profiles for artifact in profile.artifacts)
     legend = [f"{_LOCAL_MARK} is on this machine"] if marked else []
@@ -77,6 +80,7 @@ def _artifact(artifact: Artifact, local: Collection[Artifact]) -> dict[str, obje
         "size_bytes": size_bytes,
         "size_provenance": provenance,
         "local": artifact in local,
+        "store": artifact.store,
     }
 
 
@@ -88,6 +92,8 @@ def _block(profile: Profile, local: Collection[Artifact]) -> Iterator[str]:
     for weights_format in WeightsFormat:
         entries = [_entry(artifact, local) for artifact in profile.artifacts if artifact.format is weights_format]
         yield from _wrapped(f"  {weights_format.value:<12}", entries)
+    found = [f"{artifact.quantization} from {artifact.store}" for artifact in profile.artifacts if artifact.store]
+    yield from _wrapped("  in place    ", found)
 
 
 def _entry(artifact: Artifact, local: Collection[Artifact]) -> str:

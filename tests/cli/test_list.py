@@ -76,6 +76,7 @@ def test_the_json_is_versioned_and_whole(folder: Path) -> None:
                 "size_bytes": 1610612736,
                 "size_provenance": "published",
                 "local": True,
+                "store": None,
             },
             {
                 "format": "gguf",
@@ -84,6 +85,7 @@ def test_the_json_is_versioned_and_whole(folder: Path) -> None:
                 "size_bytes": None,
                 "size_provenance": None,
                 "local": False,
+                "store": None,
             },
         ],
     }

@@ -68,7 +68,7 @@ def request_for(tmp_path: Path) -> Request:
     weights.touch()
     profile = load_profile("gemma3-270m")
     artifact: Artifact = next(a for a in profile.artifacts if a.quantization == "q4_k_m")
-    local = replace(artifact, local_path=str(weights), package=None)
+    local = replace(artifact, local_path=str(weights), package=None, files=())
     return Request(profile=replace(profile, artifacts=(local,)), settings=Settings(n_parallel=1))
 
 
