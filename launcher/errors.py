@@ -183,3 +183,9 @@ class StateError(LauncherError):
     """The state directory cannot be used: no permission, no space, or not ours."""
 
     code = "state-unusable"
+
+
+class UnitError(LauncherError):
+    """A unit of systemd is not written or removed: somebody's own file, a service that runs, or what it could not read."""
+
+    code = "unit-refused"

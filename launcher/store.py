@@ -96,7 +96,9 @@ def state_root() -> Path:
     if own:
         return Path(own).absolute()
     systemd = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(systemd) if systemd else platformdirs.user_state_path("launcher")
+    if systemd:
+        return Path(systemd).resolve()  # of a dynamic user it is a link, made by the service manager
+    return platformdirs.user_state_path("launcher")
 
 
 def instance_name(name: str) -> str:

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from launcher.cli import calibrate, export, footprint, hardware, inspect, instances, plan, profiles, serve, worker
+from launcher.cli import (
+    calibrate,
+    export,
+    footprint,
+    hardware,
+    inspect,
+    instances,
+    plan,
+    profiles,
+    serve,
+    systemd,
+    worker,
+)
 
 if TYPE_CHECKING:
     from launcher.errors import LauncherError
@@ -41,7 +53,7 @@ def _options(
     del version
 
 
-for module in (serve, plan, export, footprint, inspect, hardware, profiles, calibrate, instances, worker):
+for module in (serve, plan, export, footprint, inspect, hardware, profiles, calibrate, instances, systemd, worker):
     module.register(app)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from launcher.domain import Plan
     from launcher.store import Instance
     from launcher.supervisor.notices import Notice, Report
+    from launcher.supervisor.service_manager import ServiceManager
     from launcher.supervisor.setback import Service
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
@@ -76,7 +77,10 @@ def serve(
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import render_outcome
     from launcher.store import open_instance
+    from launcher.supervisor.service_manager import take_over
 
+    manager = take_over(os.environ)
+    manager.tell({"STATUS": "planning"})
     name, quant = opt.split_quant(name, quant)
     settings = opt.parse_settings(
         quant=quant,
@@ -125,9 +129,10 @@ def serve(
         outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
         sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
+            manager.tell({"STATUS": f"refused: {outcome.fact}"})
             raise typer.Exit(EXIT_REFUSED)
         service = build_service(outcome, request, machine, keys=keys, argv=argv, alternatives=others, workers=workers)
-        _run(outcome, instance, service, stall_timeout)
+        _run(outcome, instance, service, stall_timeout, manager)
 
 
 def _detach(name: str) -> int:
@@ -146,7 +151,9 @@ def _detach(name: str) -> int:
     return code
 
 
-def _run(plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s: float) -> None:
+def _run(
+    plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s: float, manager: "ServiceManager"
+) -> None:
     """Start the plan's engine behind its endpoint and stay with it."""
     from launcher.supervisor import runner
     from launcher.supervisor.options import RunOptions
@@ -158,6 +165,7 @@ def _run(plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s
         options=RunOptions(stall_timeout_s=stall_timeout_s),
         report=_reporter(plan.model),
         service=service,
+        manager=manager,
     )
 
 

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
+from launcher.credentials import HUB_TOKEN, credential_path
 from launcher.errors import RemoteAccessError, RemoteError, RemoteMissingError, UsageError
 from launcher.fetch.names import RemoteFile
 from launcher.fetch.web import DEFAULT_TIMEOUT_S, Token, Web, check_url, is_loopback, next_url, origin, show_url
@@ -206,13 +207,13 @@ def _is_true(environ: Mapping[str, str], name: str) -> bool:
 
 
 def _read_secret(environ: Mapping[str, str]) -> str | None:
-    """Return the user's token, from the environment or from the file that ``hf auth login`` writes."""
+    """Return the user's token, from the environment, a service's credentials or the file that ``hf auth login`` writes."""
     if _is_true(environ, "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
     secret = environ.get("HF_TOKEN", "").strip() or environ.get("HUGGING_FACE_HUB_TOKEN", "").strip()
     source = "HF_TOKEN"
     if not secret:
-        path = _token_path(environ)
+        path = credential_path(environ, HUB_TOKEN) or _token_path(environ)
         source = str(path)
         try:
             secret = path.read_text(encoding="utf-8").strip()

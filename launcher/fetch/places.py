@@ -12,7 +12,7 @@ CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
 
 def cache_dir() -> Path:
     """Return the folder of what can be made again."""
-    if chosen := os.environ.get(CACHE_VARIABLE):
+    if chosen := os.environ.get(CACHE_VARIABLE) or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]:
         return Path(chosen)
     # What platformdirs does on Linux, without its import.
     base = os.environ.get("XDG_CACHE_HOME", "").strip()

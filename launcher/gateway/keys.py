@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from launcher.credentials import API_KEY, credential_path
 from launcher.domain import Address
 from launcher.errors import ApiKeyError, UsageError
 from launcher.inventory.addresses import is_loopback
@@ -62,16 +63,26 @@ def _digest(key: str) -> bytes:
 def read_keys(env: Mapping[str, str], file: Path | None = None) -> Keys:
     """Return the keys in ``file`` (one a line, ``#`` begins a comment) and in the variable ``LAUNCHER_API_KEY``.
 
+    Without a ``file`` the credential ``api-key`` is read, where a service manager passed it on.
+
     Raises:
         ApiKeyError: a key is too short or unusable, the file holds none, or others can read it.
     """
-    keys = [] if file is None else _read_file(file)
+    passed_on = credential_path(env, API_KEY)
+    if file is not None:
+        keys = _read_file(file, is_private=False)
+    else:
+        keys = [] if passed_on is None else _read_file(passed_on, is_private=True)
     if KEY_ENV in env:
         keys.append(_check(env[KEY_ENV].strip(), f"${KEY_ENV}"))
     return Keys(tuple(keys))
 
 
-def _read_file(file: Path) -> list[str]:
+def _read_file(file: Path, *, is_private: bool) -> list[str]:
+    """Return the keys in a file; one that ``is_private`` is where no other user gets, whatever its mode says.
+
+    Systemd lets a service read its credentials by an ACL, whose mask looks like rights of the group.
+    """
     try:
         with file.open("rb") as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
@@ -79,7 +90,7 @@ def _read_file(file: Path) -> list[str]:
     except OSError as error:
         message = f"cannot read the API keys in {file}: {(error.strerror or str(error)).lower()}"
         raise ApiKeyError(message) from error
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    if not is_private and mode & (stat.S_IRWXG | stat.S_IRWXO):
         message = f"the API keys in {file} are open to other users (mode {mode:03o})"
         raise ApiKeyError(message, help=f"chmod 600 {file}")
     lines = [line.strip() for line in text[:_MAX_FILE].splitlines()]

@@ -55,8 +55,8 @@ def probe_nvidia() -> NvidiaProbe:
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be asked again; it may not exist yet."""
-    if explicit := os.environ.get(CACHE_VARIABLE):
+    """Return the folder for what can be asked again, of this user or of a service of systemd; it may not exist yet."""
+    if explicit := os.environ.get(CACHE_VARIABLE) or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]:
         return Path(explicit)
     # What platformdirs does on Linux, without its import.
     base = os.environ.get("XDG_CACHE_HOME", "").strip()

@@ -1,4 +1,4 @@
-"""What an engine finds in its environment: all of the launcher's but the keys that are not for it.
+"""What an engine finds in its environment: all of the launcher's but the keys, and the ways to them, that are not for it.
 
 It must not know how an engine is started, nor keep any key.
 """
@@ -9,7 +9,9 @@ from typing import Final
 
 from launcher.domain import Command
 
-_NOT_THE_ENGINES: Final = frozenset({"LAUNCHER_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+_NOT_THE_ENGINES: Final = frozenset(
+    {"LAUNCHER_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "CREDENTIALS_DIRECTORY"}
+)
 
 
 def inherited() -> dict[str, str]:

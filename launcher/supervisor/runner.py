@@ -22,10 +22,11 @@ from launcher.supervisor.environment import environment_of, key_of
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.guard import become_subreaper
 from launcher.supervisor.heard import Heard
+from launcher.supervisor.herald import Herald
 from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.machine import ENDS, GUARDED, LOADING, Effect, Event, Phase, state_of, step
 from launcher.supervisor.memory_watch import MemoryWatch
-from launcher.supervisor.notices import Report
+from launcher.supervisor.notices import Notice, Report
 from launcher.supervisor.options import RunOptions
 from launcher.supervisor.placement import Placement
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
@@ -33,6 +34,7 @@ from launcher.supervisor.replanning import find_step
 from launcher.supervisor.reports import Reports
 from launcher.supervisor.restarts import Death, next_delay_s, remember
 from launcher.supervisor.scratch import Scratch
+from launcher.supervisor.service_manager import ServiceManager
 from launcher.supervisor.setback import Front, Service, Step
 from launcher.supervisor.signals import handling
 from launcher.supervisor.strain import Sample
@@ -63,11 +65,14 @@ def serve(
     options: RunOptions = RunOptions(),  # noqa: B008 - an immutable value
     report: Report,
     service: Service | None = None,
+    manager: ServiceManager | None = None,
 ) -> ServeResult:
     """Serve the command in the foreground until it is stopped; the caller holds the instance's lock.
 
     With a ``service`` the endpoint is its front's, each engine has a private port, and one that ran out of memory is
     followed by one with a smaller plan; without it the command's own address is served, and that is an end.
+
+    ``manager`` is the service manager that started this process, if one did: it is kept told.
 
     SIGINT, SIGTERM and SIGHUP end the engine gracefully, a second one at once. ``report`` hears every act, in the
     thread that called. Whatever happens, nothing of the engine is left running on return.
@@ -83,7 +88,9 @@ def serve(
         check_start(command, plan, instance.path)
         if options.adopt_orphans:
             become_subreaper()
-        supervision = _Supervision(command, instance, plan, options, report, service=service)
+        supervision = _Supervision(
+            command, instance, plan, options, report, service=service, manager=manager or ServiceManager()
+        )
         stack.callback(supervision.close)
         if n_reclaimed:
             supervision.notify("instance.reclaimed", "ended what an earlier, killed supervisor had left running")
@@ -102,6 +109,7 @@ class _Supervision:
         report: Report,
         *,
         service: Service | None,
+        manager: ServiceManager,
     ) -> None:
         self._use(command)
         self._plan = plan
@@ -126,12 +134,19 @@ class _Supervision:
         self._reports: Reports | None = None
         self._was_ready = False
         self._scratch = Scratch(instance.path)
-        self._account = Account(instance, command.address, plan, options, report)
+        self._herald = Herald(manager, options, is_watched=service is not None)
+        self._report = report
+        self._account = Account(instance, command.address, plan, options, self._pass_on)
         self._account.tell(self._publish)
         self.notify = self._account.notify
         self._memories = None if service is None else MemoryWatch(service, self._vigil, self._account, self._post)
 
+    def _pass_on(self, notice: Notice) -> None:
+        self._herald.hear(notice, self._account.record)
+        self._report(notice)
+
     def _publish(self, record: InstanceRecord) -> None:
+        self._herald.describe(record)
         if self._service is not None:
             self._service.front.publish(record, self._load_s, self._vigil.own_bytes())
 
@@ -145,7 +160,8 @@ class _Supervision:
             stack.enter_context(self._sampling())
             if self._options.handle_signals:
                 stack.enter_context(handling(loop, self._on_signal))
-            return await self._live()
+            async with self._herald.beating():
+                return await self._live()
 
     async def _live(self) -> ServeResult:
         try:
@@ -213,6 +229,7 @@ class _Supervision:
             self._on_change(before, after, event, fault)
         for effect in effects:
             self._carry_out(effect)
+        self._herald.take(event, after)
 
     def _on_change(self, before: Phase, after: Phase, event: Event, fault: Failure | None) -> None:
         if after not in LOADING or before in {Phase.BACKOFF, Phase.STEPPING}:
@@ -351,7 +368,7 @@ class _Supervision:
             top=self._top,
             is_replaceable=self._service is not None,
         )
-        self._watch = EngineWatch(engine, self._options, self._post, self.notify)
+        self._watch = EngineWatch(engine, self._options, self._post, self.notify, on_well=self._herald.see_well)
         self._reports = Reports(engine, self._instance.path, self._account, self._post)
         self._vigil.expect()
 

@@ -64,8 +64,17 @@ def _tally(front: Front) -> sickness.Tally:
 class EngineWatch:
     """The watchers of one engine, from its start to its end."""
 
-    def __init__(self, engine: Watched, options: RunOptions, post: Post, notify: Notify) -> None:
-        """Begin with an engine that starts now."""
+    def __init__(
+        self,
+        engine: Watched,
+        options: RunOptions,
+        post: Post,
+        notify: Notify,
+        *,
+        on_well: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Begin with an engine that starts now; ``on_well`` hears of each look at it, once it serves, that it passes."""
+        self._on_well = on_well
         self._engine = engine
         self._options = options
         self._post = post
@@ -221,11 +230,14 @@ class EngineWatch:
                     is_busy=now.cpu_s - before.cpu_s >= _BUSY_SHARE * pause_s,
                 )
                 before = now
+                has_delivered = pulse.n_delivered != watch.n_delivered
                 watch, fault = sickness.look(watch, pulse, self._options.hang)
                 if fault is not None:
                     lines = faults.telling_lines(self._engine.heard.lines)
                     self._tell_silent(Event.HUNG, Failure(message=f"the engine hangs: {fault.meaning}", lines=lines))
                     return
+                if pulse.is_answering or has_delivered:
+                    self._on_well()
 
     async def watch_answers(self, front: Front) -> None:
         """Give up a ready engine that answers its requests with errors: for its memory, by its own words, or for none.

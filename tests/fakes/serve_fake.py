@@ -4,6 +4,7 @@ Prints one JSON line per notice on stdout, and a rendered error on stderr.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from launcher.store import open_instance
 from launcher.supervisor.notices import Notice
 from launcher.supervisor.options import RunOptions
 from launcher.supervisor.runner import serve
+from launcher.supervisor.service_manager import take_over
 
 ENGINE = Path(__file__).with_name("fake_engine.py")
 
@@ -41,7 +43,13 @@ def main() -> int:
     assert isinstance(command.address, Address)
     try:
         with open_instance(name) as instance:
-            serve(command, instance=instance, options=msgspec.json.decode(options, type=RunOptions), report=report)
+            serve(
+                command,
+                instance=instance,
+                options=msgspec.json.decode(options, type=RunOptions),
+                report=report,
+                manager=take_over(os.environ),
+            )
     except LauncherError as error:
         sys.stderr.write(render_error(error))
         return error.exit_code

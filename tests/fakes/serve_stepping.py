@@ -10,6 +10,7 @@ Prints one JSON line per notice on stdout, and a rendered error on stderr.
 """
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ from launcher.supervisor.checks import free_port
 from launcher.supervisor.notices import Notice
 from launcher.supervisor.options import RunOptions
 from launcher.supervisor.runner import serve
+from launcher.supervisor.service_manager import take_over
 from launcher.supervisor.setback import Service
 from launcher.supervisor.stepping import MachineStepper
 from launcher.units import GIB
@@ -146,6 +148,7 @@ def main() -> int:
                 options=msgspec.json.decode(options, type=RunOptions),
                 report=report,
                 service=service,
+                manager=take_over(os.environ),
             )
     except LauncherError as error:
         sys.stderr.write(render_error(error))

@@ -18,7 +18,7 @@ def test_a_wheel_brings_its_profiles_machines_and_units(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
         names = archive.namelist()
-    assert "launcher/_data/systemd/launch@.service" in names
+    assert {"launcher/_data/systemd/launch@.service", "launcher/_data/systemd/user/launch@.service"} <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
     result = subprocess.run(
         [sys.executable, "-m", "launcher", "plan", "gemma2-27b", "--inventory", "rtx4090"],

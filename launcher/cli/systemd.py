@@ -1,0 +1,356 @@
+"""``launch systemd``: serve by systemd, as the machine's service or as one's own."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launcher.cli import serve as serving
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import click
+
+    from launcher.domain import DeviceKind, Plan, Profile, Refusal
+    from launcher.gateway.keys import Keys
+    from launcher.render.systemd import Scope, Units
+
+User = Annotated[bool, typer.Option("--user", help="A unit of your own (`systemctl --user`), else one of the system.")]
+Root = Annotated[
+    Path, typer.Option("--root", metavar="DIR", help="Act on the system below this folder, as systemctl does.")
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace or remove files also where a person has changed them.")
+]
+TokenFile = Annotated[
+    Path | None, typer.Option("--hub-token-file", metavar="FILE", help="A token for the Hugging Face hub.")
+]
+Group = Annotated[
+    list[str] | None, typer.Option("--group", metavar="NAME", help="A group that may read the weights; repeatable.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_ROOT = Path("/")
+_PASSING = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
+_PASSED = "NAME and options are those of `launch serve`; the service is started with them."
+
+group = typer.Typer(name="systemd", help="Units of systemd that serve a model.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.add_typer(group, name="systemd")
+
+
+@group.command(context_settings=_PASSING, epilog=_PASSED, options_metavar="NAME [OPTIONS] [OPTIONS OF SERVE]")
+def render(
+    ctx: typer.Context,
+    user: User = False,
+    json: Json = False,
+    root: Root = _ROOT,
+    groups: Group = None,
+    hub_token_file: TokenFile = None,
+) -> None:
+    """Print the files that `install` would write; exit code 3 if no plan fits this machine."""
+    from launcher.render.systemd import render_json, render_text
+
+    units, folder = _make_units(ctx, user=user, root=root, groups=groups, hub_token_file=hub_token_file)
+    typer.echo(render_json(units, str(folder)) if json else render_text(units, str(folder)), nl=False)
+
+
+@group.command(context_settings=_PASSING, epilog=_PASSED, options_metavar="NAME [OPTIONS] [OPTIONS OF SERVE]")
+def install(
+    ctx: typer.Context,
+    user: User = False,
+    overwrite: Overwrite = False,
+    root: Root = _ROOT,
+    groups: Group = None,
+    hub_token_file: TokenFile = None,
+) -> None:
+    """Write the unit of a model; starts nothing. Exit code 3, and nothing written, if no plan fits this machine."""
+    import os
+    import sys
+
+    from launcher import installation
+    from launcher.render.systemd import next_commands
+
+    folder = installation.units_folder(_scope(user), root, os.environ)
+    installation.check_writable(folder, (*installation.running_program(), *sys.argv[1:]))
+    units, folder = _make_units(ctx, user=user, root=root, groups=groups, hub_token_file=hub_token_file)
+    changes = installation.install(units, folder, overwrite=overwrite)
+    for change in changes:
+        typer.echo(f"{change.act:9} {change.path}")
+    instance = units.unit.partition("@")[2].removesuffix(".service")
+    is_changed = any(change.act != "unchanged" for change in changes)
+    standing = installation.look_up(instance, units.scope, folder, ask=root == _ROOT)
+    commands = list(next_commands(units))
+    if standing.is_active:
+        commands = [commands[0], commands[0].replace("daemon-reload", f"restart {units.unit}")] if is_changed else []
+    typer.echo("next:" if commands else f"{units.unit} runs as it is installed")
+    for command in commands:
+        typer.echo(f"  {command}")
+
+
+@group.command()
+def uninstall(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The instance, as `launch ps` names it, or its profile.")],
+    user: User = False,
+    overwrite: Overwrite = False,
+    root: Root = _ROOT,
+) -> None:
+    """Remove what `install` wrote. Stops nothing: a unit that runs, or is enabled, stays."""
+    import os
+    import sys
+
+    from launcher import installation
+    from launcher.errors import UnitError
+    from launcher.render.systemd import unit_name
+
+    scope = _scope(user)
+    folder = installation.units_folder(scope, root, os.environ)
+    instance = _installed_name(name, folder)
+    unit, option = unit_name(instance), " --user" if user else ""
+    standing = installation.look_up(instance, scope, folder, ask=root == _ROOT)
+    if standing.is_active or standing.is_enabled:
+        how = "runs" if standing.is_active else "is enabled"
+        at = f" --root={root}" if root != _ROOT else ""
+        msg = f"{unit} {how}"
+        raise UnitError(msg, help=f"systemctl{option}{at} disable{'' if at else ' --now'} {unit}")
+    if folder.exists():
+        installation.check_writable(folder, (*installation.running_program(), *sys.argv[1:]))
+    changes = installation.uninstall(instance, folder, overwrite=overwrite)
+    for change in changes:
+        typer.echo(f"{change.act:9} {change.path}")
+    if not any(change.act == "removed" for change in changes):
+        typer.echo(f"{unit} is not installed in {folder}")
+        return
+    typer.echo(f"next:\n  systemctl{option} daemon-reload")
+    if not user:
+        typer.echo(
+            "what it served is remembered in /var/lib/private/launcher, its cache is in /var/cache/private/launcher"
+        )
+
+
+# --- What both do first ----------------------------------------------------------------------------------------------
+
+
+def _scope(user: bool) -> "Scope":
+    from launcher.render.systemd import Scope
+
+    return Scope.USER if user else Scope.SYSTEM
+
+
+def _installed_name(name: str, folder: Path) -> str:
+    """Return the instance that NAME means: one that is installed, else that of the profile."""
+    from launcher.cli import options as opt
+    from launcher.errors import LauncherError
+    from launcher.render.systemd import drop_in_folder
+    from launcher.store import instance_name
+
+    own = instance_name(name)
+    if (folder / drop_in_folder(own)).is_dir():
+        return own
+    try:
+        return instance_name(opt.resolve_profile(opt.split_quant(name, None)[0]).name)
+    except LauncherError:
+        return own
+
+
+def _make_units(
+    ctx: typer.Context, *, user: bool, root: Path, groups: list[str] | None, hub_token_file: Path | None
+) -> "tuple[Units, Path]":
+    """Plan as `serve` would, and return the unit of that with the folder that it belongs in."""
+    import os
+    import sys
+
+    from launcher import installation
+    from launcher.domain import Refusal
+    from launcher.errors import EXIT_REFUSED
+    from launcher.gateway.keys import check_exposure
+    from launcher.render.plan import render_outcome
+    from launcher.render.systemd import TEMPLATE_NAME, Scope, Surroundings, render_units
+    from launcher.resources import data_dir
+    from launcher.store import instance_name
+
+    scope = _scope(user)
+    if scope is Scope.SYSTEM:
+        os.environ["LAUNCHER_PROFILES"] = str(installation.profiles_folder(root))
+    parsed = _parse(ctx)
+    params = parsed.params
+    key_file = _existing(params["api_key_file"], "--api-key-file")
+    token_file = _existing(hub_token_file, "--hub-token-file")
+    keys = _read_keys(key_file)
+    profile, plans, kinds = _plan(params)
+    check_exposure(profile.address, keys)
+    sys.stderr.write(render_outcome(plans if isinstance(plans, Refusal) else plans[0]))
+    if isinstance(plans, Refusal):
+        raise typer.Exit(EXIT_REFUSED)
+    program = installation.running_program()
+    names = _check_groups(groups or [])
+    bound: tuple[str, ...] = ()
+    if scope is Scope.SYSTEM:
+        needed = installation.needed_paths(program[0], plans, profile.source)
+        _check_readable(installation.find_unreadable(needed, names))
+        bound = installation.hidden_paths(needed)
+    around = Surroundings(
+        program=program,
+        words=_words(parsed, without=frozenset({"api_key_file"} if scope is Scope.SYSTEM else set())),
+        environment=tuple(_environment(plans[0], scope, token_file)),
+        key_file=key_file,
+        token_file=token_file,
+        bound_paths=bound,
+        groups=names,
+        gpu_groups=installation.gpu_groups(),
+    )
+    template = data_dir("systemd") / ("user" if user else "") / TEMPLATE_NAME
+    units = render_units(
+        template.read_text(encoding="utf-8"), instance_name(profile.name), plans, around, scope=scope, kinds=kinds
+    )
+    return units, installation.units_folder(scope, root, os.environ)
+
+
+def _parse(ctx: typer.Context) -> "click.Context":
+    """Read the words that are not ours as `launch serve` would.
+
+    Raises:
+        UsageError: they ask for what a unit cannot do.
+    """
+    from typer.main import get_command
+
+    from launcher.errors import UsageError
+
+    app = typer.Typer()
+    serving.register(app)
+    command = get_command(app)
+    parsed = command.make_context(ctx.info_name, list(ctx.args), parent=ctx.parent)
+    for name in ("detach", "cluster"):
+        if parsed.params[name]:
+            msg = f"a unit cannot be given --{name}"
+            raise UsageError(msg, help="it stays in the foreground, and on this machine: leave the option out")
+    return parsed
+
+
+_PATHS = ("api_key_file", "inventory")
+
+
+def _words(parsed: "click.Context", *, without: frozenset[str]) -> tuple[str, ...]:
+    """Return NAME and the options that were given, as `serve` takes them from any folder."""
+    import click
+
+    words = [_absolute(parsed.params["name"])]
+    for param in parsed.command.params:
+        name = param.name or ""
+        given = parsed.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if not given or name == "name" or name in without:
+            continue
+        value = parsed.params[name]
+        words.append(param.opts[0])
+        if value is not True:
+            words.append(_absolute(str(value)) if name in _PATHS else str(value))
+    return tuple(words)
+
+
+def _absolute(word: str) -> str:
+    """Return a path of an existing file as it is called from anywhere; another word as it is."""
+    path = Path(word).expanduser()
+    return str(path.absolute()) if path.exists() else word
+
+
+def _existing(path: "str | Path | None", option: str) -> str | None:
+    from launcher.errors import UsageError
+
+    if path is None:
+        return None
+    found = Path(path).expanduser().absolute()
+    if not found.is_file():
+        msg = f"{option} names no file: {found}"
+        raise UsageError(msg, help="the service manager reads it when the service starts: give its path")
+    return str(found)
+
+
+def _read_keys(key_file: str | None) -> "Keys":
+    """Read the keys as the service will: the environment of this command is not its."""
+    from launcher.gateway.keys import read_keys
+
+    return read_keys({}, None if key_file is None else Path(key_file))
+
+
+def _plan(params: "Mapping[str, Any]") -> "tuple[Profile, tuple[Plan, ...] | Refusal, frozenset[DeviceKind]]":
+    """Plan as `serve` does now, and once more as it would if nothing else used the machine, at its next start perhaps.
+
+    The kinds are of the devices that either plan uses.
+    """
+    from msgspec.structs import replace
+
+    from launcher.cli import options as opt
+    from launcher.cli.calibrate import read_known
+    from launcher.domain import HOST_MEMORY, DeviceKind, Plan, Refusal, Request
+    from launcher.planner.advice import plan as decide
+    from launcher.planner.freed import give_back
+
+    name, quant = opt.split_quant(params["name"], params["quant"])
+    fields = ("context", "ctx_size", "parallel", "batch_size", "ubatch_size", "n_gpu_layers", "n_cpu_moe")
+    more = ("cache_type_k", "cache_type_v", "flash_attn", "threads", "engine")
+    settings = opt.parse_settings(quant=quant, **{field: params[field] for field in (*fields, *more)})
+    limits = {"min_quant": params["min_quant"], "min_tps": params["min_tps"]}
+    profile = opt.apply_limits(opt.resolve_profile(name), **limits)
+    profile = replace(profile, address=opt.with_address(profile.address, host=params["host"], port=params["port"]))
+    inventory, rpc = params["inventory"], params["rpc"]
+    workers = opt.parse_rpc(rpc, inventory)
+    request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=params["force"])
+    machine = opt.read_inventory(inventory, workers)
+    argv = opt.echo_argv("plan", inventory=inventory, rpc=rpc, **limits)
+    others = opt.find_alternatives(inventory=inventory, **limits)
+    known = read_known(machine, inventory)
+    outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
+    if isinstance(outcome, Refusal):
+        return profile, outcome, frozenset()
+    everything = {HOST_MEMORY: machine.host.total_bytes, **{each.name: each.total_bytes for each in machine.devices}}
+    calm = decide(request, give_back(machine, everything, within_group=True), argv=argv, calibration=known)
+    plans = (outcome, calm) if isinstance(calm, Plan) else (outcome,)
+    used = {use.name for each in plans for use in each.footprint.devices}
+    kinds = frozenset(device.kind for device in machine.devices if device.name in used) - {DeviceKind.RPC}
+    return profile, plans, kinds
+
+
+def _environment(plan: "Plan", scope: "Scope", token_file: str | None) -> "list[tuple[str, str]]":
+    """Return what the service finds in its environment: what led this command to what it found."""
+    import os
+
+    from launcher import installation
+    from launcher.render.systemd import Scope
+
+    names = ["LAUNCHER_LLAMA_SERVER"]
+    if scope is Scope.USER:
+        names += ["LAUNCHER_PROFILES", "LAUNCHER_STATE_DIR", "LAUNCHER_CACHE_DIR"]
+    found = [(name, os.environ[name]) for name in names if os.environ.get(name)]
+    path = installation.search_path(plan, os.environ)
+    if path is not None:
+        found.append(("PATH", path))
+    if scope is Scope.USER and token_file is not None:
+        found.append(("HF_TOKEN_PATH", token_file))
+    return found
+
+
+def _check_groups(names: "Sequence[str]") -> tuple[str, ...]:
+    import grp
+
+    from launcher.errors import UsageError
+
+    for name in names:
+        try:
+            grp.getgrnam(name)
+        except KeyError:
+            msg = f"there is no group `{name}`"
+            raise UsageError(msg, help="make it with `groupadd --system NAME`, or leave --group out") from None
+    return tuple(dict.fromkeys(names))
+
+
+def _check_readable(lines: "Sequence[str]") -> None:
+    from launcher.errors import UnitError
+
+    if lines:
+        msg = "the service has a user of its own, which cannot read what it needs"
+        raise UnitError(
+            msg, details=tuple(lines), help="open it as said, or name a group that may read it: --group NAME"
+        )
