@@ -9,7 +9,7 @@ import grp
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +20,9 @@ from launcher.render.systemd import Scope, Units, drop_in_folder, is_unchanged, 
 
 _SYSTEM_FOLDER: Final = "etc/systemd/system"
 _CONFIGURATION_FOLDER: Final = "etc/launcher"
+_CACHE_FOLDER: Final = "var/cache/launcher"
+_STATE_FOLDER: Final = "var/lib/launcher"
+_NOT_PASSED: Final = frozenset({"LAUNCHER_API_KEY", "HUGGING_FACE_HUB_TOKEN"})
 _HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108 - named, not used
 """What a system unit does not see: ``ProtectHome=tmpfs`` and ``PrivateTmp=``."""
 _DEFAULT_PATH: Final = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -51,6 +54,20 @@ def units_folder(scope: Scope, root: Path, environ: Mapping[str, str]) -> Path:
 def profiles_folder(root: Path) -> Path:
     """Return where a system unit finds the administrator's own profiles."""
     return root / _CONFIGURATION_FOLDER / "profiles"
+
+
+def see_as_service(environ: MutableMapping[str, str], root: Path, *, cache: str) -> None:
+    """Change the environment to what a system unit has: its profiles, its home, its state, and nobody's settings.
+
+    What this user finds in a home folder, in a store there or by a variable, the service would not find. ``cache`` is a folder
+    for what is asked meanwhile: the service's own must hold nothing that is not its.
+    """
+    for name in [name for name in environ if name.startswith(("XDG_", "HF_", "OLLAMA_")) or name in _NOT_PASSED]:
+        del environ[name]
+    environ["HOME"] = str(root / _CACHE_FOLDER)
+    environ["LAUNCHER_PROFILES"] = str(profiles_folder(root))
+    environ["LAUNCHER_STATE_DIR"] = str(root / _STATE_FOLDER)
+    environ["LAUNCHER_CACHE_DIR"] = cache
 
 
 def check_writable(folder: Path, argv: Sequence[str]) -> None:

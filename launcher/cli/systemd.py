@@ -55,7 +55,7 @@ def render(
     from launcher.render.systemd import render_json, render_text
 
     units, folder = _make_units(ctx, user=user, root=root, groups=groups, hub_token_file=hub_token_file)
-    typer.echo(render_json(units, str(folder)) if json else render_text(units, str(folder)), nl=False)
+    typer.echo(render_json(units, str(folder), str(root)) if json else render_text(units, str(folder)), nl=False)
 
 
 @group.command(context_settings=_PASSING, epilog=_PASSED, options_metavar="NAME [OPTIONS] [OPTIONS OF SERVE]")
@@ -83,7 +83,7 @@ def install(
     instance = units.unit.partition("@")[2].removesuffix(".service")
     is_changed = any(change.act != "unchanged" for change in changes)
     standing = installation.look_up(instance, units.scope, folder, ask=root == _ROOT)
-    commands = list(next_commands(units))
+    commands = list(next_commands(units, str(root)))
     if standing.is_active:
         commands = [commands[0], commands[0].replace("daemon-reload", f"restart {units.unit}")] if is_changed else []
     typer.echo("next:" if commands else f"{units.unit} runs as it is installed")
@@ -124,6 +124,8 @@ def uninstall(
     if not any(change.act == "removed" for change in changes):
         typer.echo(f"{unit} is not installed in {folder}")
         return
+    if root != _ROOT:
+        return
     typer.echo(f"next:\n  systemctl{option} daemon-reload")
     if not user:
         typer.echo(
@@ -162,6 +164,7 @@ def _make_units(
     """Plan as `serve` would, and return the unit of that with the folder that it belongs in."""
     import os
     import sys
+    from tempfile import TemporaryDirectory
 
     from launcher import installation
     from launcher.domain import Refusal
@@ -174,7 +177,7 @@ def _make_units(
 
     scope = _scope(user)
     if scope is Scope.SYSTEM:
-        os.environ["LAUNCHER_PROFILES"] = str(installation.profiles_folder(root))
+        installation.see_as_service(os.environ, root, cache=ctx.with_resource(TemporaryDirectory(prefix="launcher-")))
     parsed = _parse(ctx)
     params = parsed.params
     key_file = _existing(params["api_key_file"], "--api-key-file")
@@ -320,9 +323,10 @@ def _environment(plan: "Plan", scope: "Scope", token_file: str | None) -> "list[
     from launcher import installation
     from launcher.render.systemd import Scope
 
-    names = ["LAUNCHER_LLAMA_SERVER"]
+    names = ["LAUNCHER_LLAMA_SERVER", "LAUNCHER_VLLM"]
     if scope is Scope.USER:
         names += ["LAUNCHER_PROFILES", "LAUNCHER_STATE_DIR", "LAUNCHER_CACHE_DIR"]
+        names += ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "OLLAMA_MODELS"]
     found = [(name, os.environ[name]) for name in names if os.environ.get(name)]
     path = installation.search_path(plan, os.environ)
     if path is not None:

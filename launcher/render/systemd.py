@@ -239,14 +239,16 @@ def render_text(units: Units, folder: str) -> str:
     return "\n".join(f"# {folder}/{file.name}\n{file.text}" for file in units.files)
 
 
-def render_json(units: Units, folder: str) -> str:
+def render_json(units: Units, folder: str, root: str = "/") -> str:
     """Return ``{"schema_version", "unit", "scope", "folder", "files": [{"name", "text"}], "next": [...]}``."""
-    value = {**msgspec.to_builtins(units), "folder": folder, "next": next_commands(units)}
+    value = {**msgspec.to_builtins(units), "folder": folder, "next": next_commands(units, root)}
     return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
 
 
-def next_commands(units: Units) -> tuple[str, ...]:
-    """Return what an administrator types after the files are in place."""
+def next_commands(units: Units, root: str = "/") -> tuple[str, ...]:
+    """Return what an administrator types after the files are in place; below another ``root`` nothing runs."""
+    if root != "/":
+        return (f"systemctl{' --global' if units.scope is Scope.USER else ''} --root={root} enable {units.unit}",)
     user = " --user" if units.scope is Scope.USER else ""
     commands = (f"systemctl{user} daemon-reload", f"systemctl{user} enable --now {units.unit}")
     return (*commands, *(("loginctl enable-linger",) if user else ()))

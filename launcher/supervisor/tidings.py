@@ -79,7 +79,7 @@ def status(record: InstanceRecord, said: str) -> str:
         case State.FAILED:
             return f"failed: {record.reason or said}"
         case _:
-            return f"{record.state}: {said}" if said else str(record.state)
+            return said if said.startswith(record.state) else f"{record.state}: {said}".removesuffix(": ")
 
 
 def _endpoint(record: InstanceRecord) -> str:

@@ -105,7 +105,7 @@ def test_the_end_is_announced_before_it_begins() -> None:
         ({"state": State.BACKOFF, "reason": "it died"}, "again in 2 s", "backoff: again in 2 s; it died"),
         ({"state": State.BACKOFF, "reason": "it died"}, "it died", "backoff: it died"),
         ({"state": State.FAILED, "reason": "it died"}, "x", "failed: it died"),
-        ({"state": State.STOPPING}, "stopping on SIGTERM", "stopping: stopping on SIGTERM"),
+        ({"state": State.STOPPING}, "stopping on SIGTERM", "stopping on SIGTERM"),
     ],
 )
 def test_the_status_says_the_state_first(changes: dict[str, object], said: str, expected: str) -> None:
