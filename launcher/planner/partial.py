@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from launcher.domain import Footprint, HostUse, MemoryUse
 from launcher.planner.ask import Ask
 from launcher.planner.footprint.llama_cpp import Backend, block_caches, held_bytes, hold_like
-from launcher.planner.packing import pack
+from launcher.planner.packing import fill_with, pack
 from launcher.planner.sizing import (
     Candidate,
     Shape,
@@ -22,6 +22,7 @@ from launcher.planner.sizing import (
     all_layers,
     build_config,
     corrected,
+    deal_out,
     first_shape,
     speed_of,
     try_shape,
@@ -90,7 +91,7 @@ def partial_trials(
     if by_experts is None or by_experts.speed.generation_tps < _fastest_tps(candidate, ask, target, shapes, upper):
         trial = _largest(candidate, ask, target, shapes, known)
         if trial is not None:
-            yield _packed(trial, ask)
+            yield _with_last_layers(_packed(trial, ask), ask)
 
 
 def least_on_host(candidate: Candidate, ask: Ask, target: Target, starts: Sequence[Shape]) -> int:
@@ -299,6 +300,31 @@ def _packed(trial: Trial, ask: Ask) -> Trial:
         if not any(over):
             break
         rooms = [room - n_bytes for room, n_bytes in zip(rooms, over, strict=True)]
+    return trial
+
+
+def _with_last_layers(trial: Trial, ask: Ask) -> Trial:
+    """Give several devices one layer more for as long as they hold it, where but a few blocks are left on the host.
+
+    Buffers may be far smaller there than those by which layers were packed.
+    """
+    candidate, target = trial.candidate, trial.target
+    n_all = all_layers(candidate, target)
+    caches = block_caches(candidate.architecture, trial.config)
+    while len(target.devices) > 1 and n_all - _BOUNDARY <= trial.config.n_gpu_layers < n_all - 1:
+        shape = replace(trial.shape, n_gpu_layers=trial.config.n_gpu_layers + 1, shares=())
+
+        def refill(rooms: Sequence[int], n_layer: int = shape.n_gpu_layers) -> tuple[float, ...]:
+            return fill_with(n_layer, pack(candidate.weights, caches, rooms))
+
+        compute = [use.compute_bytes for use in trial.footprint.devices]
+        least = [n_bytes - n_bytes // _SURELY_OVER for n_bytes in compute]
+        if not refill([budget.budget_bytes - n_bytes for budget, n_bytes in zip(target.budgets, least, strict=True)]):
+            break
+        larger = deal_out(candidate, ask, target, shape, refill)
+        if larger is None or not larger.fits:
+            break
+        trial = larger
     return trial
 
 

@@ -403,10 +403,10 @@ def _try_split(candidate: Candidate, ask: Ask, target: Target, shape: Shape) -> 
         rooms = [room - use.compute_bytes for room, use in zip(rooms, trial.footprint.devices, strict=True)]
         shares = refill(rooms)
         return try_shape(candidate, ask, target, replace(shape, shares=shares)) if shares else trial
-    return _dealt_out(candidate, ask, target, shape, refill) or trial
+    return deal_out(candidate, ask, target, shape, refill) or trial
 
 
-def _dealt_out(
+def deal_out(
     candidate: Candidate, ask: Ask, target: Target, shape: Shape, refill: Callable[[Sequence[int]], tuple[float, ...]]
 ) -> Trial | None:
     """Return a placement that the devices hold with shares that ``refill`` finds for what buffers leave of them."""

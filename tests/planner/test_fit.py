@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -340,6 +340,7 @@ def test_a_table_of_embeddings_that_the_cpu_repacks_is_held_twice(
 
 
 @given(st.integers(600, 9 * 1024), st.integers(1, 2))
+@example(4429, 2)  # with one block on the host its device needs 23 MiB less for buffers, and holds it
 @settings(max_examples=60)
 def test_no_layer_that_fits_is_left_on_the_host(free_mib: int, n_devices: int) -> None:
     """Of a model that is offloaded in part, one layer more is refused; on one device as many are planned by order."""
