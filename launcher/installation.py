@@ -7,6 +7,7 @@ person has written or changed, unless it is told to.
 import contextlib
 import grp
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
@@ -19,6 +20,7 @@ from launcher.inventory.proc import run_bounded
 from launcher.render.systemd import Scope, Units, drop_in_folder, is_unchanged, unit_name
 
 _SYSTEM_FOLDER: Final = "etc/systemd/system"
+_ALL_USERS_FOLDER: Final = "etc/systemd/user"
 _CONFIGURATION_FOLDER: Final = "etc/launcher"
 _CACHE_FOLDER: Final = "var/cache/launcher"
 _STATE_FOLDER: Final = "var/lib/launcher"
@@ -43,12 +45,13 @@ class Change(NamedTuple):
 
 
 def units_folder(scope: Scope, root: Path, environ: Mapping[str, str]) -> Path:
-    """Return where the administrator's units are, or the user's."""
+    """Return where the administrator's units are, or the user's; below another root, those of all users."""
     if scope is Scope.SYSTEM:
         return root / _SYSTEM_FOLDER
+    if root != Path("/"):
+        return root / _ALL_USERS_FOLDER
     base = environ.get("XDG_CONFIG_HOME", "")
-    config = Path(base) if base.startswith("/") else Path.home() / ".config"
-    return (root / config.relative_to("/") if root != Path("/") else config) / "systemd/user"
+    return (Path(base) if base.startswith("/") else Path.home() / ".config") / "systemd/user"
 
 
 def profiles_folder(root: Path) -> Path:
@@ -79,7 +82,7 @@ def check_writable(folder: Path, argv: Sequence[str]) -> None:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not os.access(existing, os.W_OK):
         msg = f"this user cannot write in {existing}"
-        raise UnitError(msg, help=f"sudo {' '.join(argv)}   (or --user, for a unit of your own)")
+        raise UnitError(msg, help=f"sudo {shlex.join(argv)}   (or --user, for a unit of your own)")
 
 
 def running_program() -> tuple[str, ...]:
@@ -138,11 +141,11 @@ def _lacks(path: Path, gids: set[int]) -> Iterator[str]:
     parents = () if _is_hidden(path) else tuple(reversed(path.parents))  # what is bound needs none of its parents
     for parent in parents:
         if not _grants(parent.stat(), stat.S_IXOTH, gids):
-            yield f"{parent} is closed to others: chmod o+x {parent}"
+            yield f"{parent} is closed to others: chmod o+x {shlex.quote(str(parent))}"
             return
     if path.is_dir():
         if not _grants(path.stat(), stat.S_IROTH | stat.S_IXOTH, gids):
-            yield f"{path} is closed to others: chmod o+rx {path}"
+            yield f"{path} is closed to others: chmod o+rx {shlex.quote(str(path))}"
             return
         for entry in path.iterdir():
             if entry.is_file() and entry.suffix in {".gguf", ".safetensors"}:
@@ -153,7 +156,7 @@ def _lacks(path: Path, gids: set[int]) -> Iterator[str]:
 
 def _lacks_file(path: Path, gids: set[int]) -> Iterator[str]:
     if not _grants(path.stat(), stat.S_IROTH, gids):
-        yield f"{path} cannot be read by others: chmod o+r {path}"
+        yield f"{path} cannot be read by others: chmod o+r {shlex.quote(str(path))}"
 
 
 def _grants(info: os.stat_result, wanted: int, gids: set[int]) -> bool:
