@@ -104,8 +104,8 @@ def read_took(answer: bytes) -> Took | None:
     n_prompt = (usage.prompt_tokens, usage.input_tokens, timings.prompt_n, said.tokens_evaluated)
     n_generated = (usage.completion_tokens, usage.output_tokens, timings.predicted_n, said.tokens_predicted)
     return Took(
-        n_prompt=next((n for n in n_prompt if n is not None), 0),
-        n_generated=next((n for n in n_generated if n is not None), 0),
+        n_prompt=max(0, next((n for n in n_prompt if n is not None), 0)),  # a counter cannot fall
+        n_generated=max(0, next((n for n in n_generated if n is not None), 0)),
     )
 
 

@@ -27,6 +27,7 @@ _IDLE_S: Final = 2.0  # engines close idle connections after 5 s: to be first av
 _NO_AUTO: Final = ("Accept", "Content-Type", "User-Agent")
 _LARGE: Final = MIB  # aiohttp wants larger bodies as files, which it sends piece by piece
 _UNAVAILABLE: Final = 503
+_FIRST_FINAL: Final = 200  # below it no answer is one: 101 would begin another protocol, which nobody asked for
 
 
 def open_session() -> aiohttp.ClientSession:
@@ -144,6 +145,8 @@ class Exchange:
     ) -> web.StreamResponse:
         try:
             async with await self._send(client.request, body, upstream) as answer:
+                if answer.status < _FIRST_FINAL:
+                    raise LostError(Loss.BROKEN, f"the engine answered with status {answer.status}")
                 if answer.status == _UNAVAILABLE and is_work:  # a lookup may well be answered so
                     attempt.outcome = Outcome.FAILURE
                     raise LostError(Loss.REJECTED, "the engine says that it is not available")

@@ -3,6 +3,7 @@
 Pure. It must not know who asks, nor what for.
 """
 
+import re
 from typing import Final
 
 from aiohttp import hdrs
@@ -31,6 +32,9 @@ _FOR_GATEWAY: Final = _HOP_BY_HOP | {
     "x-api-key",
 }
 
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+"""RFC 9110, section 5.5: no field has them. What reads them from an engine does not send them on."""
+
 
 def request_headers(headers: CIMultiDictProxy[str], api_key: str | None) -> CIMultiDict[str]:
     """Return the fields for the engine, with its own key where it wants one."""
@@ -50,4 +54,6 @@ def _without(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMulti
     named = headers.get(hdrs.CONNECTION)
     if named is not None:
         dropped |= {name.strip().lower() for name in named.split(",")}
-    return CIMultiDict((name, value) for name, value in headers.items() if name.lower() not in dropped)
+    return CIMultiDict(
+        (name, value) for name, value in headers.items() if name.lower() not in dropped and not _CONTROL.search(value)
+    )

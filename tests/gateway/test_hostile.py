@@ -1,0 +1,61 @@
+"""Engines that answer what no client may get: inputs that `make fuzz` found, kept."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from launcher.gateway.events import Took, read_took
+from tests.fakes.gateway import serving
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[str]:
+    """Run an engine that answers every request with the same bytes; give its address."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def _ask(answer: bytes) -> bytes:
+    async with saying(answer) as url, serving(n_replays=0) as served:
+        served.gateway.attach(url)
+        ask = b"GET /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        said = await served.raw(ask)
+        assert served.gateway._meters.n_faults == 0
+        return said
+
+
+async def test_a_field_with_a_control_character_is_left_out() -> None:
+    """The client's library reads it, and refuses to write it: the answer was 500, and a traceback in the log."""
+    said = await _ask(b"HTTP/1.1 200 OK\r\nContent-Type: applicati\x10on\r\nX-Kept: yes\r\nContent-Length: 2\r\n\r\n{}")
+    assert said.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"X-Kept: yes\r\n" in said
+    assert b"\x10" not in said
+    assert said.endswith(b"\r\n\r\n{}")
+
+
+@pytest.mark.parametrize("status", [b"101 Switching Protocols", b"099 ?", b"000 ?"])
+async def test_a_status_that_answers_nothing_is_a_lost_engine(status: bytes) -> None:
+    """101 begins another protocol; it was passed on, and the client then waited for an answer."""
+    said = await _ask(b"HTTP/1.1 " + status + b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+    assert said.startswith(b"HTTP/1.1 502 ")
+    assert b'"engine-lost"' in said
+
+
+@pytest.mark.parametrize(
+    "answer", [b'{"usage":{"prompt_tokens":-1,"completion_tokens":-9}}', b'{"timings":{"prompt_n":-3}}']
+)
+def test_negative_figures_count_as_none(answer: bytes) -> None:
+    """A counter of Prometheus' cannot fall."""
+    assert read_took(answer) == Took(n_prompt=0, n_generated=0)
