@@ -18,5 +18,5 @@ def listed_models(answer: bytes) -> list[str]:
     """Return the names in OpenAI's list of models; none where the answer is something else."""
     try:
         return [str(entry["id"]) for entry in json.loads(answer)["data"]]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return []

@@ -62,7 +62,7 @@ async def _ask(
 def _is_completion(answer: bytes) -> bool:
     try:
         return bool(json.loads(answer)["choices"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return False
 
 

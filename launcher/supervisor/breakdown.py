@@ -16,7 +16,7 @@ processor uses (repacked weights): host memory as well. Mapped weights count as 
 
 import re
 from functools import reduce
-from typing import Final
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec.structs import replace
@@ -26,9 +26,10 @@ from launcher.units import MIB
 
 _ROW: Final = re.compile(
     r"memory_breakdown_print: \|   - (?P<name>\S+)(?: \(.*\))?\s*\|"
-    r"(?:\s*\d+ =\s*(?P<free>\d+) \+ \()?"
-    r"\s*\d+ =\s*(?P<model>\d+) \+\s*(?P<context>\d+) \+\s*(?P<compute>\d+)\b"
+    r"(?:\s*\d+ =\s*(?P<free>\d{1,12}) \+ \()?"
+    r"\s*\d+ =\s*(?P<model>\d{1,12}) \+\s*(?P<context>\d{1,12}) \+\s*(?P<compute>\d{1,12})\b"
 )
+"""Twelve digits are an exbibyte; what is longer is no figure, and Python refuses to read thousands of them."""
 _MARK: Final = "memory_breakdown"
 _OBJECT: Final = '"fit_memory_breakdown"'
 _END: Final = re.compile(r"params_fit(?:_impl)?: projected|common_fit_params: |llama_model_loader: ")
@@ -79,14 +80,17 @@ def read_line(told: Breakdown, line: str) -> Breakdown:
     return told
 
 
+_Mib: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]
+
+
 class _Row(msgspec.Struct):
     """A row as the engine writes it, in MiB; ``free`` is a device's alone."""
 
     name: str
-    model: int
-    context: int
-    compute: int
-    free: int | None = None
+    model: _Mib
+    context: _Mib
+    compute: _Mib
+    free: _Mib | None = None
 
 
 def _read_row(match: re.Match[str]) -> _Row:

@@ -44,22 +44,26 @@ _WARNED: Final = re.compile(r"\bWARNING\b|\bUserWarning\b")
 """Of a line whose exception was caught: each start of vLLM tells one of its limit of open files."""
 
 # What a refused allocation was, by the lines around it. Sizes: bytes, or MiB which some lines call MB.
-_REFUSED_BUFFER: Final = re.compile(r"failed to allocate (?P<memory>\S+) buffer of size (?P<bytes>\d+)(?![\d.])")
+_REFUSED_BUFFER: Final = re.compile(r"failed to allocate (?P<memory>\S+) buffer of size (?P<bytes>\d{1,19})(?![\d.])")
 _UNABLE_BUFFER: Final = re.compile(r"unable to allocate (?P<memory>\S+) buffer")
 _WRONG_BUFFER: Final = re.compile(r"in a buffer \((?P<memory>\S+)\) that cannot run")
-_REFUSED_MALLOC: Final = re.compile(r"attempted to allocate +(?P<mib>[\d.]+) MB")
-_REFUSED_OUTPUT: Final = re.compile(r"failed to allocate output buffer of size (?P<mib>[\d.]+) MiB")
-_REFUSED_CUDA: Final = re.compile(r"allocating (?P<mib>[\d.]+) MiB on device (?P<idx>\d+): cudaMalloc failed")
-_REFUSED_VULKAN: Final = re.compile(r"Device memory allocation of size (?P<bytes>\d+) failed")
-_REFUSED_TORCH: Final = re.compile(r"you tried to allocate (?P<bytes>\d+) bytes")
-_REFUSED_TORCH_GPU: Final = re.compile(r"Tried to allocate (?P<n>[\d.]+) (?P<unit>[MG])iB\. GPU (?P<idx>\d+) has")
+_REFUSED_MALLOC: Final = re.compile(r"attempted to allocate +(?P<mib>\d{1,12}(?:\.\d{1,6})?) MB")
+_REFUSED_OUTPUT: Final = re.compile(r"failed to allocate output buffer of size (?P<mib>\d{1,12}(?:\.\d{1,6})?) MiB")
+_REFUSED_CUDA: Final = re.compile(
+    r"allocating (?P<mib>\d{1,12}(?:\.\d{1,6})?) MiB on device (?P<idx>\d{1,6}): cudaMalloc failed"
+)
+_REFUSED_VULKAN: Final = re.compile(r"Device memory allocation of size (?P<bytes>\d{1,19}) failed")
+_REFUSED_TORCH: Final = re.compile(r"you tried to allocate (?P<bytes>\d{1,19}) bytes")
+_REFUSED_TORCH_GPU: Final = re.compile(
+    r"Tried to allocate (?P<n>\d{1,9}(?:\.\d{1,6})?) (?P<unit>[MG])iB\. GPU (?P<idx>\d{1,6}) has"
+)
 _TOO_LITTLE: Final = re.compile(
-    r"on (?P<where>node|device \w+:)\s?(?P<idx>\d+) \((?P<free>[\d.]+)/[\d.]+ GiB\) on .*? less than "
-    r"(?:desired \w+ memory utilization \([\d.]+, |requested memory for kv \()(?P<wanted>[\d.]+) GiB"
+    r"on (?P<where>node|device \w+:)\s?(?P<idx>\d{1,6}) \((?P<free>\d{1,9}(?:\.\d{1,6})?)/[\d.]+ GiB\) on .*? less than "
+    r"(?:desired \w+ memory utilization \([\d.]+, |requested memory for kv \()(?P<wanted>\d{1,9}(?:\.\d{1,6})?) GiB"
 )
 """vLLM's own words for what it wants of a memory and what is free there."""
-_LONGEST: Final = re.compile(r"the estimated maximum model length is (\d+)")
-_CURRENT_DEVICE: Final = re.compile(r"current device: (?P<idx>\d+), in function")
+_LONGEST: Final = re.compile(r"the estimated maximum model length is (\d{1,12})")
+_CURRENT_DEVICE: Final = re.compile(r"current device: (?P<idx>\d{1,6}), in function")
 _ON_HOST: Final = re.compile(
     r"attempted to allocate|failed to allocate output buffer|std::bad_alloc|MemoryError\b|mmap failed|DefaultCPUAllocator"
 )

@@ -17,9 +17,9 @@ from launcher.domain import Footprint, MemoryUse, Noun
 from launcher.supervisor.vllm_told import MARKS, VllmTold, parse_told
 from launcher.units import MIB, format_bytes
 
-_OFFLOADED: Final = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
-_BUFFER: Final = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*([\d.]+) MiB")
-_ASSIGNED: Final = re.compile(r"load_tensors: layer\s+(\d+) assigned to device ([^,\s]+)")
+_OFFLOADED: Final = re.compile(r"offloaded (\d{1,6})/(\d{1,6}) layers to GPU")
+_BUFFER: Final = re.compile(r":\s+(\S+)\s+(model|KV|RS|compute|output) buffer size\s*=\s*(\d{1,12}(?:\.\d{1,6})?) MiB")
+_ASSIGNED: Final = re.compile(r"load_tensors: layer\s+(\d{1,6}) assigned to device ([^,\s]+)")
 _SOFTWARE_GPU: Final = re.compile(r"using device \S+ \((?:llvmpipe|lavapipe|SwiftShader)", re.IGNORECASE)
 _HOST_BUFFER: Final = re.compile(r"^(?:CPU(?:_.*)?|AMX|.*_Host|BLAS)$")
 _TELLING: Final = (" buffer size", " layers to GPU", "assigned to device", "using device", *MARKS)

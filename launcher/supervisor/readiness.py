@@ -13,6 +13,7 @@ import aiohttp
 
 from launcher.backends.canary import listed_models
 from launcher.domain import Address, Command
+from launcher.inventory.text import printable
 from launcher.supervisor.environment import key_of
 
 _FIRST_PAUSE_S: Final = 0.05
@@ -20,6 +21,8 @@ _MAX_PAUSE_S: Final = 0.25
 _PAUSE_GROWTH: Final = 1.05  # makes each pause a twentieth of the time before it longer than the first
 _REQUEST_S: Final = 5.0  # of one look at the endpoint; a busy loader may answer late, and is then asked again
 _OK: Final = 200
+_MAX_BYTES: Final = 1 << 20
+_MAX_SAID: Final = 200
 _MODELS_PATH: Final = "/v1/models"
 _UNREACHABLE: Final = (aiohttp.ClientError, OSError, TimeoutError)
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - compared, not bound
@@ -71,11 +74,12 @@ async def check_model(session: aiohttp.ClientSession, name: str) -> str | None:
     try:
         timeout = aiohttp.ClientTimeout(total=_REQUEST_S)
         async with session.get(_MODELS_PATH, timeout=timeout, allow_redirects=False) as response:
-            answer = await response.read()
+            answer = await _read_bounded(response)
     except _UNREACHABLE as error:
         return f"the list of models was not answered: {str(error) or type(error).__name__}"
     names = listed_models(answer)
-    return None if name in names else f"the engine lists {', '.join(names) or 'no model'}, not `{name}`"
+    listed = printable(", ".join(names)[:_MAX_SAID]) or "no model"
+    return None if name in names else f"the engine lists {listed}, not `{name}`"
 
 
 async def send_canary(session: aiohttp.ClientSession, path: str, body: str) -> str | None:
@@ -107,18 +111,28 @@ async def refusal_of_canary(session: aiohttp.ClientSession, path: str, body: str
 async def _complete(session: aiohttp.ClientSession, path: str, body: str, timeout_s: float | None) -> tuple[int, bytes]:
     timeout = aiohttp.ClientTimeout(total=timeout_s)
     async with session.post(path, data=body, timeout=timeout, allow_redirects=False) as response:
-        return response.status, await response.read()
+        return response.status, await _read_bounded(response)
+
+
+async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
+    """Return the beginning of an answer: no more of it is looked at than a completion of one token can need."""
+    answer = bytearray()
+    async for part in response.content.iter_any():
+        answer += part
+        if len(answer) > _MAX_BYTES:
+            break
+    return bytes(answer[:_MAX_BYTES])
 
 
 def _excerpt(answer: bytes) -> str:
-    return answer[:200].decode("utf-8", "replace")
+    return printable(answer[:_MAX_SAID].decode("utf-8", "replace").strip())
 
 
 def is_completion(answer: bytes) -> bool:
     """Whether an answer holds a completion: OpenAI's ``choices``, or llama-server's own ``content``."""
     try:
         value = json.loads(answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     if not isinstance(value, dict):
         return False

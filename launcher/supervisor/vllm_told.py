@@ -16,10 +16,10 @@ from launcher.units import GIB, format_bytes
 MARKS: Final = ("KV cache size: ", "Maximum concurrency for ", "Model loading took ", "Available KV cache memory: ")
 """One of these is in every line that is read."""
 
-_TOKENS: Final = re.compile(r"KV cache size: ([\d,]+) tokens")
-_CONCURRENCY: Final = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x")
-_WEIGHTS: Final = re.compile(r"Model loading took ([\d.]+) GiB")
-_AVAILABLE: Final = re.compile(r"Available KV cache memory: ([\d.]+) GiB")
+_TOKENS: Final = re.compile(r"KV cache size: (\d[\d,]{0,18}) tokens")
+_CONCURRENCY: Final = re.compile(r"Maximum concurrency for [\d,]+ tokens per request: (\d{1,12}(?:\.\d{1,6})?)x")
+_WEIGHTS: Final = re.compile(r"Model loading took (\d{1,9}(?:\.\d{1,6})?) GiB")
+_AVAILABLE: Final = re.compile(r"Available KV cache memory: (\d{1,9}(?:\.\d{1,6})?) GiB")
 
 
 class VllmTold(Noun, frozen=True):

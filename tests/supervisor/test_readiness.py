@@ -75,3 +75,10 @@ def test_another_programs_answer_is_told(body: bytes, words: str) -> None:
 def test_silence_is_told() -> None:
     """Nobody there."""
     assert "not answered" in str(ask(free_port("127.0.0.1")))
+
+
+def test_a_list_without_end_is_not_read_to_its_end() -> None:
+    """Ours is not among the first MiB: the rest would only fill the memory."""
+    with answering(b'{"data":[{"id":"' + b"\x1b" * (3 << 20) + b'"},{"id":"m"}]}') as port:
+        said = ask(port)
+    assert said == "the engine lists no model, not `m`"
