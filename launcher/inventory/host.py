@@ -23,6 +23,7 @@ _ISA: Final = {
 }  # fmt: skip
 """The kernel's flags that llama.cpp has code for (``ggml_backend_cpu_get_features`` in ``ggml-cpu.cpp``, build 11434),
 to its names in lower case."""
+_MAX_DIGITS: Final = 19
 
 
 class CpuInfo(NamedTuple):
@@ -48,13 +49,18 @@ def parse_cpuinfo(text: str, cpus: Collection[int] | None = None) -> CpuInfo:
     cores = {
         (block.get("physical id", "0"), block["core id"])
         for block in blocks
-        if "core id" in block and (cpus is None or int(block.get("processor", "-1")) in cpus)
+        if "core id" in block and (cpus is None or _number(block.get("processor", "")) in cpus)
     }
     return CpuInfo(
         name=printable(merged.get("model name") or merged.get("Model") or "") or None,
         isa=tuple(ours for theirs, ours in _ISA.items() if theirs in flags),
         n_physical=len(cores) or None,
     )
+
+
+def _number(text: str) -> int | None:
+    """Return a decimal number of the kernel's, which no more than 64 bits hold; ``None`` for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else None
 
 
 class HostMemory(NamedTuple):
@@ -69,9 +75,8 @@ class HostMemory(NamedTuple):
 def parse_meminfo(text: str) -> HostMemory | None:
     """Return the memory from ``/proc/meminfo``, whose "kB" are KiB; ``None`` where it lacks a figure or contradicts itself."""
     lines = (line.partition(":") for line in text.splitlines())
-    n_bytes = {
-        key: int(rest.split()[0]) << 10 for key, _, rest in lines if rest.split()[:1] and rest.split()[0].isdigit()
-    }
+    told = {key: _number(rest.split()[0]) for key, _, rest in lines if rest.split()[:1]}
+    n_bytes = {key: n_kib << 10 for key, n_kib in told.items() if n_kib is not None}
     try:
         found = HostMemory(*(n_bytes[key] for key in ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")))
     except KeyError:  # a kernel before 3.14, or a container that shows its own

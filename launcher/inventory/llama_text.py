@@ -16,7 +16,7 @@ _LONG_OPTION: Final = re.compile(r"--[a-z0-9][a-z0-9-]*")
 _REMOVED: Final = "the argument has been removed"
 """How ``--help`` describes an option that ends the program with an error when given."""
 
-_DEVICE: Final = re.compile(r"\s+([A-Za-z]\w*(?:\[[^\]]*\])?): (.*?)(?: \((\d+) MiB, (\d+) MiB free\))?\s*")
+_DEVICE: Final = re.compile(r"\s+([A-Za-z]\w*(?:\[[^\]]*\])?): (.*?)(?: \((\d{1,12}) MiB, (\d{1,12}) MiB free\))?\s*")
 _VERSION: Final = re.compile(r"^version: (\S.*?)\s*$", re.MULTILINE)
 
 

@@ -22,6 +22,9 @@ from launcher.resources import data_dir
 _MAX_FILE_BYTES: Final = 4 << 20
 """An inventory takes a few KiB; a larger file is something else, given by mistake."""
 
+_MAX_FIGURE: Final = 2**63
+"""No machine has so much of anything; what is computed with figures below it stays finite."""
+
 _SUFFIXES: Final = (".toml", ".json")
 
 _MULTIPLE: Final = re.compile(r"(?P<n>[1-9]\d{0,3})x(?P<rest>.+)", re.DOTALL)
@@ -192,9 +195,9 @@ def _cluster_faults(cluster: Cluster) -> Iterator[tuple[str, str]]:
     yield from _unreadable(cluster.schema_version)
     if not 0 < len(cluster.nodes) <= MAX_NODES:
         yield "nodes", f"must be 1 to {MAX_NODES} machines, not {len(cluster.nodes)}"
-    yield from _negative(cluster.network, "network")
     if cluster.network.bandwidth_bytes_per_s == 0:
         yield "network.bandwidth_bytes_per_s", "must be above 0"
+    yield from _out_of_range(cluster.network, "network")
     for key_path in _unprintable({"name": cluster.name, "notes": cluster.notes}, ""):
         yield key_path, "holds characters that cannot be shown"
     names: set[str] = set()
@@ -209,7 +212,7 @@ def _cluster_faults(cluster: Cluster) -> Iterator[tuple[str, str]]:
 def _faults(inventory: Inventory) -> Iterator[tuple[str, str]]:
     """Yield key path and fact of each figure that no machine can have."""
     yield from _unreadable(inventory.schema_version)
-    yield from _negative(inventory.host, "host")
+    yield from _out_of_range(inventory.host, "host")
     host = inventory.host
     if host.total_bytes == 0:
         yield "host.total_bytes", "must be above 0"
@@ -220,9 +223,10 @@ def _faults(inventory: Inventory) -> Iterator[tuple[str, str]]:
     shown = {"name": inventory.name, "host": host, "devices": inventory.devices, "notes": inventory.notes}
     for key_path in _unprintable(msgspec.to_builtins(shown), ""):
         yield key_path, "holds characters that cannot be shown"
+    yield from _out_of_range(inventory.engines, "engines")
     names: set[str] = set()
     for i, device in enumerate(inventory.devices):
-        yield from _negative(device, f"devices[{i}]")
+        yield from _out_of_range(device, f"devices[{i}]")
         if device.total_bytes == 0:
             yield f"devices[{i}].total_bytes", "must be above 0"
         if (device.free_bytes or 0) > device.total_bytes:
@@ -244,11 +248,18 @@ def _unprintable(node: Any, key_path: str) -> Iterator[str]:
         yield key_path
 
 
-def _negative(struct: msgspec.Struct, key_path: str) -> Iterator[tuple[str, str]]:
-    for field in struct.__struct_fields__:
-        value = getattr(struct, field)
-        if isinstance(value, int | float) and not 0 <= value < float("inf"):
-            yield f"{key_path}.{field}", f"{value} is out of range"
+def _out_of_range(node: Any, key_path: str) -> Iterator[tuple[str, str]]:
+    """Yield the key paths of figures that nothing can have: negative or absurd ones, and what is no number."""
+    if isinstance(node, msgspec.Struct):
+        for field in node.__struct_fields__:
+            yield from _out_of_range(getattr(node, field), f"{key_path}.{field}")
+    elif isinstance(node, tuple):
+        for i, value in enumerate(node):
+            yield from _out_of_range(value, f"{key_path}[{i}]")
+    elif isinstance(node, int | float):
+        least = 1 if key_path.endswith("_per_s") else 0  # a memory that gives nothing is none: it would be divided by
+        if not least <= node < _MAX_FIGURE:
+            yield key_path, f"{str(node)[:40]} is out of range"
 
 
 def _explained(fault: str, source: str, noun: type[msgspec.Struct]) -> InventoryError:
@@ -267,7 +278,7 @@ def _allowed(key_path: str, noun: type[msgspec.Struct]) -> tuple[str, ...]:
     """Return the keys of the table, or the values of the enumeration, at a key path such as ``devices[0].kind``."""
     node: Any = noun
     for step in re.findall(r"\[|[^.\[\]]+(?!\])", key_path):
-        node = get_args(node)[0] if step == "[" else _field_types(node)[step]
+        node = next(iter(get_args(node)), None) if step == "[" else _field_types(node).get(step)
         if NoneType in get_args(node):
             node = next(member for member in get_args(node) if member is not NoneType)
     if isinstance(node, type) and issubclass(node, Enum):

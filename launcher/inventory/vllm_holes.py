@@ -70,6 +70,9 @@ HOLES: Final = (
 """From vLLM's advisories as databases of vulnerabilities repeat them, looked up in November 2026; newest first."""
 
 
+_MAX_DIGITS: Final = 9
+
+
 def parse_release(version: str) -> tuple[int, ...] | None:
     """Return the numbers of a release (``0.32.0+cpu``, ``0.18.0rc1``); ``None`` where it begins with none.
 
@@ -78,7 +81,7 @@ def parse_release(version: str) -> tuple[int, ...] | None:
     numbers = []
     for part in version.partition("+")[0].split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
+        if not digits or len(digits) > _MAX_DIGITS:
             break
         numbers.append(int(digits))
         if digits != part:
