@@ -45,6 +45,8 @@ _MAX_NAME: Final = 64
 _MAX_RECORD_BYTES: Final = 32 << 20  # a plan with its model's tensor list is below 1 MiB; what is larger is not ours
 _LOCK_ATTEMPTS: Final = 20  # `launch stop` and `ps` hold a lock for moments only: assumed below half a second
 _LOCK_PAUSE_S: Final = 0.025
+_LEAST_RATE: Final = 1e-9  # of rates, speeds and shares: they are divided by
+_MOST: Final = 2**63
 LIVE_STATES: Final = frozenset({State.STARTING, State.READY, State.DRAINING, State.STOPPING, State.BACKOFF})
 """States that only a living supervisor can be in."""
 
@@ -178,7 +180,8 @@ def _read_file(directory: int, name: str) -> bytes | None:
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:  # noqa: PTH123 - opened relative to the folder, which a path cannot be
-        return file.read(_MAX_RECORD_BYTES)
+        # Asked for no more than there is: Python has as much memory ready as is asked for.
+        return file.read(min(os.fstat(fd).st_size, _MAX_RECORD_BYTES))
 
 
 # --- The owner's side -------------------------------------------------------------------------------------------
@@ -417,10 +420,29 @@ def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibra
         found = msgspec.json.decode(data, type=Calibration)
     except (msgspec.DecodeError, UnicodeDecodeError):
         found = None
-    if found is not None and found.machine == machine and found.schema_version in READABLE_VERSIONS:
+    if found is not None and found.machine == machine and is_possible(found):
         return found, None
     os.replace(name, f"{name}.corrupt", src_dir_fd=directory, dst_dir_fd=directory)
     return None, f"the calibration in {path} could not be understood and was set aside as {name}.corrupt"
+
+
+def is_possible(calibration: Calibration) -> bool:
+    """Whether a calibration is of a version that is read here, and holds no figure that nothing can have measured."""
+    rates = [n for each in calibration.rates for n in (each.bandwidth_bytes_per_s, each.efficiency, each.prompt_flops)]
+    speeds = [n for each in calibration.tunings for n in (each.prompt_tps, each.generation_tps, each.n_threads)]
+    counts = [
+        *(
+            n
+            for each in calibration.tunings
+            for n in (each.n_gpu_layers, each.n_cpu_moe, each.n_prompt, each.n_generated)
+        ),
+        *(n for each in calibration.corrections for n in (each.planned_bytes, each.missing_bytes, each.limit_bytes)),
+    ]
+    return (
+        calibration.schema_version in READABLE_VERSIONS
+        and all(n is None or _LEAST_RATE < n < _MOST for n in (*rates, *speeds))
+        and all(n is None or 0 <= n < _MOST for n in counts)
+    )
 
 
 def write_calibration(calibration: Calibration) -> None:

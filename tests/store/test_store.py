@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,37 @@ def test_learning_goes_on_after_a_corrupt_file(state_dir: Path) -> None:
     assert changed == Calibration(machine="m")
     assert path.with_name("m.json.corrupt").exists()
     assert store.read_calibration("m") == (changed, None)
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"bandwidth_bytes_per_s": 0.0, "efficiency": 0.5},
+        {"bandwidth_bytes_per_s": 1e9, "efficiency": 0.0},
+        {"bandwidth_bytes_per_s": 1e9, "efficiency": 5e-324},
+        {"bandwidth_bytes_per_s": 1e9, "efficiency": -1.0},
+        {"bandwidth_bytes_per_s": 1e9, "efficiency": 0.5, "prompt_flops": 0.0},
+        {"bandwidth_bytes_per_s": 1e300, "efficiency": 0.5},
+    ],
+    ids=str,
+)
+def test_rates_that_nothing_measured_are_set_aside(rates: dict[str, float], state_dir: Path) -> None:
+    """They would be divided by (found by `make fuzz`)."""
+    store.write_calibration(Calibration(machine="here", rates=(MeasuredRates(name="gpu0", **rates),)))
+    found, warning = store.read_calibration("here")
+    assert found is None
+    assert "set aside" in str(warning)
+    assert (state_dir / "calibrations" / "here.json.corrupt").exists()
+
+
+def test_a_small_record_takes_little_memory() -> None:
+    """Asked for as much as a record may ever have, Python had 32 MiB ready for each (found by `make fuzz`)."""
+    with store.open_instance("a") as instance:
+        instance.write(record())
+        store.find_instance("a")
+        tracemalloc.start()
+        try:
+            store.find_instance("a")
+            assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        finally:
+            tracemalloc.stop()
