@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from launcher.domain import SCHEMA_VERSION, MetadataValue, ModelSpec
+from launcher.render.text import shown
 from launcher.units import format_bytes
 
 Figures = Mapping[str, int | tuple[int, ...]]
@@ -18,12 +19,12 @@ def render_spec(spec: ModelSpec, figures: Figures, *, with_tensors: bool = False
     """Return the model as aligned lines, then its element types with their bytes, then its tensors if asked for."""
     facts = [(name, value) for name, value in _facts(spec, figures) if value]
     width = max(len(name) for name, _value in facts)
-    lines = [f"{name:<{width}}  {_printable(value)}" for name, value in facts]
+    lines = [f"{name:<{width}}  {shown(value)}" for name, value in facts]
     lines += ["", *_table(("type", "tensors", "bytes", "share"), _type_rows(spec))]
     if with_tensors:
         rows = [
             (
-                _printable(tensor.name),
+                shown(tensor.name),
                 " x ".join(map(str, tensor.shape)) or "scalar",
                 tensor.type.value,
                 format_bytes(tensor.n_bytes),
@@ -130,8 +131,3 @@ def _in_words(n: int) -> str:
 
 def _text(value: MetadataValue | None) -> str:
     return value if isinstance(value, str) else ""
-
-
-def _printable(text: str) -> str:
-    """Escape what could steer a terminal: names come from files that nobody vouches for."""
-    return text if text.isprintable() else ascii(text)[1:-1]

@@ -4,6 +4,7 @@ import msgspec
 
 from launcher.domain import SCHEMA_VERSION, InstanceRecord, InstanceView
 from launcher.render.plan import describe_placement
+from launcher.render.text import shown
 
 _HEADINGS = ("NAME", "STATE", "ADDRESS", "MODEL", "UP", "RESTARTS")
 _MINUTE_S = 60
@@ -15,7 +16,7 @@ def render_instances(views: tuple[InstanceView, ...], *, now: float) -> str:
     """Return a table, one instance a line; ``now`` in seconds since 1970."""
     if not views:
         return "nothing is served\n"
-    rows = [_HEADINGS, *(_row(view, now) for view in views)]
+    rows = [_HEADINGS, *(tuple(map(shown, _row(view, now))) for view in views)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_HEADINGS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join(lines) + "\n"
@@ -69,7 +70,7 @@ def render_status(view: InstanceView, *, now: float) -> str:
         facts += _process_facts(view, record, now)
     facts.append(("log", view.log_path))
     width = max(len(name) for name, _ in facts)
-    lines = [view.name, *(f"  {name.ljust(width)}  {value}" for name, value in facts)]
+    lines = [shown(view.name), *(f"  {name.ljust(width)}  {shown(value)}" for name, value in facts)]
     return "\n".join(lines) + "\n"
 
 

@@ -25,6 +25,11 @@ def wrapped(text: str, *, first: str, rest: str) -> list[str]:
     return [*lines, line.rstrip()]
 
 
+def shown(text: str) -> str:
+    """Return a text as it may be shown, escaped where it could steer a terminal: it is of a file that nobody vouches for."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
 def error_json(error: LauncherError) -> str:
     """Return a fault as JSON, for whoever asked for JSON: ``{"schema_version", "error": {...}}``."""
     fault = {"code": error.code, "message": error.message, "details": error.details, "help": error.help}

@@ -7,7 +7,7 @@ from launcher.domain import Address, InstanceRecord, InstanceView, Plan, Process
 from launcher.inventory import load_inventory
 from launcher.planner.advice import plan
 from launcher.profiles import load_profile
-from launcher.render.instances import render_status
+from launcher.render.instances import render_instances, render_status
 
 RECORD = InstanceRecord(
     name="tiny",
@@ -53,3 +53,21 @@ def test_where_its_layers_are_is_said_as_in_the_plan(machine: str, n_gpu_layers:
     outcome = plan(request, load_inventory(machine))
     assert isinstance(outcome, Plan)
     assert facts(replace(RECORD, plan=outcome), "placement") == said
+
+
+def test_a_record_cannot_steer_a_terminal() -> None:
+    """What was written to disk may be of anybody's making (found by `make fuzz`)."""
+    hostile = replace(
+        RECORD, name="a\x1b[2J", reason="\u202eevil", details=("a\nb",), story=("\x07",), n_ladder_steps=1
+    )
+    view = InstanceView(
+        name="a\x1b[2J",
+        state=State.READY,
+        path="/p",
+        log_path="/p\r",
+        supervisor_alive=True,
+        reason="\x1b]0;x\x07",
+        record=hostile,
+    )
+    for text in (render_status(view, now=60.0), render_instances((view,), now=60.0)):
+        assert all(line.isprintable() for line in text.split("\n"))
