@@ -107,8 +107,11 @@ _N_SECTIONS: Final = 4
 MAX_LAYERS: Final = 512
 """The engine refuses more (``LLAMA_MAX_LAYERS``); it also bounds what a hostile file can make the planner do."""
 
+MAX_COUNT: Final = 2**40
+"""Assumed: far above any count that a model has."""
+
 _STATE_NAME: Final = re.compile(r"\.(?:ssm_|shortconv|time_mix_)")
-_LAYER_NAME: Final = re.compile(r"(?:enc\.|dec\.)?blk\.(\d+)\.")
+_LAYER_NAME: Final = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,9})\.")
 _EXPERT_NAME: Final = re.compile(r"blk\.\d+\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps")
 
 
@@ -274,6 +277,11 @@ def is_expert(tensor_name: str) -> bool:
     return _EXPERT_NAME.match(tensor_name) is not None
 
 
+def _count(value: MetadataValue | None, default: int) -> int:
+    """Return a value as a count; what is none (negative, absurd, not a number, a text) is as good as missing."""
+    return int(value) if isinstance(value, int | float) and 0 <= value < MAX_COUNT else default
+
+
 class _Keys:
     """Typed look-up of ``<architecture>.<key>`` in a metadata mapping."""
 
@@ -290,20 +298,21 @@ class _Keys:
         return tuple(
             (key.removeprefix(start), float(value))
             for key, value in self._metadata.items()
-            if key.startswith(start) and isinstance(value, int | float)
+            if key.startswith(start) and isinstance(value, int | float) and -MAX_COUNT < value < MAX_COUNT
         )
 
     def number(self, key: str, default: int = 0) -> int:
+        """Return a count, of an array the largest."""
         value = self.get(key)
         if isinstance(value, tuple):
-            return max((int(item) for item in value), default=default)
-        return default if value is None or isinstance(value, str) else int(value)
+            return max((_count(item, default) for item in value), default=default)
+        return _count(value, default)
 
     def per_layer(self, key: str, n_layer: int, default: int = 0) -> tuple[int, ...]:
         """Return one number per layer: the file has one for all, or an array."""
         value = self.get(key)
         if isinstance(value, tuple) and value:
-            items = tuple(int(item) for item in value)
+            items = tuple(_count(item, default) for item in value)
             return (items + items[-1:] * n_layer)[:n_layer]
         return (self.number(key, default),) * n_layer
 
@@ -311,7 +320,7 @@ class _Keys:
 def count_nextn(spec: ModelSpec, n_layer: int) -> int:
     """Return how many of the last blocks only predict tokens ahead: weights that llama-server skips by default."""
     value = spec.metadata.get(f"{spec.architecture}.nextn_predict_layers")
-    return min(n_layer, max(0, int(value))) if isinstance(value, int | float) else 0
+    return min(n_layer, 0 if isinstance(value, tuple) else _count(value, 0))
 
 
 def _sliding_layers(spec: ModelSpec, keys: _Keys, n_layer: int, n_nextn: int) -> tuple[bool, ...]:
@@ -497,7 +506,7 @@ def _is_sectioned(spec: ModelSpec, keys: _Keys) -> bool:
     if spec.architecture in _SECTIONED:
         return True
     sections = keys.get("rope.dimension_sections")
-    return isinstance(sections, tuple) and len(sections) > 1 and all(int(item) > 0 for item in sections[:2])
+    return isinstance(sections, tuple) and len(sections) > 1 and all(_count(item, 0) > 0 for item in sections[:2])
 
 
 def _is_known(spec: ModelSpec, keys: _Keys) -> bool:
