@@ -13,6 +13,10 @@ from typing import Final, NamedTuple
 _UNLIMITED_BYTES: Final = 1 << 60
 """Version 1 writes "no limit" as the largest number of whole pages, just under 2**63; no machine has an EiB."""
 
+_MAX_COUNT: Final = 1 << 64
+_COUNT: Final = re.compile(r"[0-9]{1,20}")
+"""What a counter of the kernel's 64 bits can say."""
+
 
 class CgroupMemory(NamedTuple):
     """The limit that binds, and what counts against it. ``limit_bytes`` of ``None`` means there is none."""
@@ -73,7 +77,7 @@ def parse_limit(text: str) -> int | None:
 def parse_stat(text: str) -> dict[str, int]:
     """Return the counters of a ``memory.stat``."""
     pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}  # noqa: PLR2004 - a pair
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and _COUNT.fullmatch(pair[1])}  # noqa: PLR2004 - a pair
 
 
 def parse_cpu_max(text: str) -> float | None:
@@ -87,7 +91,7 @@ def _share(quota: str, period: str) -> float | None:
         quota_us, period_us = int(quota), int(period)
     except ValueError:
         return None
-    return quota_us / period_us if quota_us > 0 and period_us > 0 else None
+    return quota_us / period_us if 0 < quota_us < _MAX_COUNT and 0 < period_us < _MAX_COUNT else None
 
 
 def probe_memory(root: Path = Path("/"), pid: int | None = None) -> CgroupMemory:

@@ -31,7 +31,9 @@ _PRIVATE: Final = tuple(
     for text in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10")
 )
 """Loopback, RFC 1918, link-local (RFC 3927), carriers' and overlay networks' shared space (RFC 6598)."""
-_ITEM: Final = re.compile(r"(?P<host>[A-Za-z0-9_.-]+):(?P<port>\d{1,5})(?:=(?P<size>\d+(?:\.\d+)?)(?P<unit>[MG])iB)?")
+_ITEM: Final = re.compile(
+    r"(?P<host>[A-Za-z0-9_.-]+):(?P<port>\d{1,5})(?:=(?P<size>\d{1,9}(?:\.\d{1,9})?)(?P<unit>[MG])iB)?"
+)
 _UNITS: Final = {"M": MIB, "G": GIB}
 _MAX_PORT: Final = 65535
 _SHAPE: Final = "write HOST:PORT[,HOST:PORT...], each with =SIZE (as 8GiB) where only so much of it may be used"

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import InventoryError
+from launcher.errors import InventoryError, UsageError
+from launcher.inventory.cgroup import parse_cpu_max, parse_stat
 from launcher.inventory.host import CpuInfo, parse_cpuinfo, parse_meminfo
 from launcher.inventory.llama_text import parse_devices
 from launcher.inventory.machines import parse_machines
 from launcher.inventory.vllm_holes import parse_release
+from launcher.inventory.workers import parse_workers
 
 _LONG = "9" * 5000
 """Python refuses to read so many digits as a number."""
@@ -33,6 +35,19 @@ def test_a_release_of_thousands_of_digits_is_none() -> None:
     """A version is what a file beside the engine says."""
     assert parse_release(_LONG) is None
     assert parse_release(f"0.22.{_LONG}") == (0, 22)
+
+
+def test_control_groups_count_in_64_bits() -> None:
+    """A counter of thousands of digits is none, a quota of them no share."""
+    assert parse_stat(f"oom_kill {_LONG}\ninactive_file ²\nactive_file 4096\n") == {"active_file": 4096}
+    assert parse_cpu_max(f"{'9' * 400} 1") is None
+    assert parse_cpu_max("50000 100000") == 0.5
+
+
+def test_a_worker_of_endless_memory_is_not_understood() -> None:
+    """Such a size is infinite as a number."""
+    with pytest.raises(UsageError):
+        parse_workers(f"127.0.0.1:50052={'9' * 400}GiB")
 
 
 def _machine(**changes: Any) -> bytes:
