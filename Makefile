@@ -18,7 +18,7 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm test-ray test-skypilot static check bench tightness speed vllm-outcomes golden gateway kill-storm chaos mutation clean
+.PHONY: help serve test test-vllm test-ray test-skypilot static check bench tightness speed vllm-outcomes golden gateway fuzz kill-storm chaos mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
@@ -35,6 +35,7 @@ help:
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
 	@echo 'make chaos       200 faults under load, real engines: kills, hangs, memory exhausted (half an hour)'
 	@echo 'make mutation    faults put into the planner that its tests notice, of a sample (half an hour)'
+	@echo 'make fuzz        a million hostile inputs: weights, files, logs, answers, HTTP on both sides (15 minutes)'
 	@echo 'make golden      rewrite the recorded texts of tests/scenarios; read the difference'
 
 $(VENV)/.made:
@@ -179,6 +180,11 @@ chaos: $(VENV)/.checks $(ENGINES)
 mutation: $(VENV)/.checks
 	$(PIP) install -e '.[mutation]'
 	$(BIN)/python -m benchmarks.mutation
+
+# SEED=2 tries others; FUZZ='--target gguf --inputs 50000' less.
+SEED ?= 1
+fuzz: $(VENV)/.checks
+	$(BIN)/python -m tests.fuzz --seed $(SEED) $(FUZZ)
 
 golden: $(VENV)/.checks
 	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/export/test_goldens.py

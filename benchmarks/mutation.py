@@ -53,7 +53,10 @@ GROUPS = {
         ("footprint_limits", "footprint_llama_cpp", "footprint_unseen", "walk", "fit_limits"),
     ),
     "fit": (
-        tuple(PLANNER / f"{name}.py" for name in ("fit", "offload", "sizing", "partial", "packing", "ladder", "corrections", "choice")),
+        tuple(
+            PLANNER / f"{name}.py"
+            for name in ("fit", "offload", "sizing", "partial", "packing", "ladder", "corrections", "choice")
+        ),
         (
             "fit",
             "fit_limits",
