@@ -68,6 +68,7 @@ def see_as_service(environ: MutableMapping[str, str], root: Path, *, cache: str)
     for name in [name for name in environ if name.startswith(("XDG_", "HF_", "OLLAMA_")) or name in _NOT_PASSED]:
         del environ[name]
     environ["HOME"] = str(root / _CACHE_FOLDER)
+    environ["HF_HOME"] = str(root / _CACHE_FOLDER / "huggingface")
     environ["LAUNCHER_PROFILES"] = str(profiles_folder(root))
     environ["LAUNCHER_STATE_DIR"] = str(root / _STATE_FOLDER)
     environ["LAUNCHER_CACHE_DIR"] = cache

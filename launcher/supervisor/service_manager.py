@@ -52,6 +52,13 @@ class ServiceManager:
             return  # a manager that restarts has no socket for a moment
         self._pending.clear()
 
+    def tell_progress(self, text: str, *, next_within_s: float = 60.0) -> None:
+        """Tell what a start is at before there is an engine, a download say, and that it goes on.
+
+        The manager waits so long for the next such message, or for READY, at least.
+        """
+        self.tell({"STATUS": f"starting: {text}", "EXTEND_TIMEOUT_USEC": microseconds(next_within_s)})
+
     def _open(self) -> socket.socket:
         if self._socket is None:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)

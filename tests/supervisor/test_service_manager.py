@@ -30,6 +30,18 @@ def test_a_message_arrives_as_one_datagram_of_lines(manager: Manager) -> None:
     ours.close()
 
 
+def test_progress_is_told_in_words_and_extends_the_start(manager: Manager) -> None:
+    """What happens before the supervisor lives, a download for one, is not cut off while it goes on."""
+    ours = ServiceManager(manager.address)
+    ours.tell_progress("downloading, 12 %", next_within_s=90.0)
+    assert poll(lambda: manager.messages)
+    assert manager.messages[0].fields == {
+        "STATUS": "starting: downloading, 12 %",
+        "EXTEND_TIMEOUT_USEC": "90000000",
+    }
+    ours.close()
+
+
 def test_an_engines_words_cannot_become_a_message(manager: Manager) -> None:
     """A status of several lines is one line: what follows a line break would be a message of its own."""
     ours = ServiceManager(manager.address)
