@@ -42,8 +42,8 @@ def _read(name: str) -> "ModelSpec":
     if opt.is_stored(name):
         return _only(*opt.split_quant(name, None))
     if opt.is_remote(name):
-        reading = opt.read_remote(name, single=True)
-        return next(artifact.spec for artifact in reading.profile.artifacts if artifact.spec is not None)
+        profile = opt.read_hub(name, single=True)
+        return next(artifact.spec for artifact in profile.artifacts if artifact.spec is not None)
     from launcher.metadata.load import read_spec
 
     return read_spec(Path(name))

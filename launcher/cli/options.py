@@ -200,25 +200,36 @@ def read_stored(name: str) -> "Profile":
     return stored.profile
 
 
-def read_hub(name: str) -> "Profile":
-    """Describe a model of a hub, by what is here of it where the hub is not to be asked or cannot be.
+def read_hub(name: str, *, single: bool = False) -> "Profile":
+    """Describe a model on the network; a hub's by what is here of it where the hub is not to be asked or cannot be.
 
     Raises:
         RemoteError: nothing of it is here either.
     """
-    from launcher.errors import LauncherError, RemoteError
+    from msgspec.structs import replace
+
+    from launcher.errors import LauncherError, RemoteError, WeightsMissingError
 
     try:
-        return read_remote(name).profile
+        return read_remote(name, single=single).profile
     except RemoteError as error:
         if type(error) is not RemoteError or not name.startswith("hf:"):
             raise  # a hub that answers "no" is not contradicted
+        repository, quant = split_quant(name, None)
         try:
-            profile = read_stored(name)
-        except LauncherError:
+            profile = read_stored(repository)
+        except LauncherError as fault:
+            if not isinstance(fault, WeightsMissingError):
+                error.details = (*error.details, f"and what is here of it cannot be used: {fault.message}")
             raise error from None
         typer.echo(f"the hub was not asked: {error.message}", err=True)
-        return profile
+        if not single:
+            return profile
+        wanted = tuple(each for each in profile.artifacts if quant is None or each.quantization == quant.lower())
+        if len(wanted) != 1:
+            error.details = (*error.details, f"here is {', '.join(each.quantization for each in profile.artifacts)}")
+            raise
+        return replace(profile, artifacts=wanted)
 
 
 def find_weights(profile: "Profile") -> "Profile":

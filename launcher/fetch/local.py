@@ -37,6 +37,9 @@ def require_weights(artifact: Artifact, *, on_hash: Callable[[Path, int], None] 
         return path
     if artifact.package is not None:
         return _join_package(artifact, artifact.package)
+    if artifact.store is not None:
+        msg = f"the {artifact.quantization} weights are no longer in {artifact.store}, at `{artifact.local_path}`"
+        raise WeightsMissingError(msg, help="`launch list --local` shows what is there")
     where = f"{artifact.repository} has them" if artifact.repository else "no source is known"
     msg = f"the {artifact.quantization} weights are not on this machine; {where}"
     raise WeightsMissingError(msg, help="download them, then serve the file: launch serve PATH.gguf")

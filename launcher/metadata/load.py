@@ -19,9 +19,16 @@ def read_spec(path: Path) -> ModelSpec:
         MetadataError: a file is truncated, absurd, hostile, pickled, or of another format.
         WeightsMissingError: nothing is there, or a part is missing.
     """
-    if path.is_dir():
+    if _is_folder(path):
         return read_folder(path)
     if path.suffix == ".safetensors":
         msg = f"`{label(path.name)}` alone does not describe a model"
         raise MetadataError(msg, offset=0, field="file", help="give the folder that holds it and its config.json")
     return read_gguf_file(path).spec
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name that no file can have: the reader of files says so
+        return False

@@ -17,6 +17,7 @@ import pytest
 from launcher.domain import EngineInstall
 from launcher.supervisor.checks import free_port
 from launcher.supervisor.options import RunOptions
+from tests.fakes.stores import manifest_of, put_manifest
 
 _READY_S: Final = 120.0
 _GONE_S: Final = 30.0
@@ -313,6 +314,29 @@ def test_a_state_directory_that_cannot_be_made_is_said(launch: tuple[str, ...], 
     assert result.returncode == 1
     assert "error[state-unusable]" in result.stderr
     assert "help: " in result.stderr
+
+
+@pytest.mark.usefixtures("llama_server")
+def test_a_model_of_ollamas_is_served_in_place(
+    launch: tuple[str, ...], environment: dict[str, str], real_model: Path, tmp_path: Path
+) -> None:
+    """Its blob has no extension, is compared with its digest once, and is as it was afterwards."""
+    models = tmp_path / "ollama"
+    put_manifest(models, manifest_of(models, real_model.read_bytes(), file_type="Q4_K_M"), "gemma3", "270m")
+    blob = max((models / "blobs").iterdir(), key=lambda path: path.stat().st_size)
+    before = blob.stat()
+    environment |= {"OLLAMA_MODELS": str(models), "LAUNCHER_CACHE_DIR": str(tmp_path / "cache")}
+    words = ("ollama:gemma3:270m", "--engine", "llama-server", "--context", "1024")
+    for n_read in (1, 0):
+        with _serving(launch, environment, tmp_path, *words) as served:
+            assert served.post("/v1/chat/completions", _CHAT)[0] == 200
+            assert served.errors.read_text().count("checking the sha256") == n_read
+    after = blob.stat()
+    assert (after.st_mtime_ns, after.st_ctime_ns, after.st_size) == (
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+        before.st_size,
+    )
 
 
 @pytest.mark.heavy

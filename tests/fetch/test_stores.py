@@ -197,6 +197,17 @@ def write_gguf(tmp_path: Path, architecture: str, tensor: str, keys: dict[str, s
     return path.read_bytes()
 
 
+def test_a_file_without_a_chat_template_is_told(home: Path) -> None:
+    """Ollama keeps the template apart: a server of a file that has none words chats in its own way, and that is said."""
+    models = home / ".ollama" / "models"
+    put_manifest(models, manifest_of(models, write_gguf(home, "llama", "x", {}), template=b"{{ . }}"), "bare", "1b")
+    put_manifest(models, manifest_of(models, WEIGHTS, template=b"{{ . }}"), "tiny", "1b")
+    (note,) = read_stored("ollama:bare:1b").notes
+    assert "which may be wrong for it" in note
+    (note,) = read_stored("ollama:tiny:1b").notes
+    assert "the file's own chat template is used" in note
+
+
 RMS = {"gemma3.attention.layer_norm_rms_epsilon": "there"}
 
 
@@ -550,6 +561,21 @@ def test_a_repository_of_lm_studios_is_a_profile(home: Path) -> None:
     with pytest.raises(WeightsMissingError) as caught:
         read_stored("lmstudio:some/tiny")
     assert f"lmstudio:{REPOSITORY}" in str(caught.value.help)
+
+
+def test_what_of_a_repository_is_not_taken_is_told(home: Path) -> None:
+    """Of two files at one quantization the first is taken, and the other named; so is a broken one, with its reason."""
+    third = make_gguf(n_vocab=400)
+    files = {FILE: WEIGHTS, "tuned-Q8_0.gguf": third, "bad-F16.gguf": b"GGUF"}
+    put_folder(home / ".lmstudio" / "models", REPOSITORY, files)
+    put_repository(cache_of(home), REPOSITORY, {FILE: WEIGHTS})
+    stored = read_stored(f"lmstudio:{REPOSITORY}")
+    assert [artifact.files[0].name for artifact in stored.profile.artifacts] == [FILE]
+    assert len(stored.notes) == 2
+    assert any("another file at q8_0" in note for note in stored.notes)
+    assert any(note.startswith(f"lmstudio:{REPOSITORY}:bad-F16.gguf: ") for note in stored.notes)
+    both = read_stored(f"hf:{REPOSITORY}:{FILE}")
+    assert (both.store, both.notes) == ("the hub's cache", ())
 
 
 # --- Finding ----------------------------------------------------------------------------------------------------

@@ -103,9 +103,14 @@ def read_stored(name: str, shelf: Shelf | None = None) -> Stored:
         return Stored(profile=profile, store=ollama.STORE, notes=notes)
     if name.startswith(lm_studio.PREFIX):
         repository, selector = lm_studio.parse_model(name.removeprefix(lm_studio.PREFIX))
-        profile = profile_of_repository(repository, selector, shelf, prefix=lm_studio.PREFIX, stores=(lm_studio.STORE,))
+        profile, notes = profile_of_repository(
+            repository, selector, shelf, prefix=lm_studio.PREFIX, stores=(lm_studio.STORE,)
+        )
     else:
         parsed = parse_name(name)
         everywhere = (hub_cache.STORE, lm_studio.STORE, ollama.STORE)
-        profile = profile_of_repository(parsed.repository, parsed.selector, shelf, prefix=HUB_PREFIX, stores=everywhere)
-    return Stored(profile=profile, store=profile.artifacts[0].store or "")
+        profile, notes = profile_of_repository(
+            parsed.repository, parsed.selector, shelf, prefix=HUB_PREFIX, stores=everywhere
+        )
+    names = dict.fromkeys(artifact.store or "" for artifact in profile.artifacts)
+    return Stored(profile=profile, store=" and ".join(names), notes=notes)

@@ -19,6 +19,7 @@ from launcher.metadata.files import label
 from launcher.metadata.load import read_spec
 from launcher.profiles import is_local, name_quantization, profile_for_artifacts
 
+_SHOWN: Final = 400
 _SAME_MODEL: Final = 0.2
 """By how much of its parameters a file may differ from the model that is asked for: a second output matrix, a draft."""
 
@@ -155,14 +156,19 @@ def profile_of_tag(tag: ollama.Tag, shelf: Shelf) -> tuple[Profile, tuple[str, .
     ours = [model for model in shelf.models if model.store == ollama.STORE]
     model = next((each for each in ours if ollama.parse_tag(_bare(each)).key == tag.key), None)
     if model is None:
+        broken = next((fault for fault in shelf.faults if fault.startswith(f"{ollama.PREFIX}{tag.short}: ")), None)
+        if broken is not None:
+            raise ModelStoreError(broken, help="remove it in Ollama and pull it again")
         msg = f"Ollama's store has no `{tag.short}`"
         raise _missing(msg, ours, shelf, nothing="`ollama pull` brings one")
     _require_usable(model)
-    artifact = as_artifact(model, _read(model))
+    spec = _read(model)
     title = tag.short.removesuffix(":latest").replace(":", "-")
-    return profile_for_artifacts(
-        title, (artifact,), asked=f"{ollama.PREFIX}{tag.short}", source=model.path
-    ), model.notes
+    asked = f"{ollama.PREFIX}{tag.short}"
+    profile = profile_for_artifacts(title, (as_artifact(model, spec),), asked=asked, source=model.path)
+    if any(key.startswith("tokenizer.chat_template") for key in spec.metadata):
+        return profile, model.notes
+    return profile, (*(note for note in model.notes if note != ollama.OWN_TEMPLATE), ollama.NO_TEMPLATE)
 
 
 def _bare(model: StoredModel) -> str:
@@ -171,8 +177,10 @@ def _bare(model: StoredModel) -> str:
 
 def profile_of_repository(
     repository: str, selector: str, shelf: Shelf, *, prefix: str, stores: Iterable[str]
-) -> Profile:
-    """Return the profile of a repository by what the named ``stores`` have of it; ``selector`` may name one file.
+) -> tuple[Profile, tuple[str, ...]]:
+    """Return the profile of a repository by what the named ``stores`` have of it, and what of that is left out.
+
+    ``selector`` may name one file. Of several files at one quantization the first is taken.
 
     Raises:
         ModelStoreError: what is there cannot be served.
@@ -188,32 +196,45 @@ def profile_of_repository(
     if not ours:
         msg = f"no store on this machine has `{label(asked)}`"
         raise _missing(msg, there, shelf, nothing="download it first")
-    artifacts, first_fault = _artifacts(ours)
-    if not artifacts:
-        raise first_fault or ModelStoreError(f"`{label(asked)}` cannot be served: {ours[0].unusable}")
+    artifacts, left_out = _artifacts(ours)
     title = repository.rpartition("/")[2]
     title = title[: -len("-gguf")] if title.lower().endswith("-gguf") else title
-    return profile_for_artifacts(title, artifacts, asked=asked, source=artifacts[0].local_path or "")
+    return profile_for_artifacts(title, artifacts, asked=asked, source=artifacts[0].local_path or ""), left_out
 
 
-def _artifacts(models: Sequence[StoredModel]) -> tuple[tuple[Artifact, ...], LauncherError | None]:
-    """Return the first usable model of each format and quantization, and the first fault of those that are not."""
+def _artifacts(models: Sequence[StoredModel]) -> tuple[tuple[Artifact, ...], tuple[str, ...]]:
+    """Return the first usable model of each format and quantization, and why the others are left out.
+
+    Raises:
+        ModelStoreError, MetadataError, WeightsMissingError: none is usable; it is what is wrong with the first.
+    """
     found: dict[tuple[WeightsFormat, str], Artifact] = {}
-    fault: LauncherError | None = None
+    left_out: list[str] = []
+    faults: list[LauncherError] = []
     for model in models:
+        name = label(model.name, limit=_SHOWN)
         try:
             _require_usable(model)
             artifact = as_artifact(model, _read(model))
         except (MetadataError, WeightsMissingError, ModelStoreError) as error:
-            fault = fault or error
+            faults.append(error)
+            left_out.append(f"{name}: {error.message}")
             continue
-        found.setdefault((artifact.format, artifact.quantization), artifact)
-    return tuple(found.values()), fault
+        first = found.setdefault((artifact.format, artifact.quantization), artifact)
+        if _sizes(first) != _sizes(artifact):  # else it is the same file in another store
+            left_out.append(f"{name} of {model.store}: another file at {artifact.quantization}; name it to use it")
+    if not found:
+        raise faults[0]
+    return tuple(found.values()), tuple(left_out)
+
+
+def _sizes(artifact: Artifact) -> tuple[int | None, ...]:
+    return tuple(file.size_bytes for file in artifact.files)
 
 
 def _require_usable(model: StoredModel) -> None:
     if model.unusable:
-        msg = f"`{label(model.name, limit=400)}` in {model.store} cannot be served: {model.unusable}"
+        msg = f"`{label(model.name, limit=_SHOWN)}` in {model.store} cannot be served: {model.unusable}"
         raise ModelStoreError(msg, help="`launch list --local` shows what can")
 
 

@@ -54,13 +54,17 @@ _LAYER: Final = "application/vnd.ollama.image."
 _LIST: Final = "application/vnd.ollama.manifest.list.v2+json"
 _RUNNERS: Final = ("llamacpp", "ollama", "ggml", "", "mlx")
 """Of the manifests in a list, by what engine each is for: the first of these is taken."""
+OWN_TEMPLATE: Final = "Ollama's template: the file's own chat template is used"
+NO_TEMPLATE: Final = (
+    "Ollama's template: the file has none, and chats get the engine's generic one, which may be wrong for it"
+)
 _LEFT_OUT: Final[Mapping[str, str]] = {
     "projector": "pictures: its projector is not loaded",
     "draft": "its draft model",
     "system": "its system prompt",
     "prompt": "its prompt",
     "messages": "its first messages",
-    "template": "Ollama's template: the file's own chat template is used",
+    "template": OWN_TEMPLATE,
     "params": "its parameters, such as stop words and temperature",
 }
 """By kind of layer: what Ollama would do with it and a server of the bare file does not."""
