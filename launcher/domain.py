@@ -14,7 +14,8 @@ from msgspec import Struct
 from launcher.tensor_types import TensorType, tensor_bytes
 
 SCHEMA_VERSION: Final = 2
-"""Of every snapshot that is written to disk or printed as JSON; raised when a field changes its meaning.
+"""Of every snapshot that is written to disk or printed as JSON; raised when a field goes, or changes its name or meaning
+(``state_schema.py`` then says how older state is brought forward), and not for a new one that may be absent.
 
 2: a plan may name memories of several machines (``node0/gpu0``), and its last budgets are then of several hosts.
 """

@@ -185,6 +185,12 @@ class StateError(LauncherError):
     code = "state-unusable"
 
 
+class NewerStateError(StateError):
+    """A file of the state directory is of a schema that this version does not know: it is left as it is."""
+
+    code = "state-newer"
+
+
 class UnitError(LauncherError):
     """A unit of systemd is not written or removed: somebody's own file, a service that runs, or what it could not read."""
 

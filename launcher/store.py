@@ -22,7 +22,6 @@ import msgspec
 import platformdirs
 
 from launcher.domain import (
-    READABLE_VERSIONS,
     SCHEMA_VERSION,
     Calibration,
     InstanceRecord,
@@ -31,7 +30,8 @@ from launcher.domain import (
     ProcessId,
     State,
 )
-from launcher.errors import AlreadyServedError, NotServedError, StateError, UsageError
+from launcher.errors import AlreadyServedError, NewerStateError, NotServedError, StateError, UsageError
+from launcher.state_schema import decode_state
 
 T = TypeVar("T")
 
@@ -215,7 +215,11 @@ class Instance:
         replace_file(self.directory, _RECORD, msgspec.json.encode(record))
 
     def read(self) -> InstanceRecord | None:
-        """Return the last record; one that cannot be understood is set aside and counts as none."""
+        """Return the last record; one that cannot be understood is set aside and counts as none.
+
+        Raises:
+            NewerStateError: a newer launcher wrote it; it is left as it is.
+        """
         return _decode_or_set_aside(self.directory, _RECORD, InstanceRecord)
 
     def read_guards(self) -> tuple[GuardRecord, ...]:
@@ -227,7 +231,9 @@ class Instance:
         for name in sorted(os.listdir(self.directory)):  # noqa: PTH208 - by descriptor: no other folder can be put there
             match = _GUARD_RECORD.fullmatch(name)
             if match:
-                record = _decode_or_set_aside(self.directory, name, GuardRecord)
+                record = None
+                with contextlib.suppress(NewerStateError):
+                    record = _decode_or_set_aside(self.directory, name, GuardRecord)
                 found.append(record or GuardRecord(token=match[1]))
         return tuple(found)
 
@@ -242,7 +248,7 @@ def _decode_or_set_aside(directory: int, name: str, kind: type[T]) -> T | None:
     if data is None:
         return None
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decode_state(data, kind)
     except (msgspec.DecodeError, UnicodeDecodeError):
         os.replace(name, f"{name}.corrupt", src_dir_fd=directory, dst_dir_fd=directory)
         return None
@@ -312,7 +318,9 @@ def _peek(directory: int) -> tuple[InstanceRecord | None, str | None]:
     if data is None:
         return None, None
     try:
-        return msgspec.json.decode(data, type=InstanceRecord), None
+        return decode_state(data, InstanceRecord), None
+    except NewerStateError as error:
+        return None, f"its record cannot be read: {error}"
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return None, f"its record cannot be understood: {error}"
 
@@ -405,10 +413,25 @@ def read_calibration(machine: str) -> tuple[Calibration | None, str | None]:
         return None, None
     try:
         return _read_calibration(directory, machine, path)
+    except NewerStateError as error:
+        return None, f"the calibration in {path} is not used: {error}"
     except OSError as error:
         return None, f"the calibration in {path} cannot be read: {(error.strerror or str(error)).lower()}"
     finally:
         os.close(directory)
+
+
+def require_readable_calibration(machine: str) -> None:
+    """Fault where what is known of a machine could not be added to, before minutes are spent on measuring.
+
+    Raises:
+        NewerStateError: a newer launcher wrote it.
+    """
+    try:
+        data = (state_root() / "calibrations" / f"{machine}.json").read_bytes()
+        decode_state(data, Calibration)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return  # none yet, or one that will be set aside
 
 
 def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibration | None, str | None]:
@@ -417,7 +440,7 @@ def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibra
     if data is None:
         return None, None
     try:
-        found = msgspec.json.decode(data, type=Calibration)
+        found = decode_state(data, Calibration)
     except (msgspec.DecodeError, UnicodeDecodeError):
         found = None
     if found is not None and found.machine == machine and is_possible(found):
@@ -427,7 +450,7 @@ def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibra
 
 
 def is_possible(calibration: Calibration) -> bool:
-    """Whether a calibration is of a version that is read here, and holds no figure that nothing can have measured."""
+    """Whether a calibration holds no figure that nothing can have measured."""
     rates = [n for each in calibration.rates for n in (each.bandwidth_bytes_per_s, each.efficiency, each.prompt_flops)]
     speeds = [n for each in calibration.tunings for n in (each.prompt_tps, each.generation_tps, each.n_threads)]
     counts = [
@@ -438,10 +461,8 @@ def is_possible(calibration: Calibration) -> bool:
         ),
         *(n for each in calibration.corrections for n in (each.planned_bytes, each.missing_bytes, each.limit_bytes)),
     ]
-    return (
-        calibration.schema_version in READABLE_VERSIONS
-        and all(n is None or _LEAST_RATE < n < _MOST for n in (*rates, *speeds))
-        and all(n is None or 0 <= n < _MOST for n in counts)
+    return all(n is None or _LEAST_RATE < n < _MOST for n in (*rates, *speeds)) and all(
+        n is None or 0 <= n < _MOST for n in counts
     )
 
 
@@ -465,6 +486,7 @@ def update_calibration(machine: str, change: Callable[[Calibration], Calibration
 
     Raises:
         StateError: the state directory cannot be used.
+        NewerStateError: a newer launcher wrote what is known; it is left as it is.
     """
     root = state_root()
     os.close(_own_directory(root))

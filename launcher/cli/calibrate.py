@@ -44,18 +44,19 @@ def calibrate(
     from launcher.planner.calibration import machine_id
     from launcher.render.calibration import render_calibration
     from launcher.render.plan import outcome_json, render_outcome
-    from launcher.store import forget_calibration, write_calibration
+    from launcher.store import forget_calibration, require_readable_calibration, write_calibration
     from launcher.supervisor.recall import forget as forget_accounts
 
     if not math.isfinite(max_time):
         msg = f"--max-time is no number of seconds: {max_time}"
         raise UsageError(msg, help="leave it out for 240 s")
     inventory = probe_inventory()
+    machine = machine_id(inventory)
     if forget:
-        machine = machine_id(inventory)
         found = forget_calibration(machine) | forget_accounts(machine)
         typer.echo("forgotten" if found else "nothing was measured on this machine yet", err=True)
         return
+    require_readable_calibration(machine)
     settings = _parse(quant, context, engine)
     profile = opt.keep_local(opt.resolve_profile(name), settings)
     outcome = _measure(Request(profile=profile, settings=settings), inventory, max_time)
