@@ -155,22 +155,27 @@ def _run(
     plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s: float, manager: "ServiceManager"
 ) -> None:
     """Start the plan's engine behind its endpoint and stay with it."""
+    from launcher.cli.service import check_weights
     from launcher.supervisor import runner
     from launcher.supervisor.options import RunOptions
 
+    check_weights(plan, manager)
     runner.serve(
         service.make_command(plan, tell=True),
         instance=instance,
         plan=plan,
         options=RunOptions(stall_timeout_s=stall_timeout_s),
-        report=_reporter(plan.model),
+        report=_reporter(plan.model, has_status=manager.is_listening),
         service=service,
         manager=manager,
     )
 
 
-def _reporter(model: str) -> "Report":
-    """Return what tells a person of each notice: lines on stderr, and the endpoint on stdout once it answers."""
+def _reporter(model: str, *, has_status: bool = False) -> "Report":
+    """Return what tells a person of each notice: lines on stderr, and the endpoint on stdout once it answers.
+
+    Where a service manager shows the status, progress is told there alone: a journal keeps every line.
+    """
     from launcher.render.serve import render_endpoint
 
     overwrites = sys.stderr.isatty()
@@ -178,6 +183,8 @@ def _reporter(model: str) -> "Report":
 
     def report(notice: "Notice") -> None:
         nonlocal pending, is_told
+        if notice.transient and has_status:
+            return
         clear = "\r\x1b[K" if pending else ""
         pending = notice.transient and overwrites
         sys.stderr.write(f"{clear}{notice.text}" + ("" if pending else "\n"))

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from launcher.gateway.keys import Keys
     from launcher.inventory.workers import Workers
     from launcher.planner.search import Alternatives
+    from launcher.supervisor.service_manager import ServiceManager
     from launcher.supervisor.setback import Answer, Load, Service
     from launcher.supervisor.strain import Sample
+
+_TELL_PAUSE_S = 1.0
 
 
 class GatewayFront:
@@ -147,6 +150,24 @@ def _tell_hash(path: "Path", n_bytes: int) -> None:
 
     sys.stderr.write(f"checking the sha256 of {path.name} once: {format_bytes(n_bytes)}\n")
     sys.stderr.flush()
+
+
+def check_weights(plan: "Plan", manager: "ServiceManager") -> None:
+    """Have the plan's files compared with their digests, which may take minutes, and the service manager know that it goes on."""
+    import time
+
+    from launcher.fetch import require_weights
+    from launcher.units import format_bytes
+
+    told_s = 0.0
+
+    def tell_read(path: "Path", n_bytes: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= _TELL_PAUSE_S:
+            told_s = time.monotonic()
+            manager.tell_progress(f"checking the sha256 of {path.name} once, {format_bytes(n_bytes)} read")
+
+    require_weights(plan.artifact, on_hash=_tell_hash, on_read=tell_read)
 
 
 def make_command(plan: "Plan", *, tell: bool) -> "Command":

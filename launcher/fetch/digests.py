@@ -41,8 +41,16 @@ class _Record(Struct, frozen=True, kw_only=True):
     inode: int
 
 
-def check_digest(path: Path, sha256: str, *, on_hash: Callable[[int], None] | None = None) -> None:
+def check_digest(
+    path: Path,
+    sha256: str,
+    *,
+    on_hash: Callable[[int], None] | None = None,
+    on_read: Callable[[int], None] = lambda _: None,
+) -> None:
     """Make sure that the file has this digest; ``on_hash`` is told its size in bytes before it is read.
+
+    ``on_read`` is told how many bytes were read so far, after each piece of them.
 
     Raises:
         WeightsMissingError: it has another one, it cannot be read, or it changes while it is read.
@@ -60,6 +68,7 @@ def check_digest(path: Path, sha256: str, *, on_hash: Callable[[int], None] | No
             digest = hashlib.sha256()
             while chunk := stream.read(_CHUNK_BYTES):
                 digest.update(chunk)
+                on_read(stream.tell())
             after = _look(sha256, os.fstat(stream.fileno()))
     except OSError as error:
         msg = f"`{label(str(path), limit=4096)}` cannot be read: {error.strerror or error}"

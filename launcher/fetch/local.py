@@ -22,18 +22,24 @@ from launcher.fetch.places import CACHE_VARIABLE, models_dir
 _CHUNK_BYTES: Final = 1 << 20
 
 
-def require_weights(artifact: Artifact, *, on_hash: Callable[[Path, int], None] | None = None) -> Path:
+def require_weights(
+    artifact: Artifact,
+    *,
+    on_hash: Callable[[Path, int], None] | None = None,
+    on_read: Callable[[Path, int], None] = lambda _, __: None,
+) -> Path:
     """Return the path of an artifact's first file, or its folder; weights in a package are joined on first use.
 
     Files whose sha256 is known are compared with it, once; ``on_hash`` is told of each that has to be read for that, and
-    its size in bytes.
+    its size in bytes, ``on_read`` of each piece of it by how many bytes were read so far.
 
     Raises:
         WeightsMissingError: they are not on this machine, or not what the profile, or the store that they are in, says.
     """
     if artifact.local_path is not None and (path := Path(artifact.local_path).expanduser()).exists():
         for file, sha256 in _promised(artifact, path):
-            check_digest(file, sha256, on_hash=None if on_hash is None else partial(on_hash, file))
+            begin = None if on_hash is None else partial(on_hash, file)
+            check_digest(file, sha256, on_hash=begin, on_read=partial(on_read, file))
         return path
     if artifact.package is not None:
         return _join_package(artifact, artifact.package)

@@ -1,6 +1,7 @@
 """``launch systemd`` as an administrator uses it, below a root of its own: no test touches this machine's units."""
 
 import grp
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -9,13 +10,19 @@ from typing import Final, NamedTuple, Protocol
 
 import click
 import pytest
+from msgspec.structs import replace
 
 from launcher import installation
-from launcher.cli import app
+from launcher.cli import app, service
+from launcher.domain import ArtifactFile
 from launcher.errors import LauncherError, UnitError
 from launcher.render.systemd import Scope, is_unchanged
 from launcher.render.text import render_error
+from launcher.supervisor.service_manager import ServiceManager
+from tests.fakes.harness import poll
 from tests.fakes.hub import make_gguf
+from tests.fakes.manager import Manager
+from tests.fakes.plans import plan_for
 from tests.fakes.systemd_reader import ANALYZE, verify
 
 _UNITS: Final = "etc/systemd/system"
@@ -362,3 +369,27 @@ def test_each_folder_on_the_way_must_let_others_through(tmp_path: Path, monkeypa
     assert installation.find_unreadable([file], ()) == (f"{inner} is closed to others: chmod o+x {inner}",)
     inner.chmod(0o755)
     assert installation.find_unreadable([file, inner], ()) == ()
+
+
+def test_a_service_that_reads_its_weights_first_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing gigabytes with their digest takes longer than a start may: each second of it extends the start."""
+    monkeypatch.setenv("LAUNCHER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(service, "_TELL_PAUSE_S", 0.0)
+    weights = tmp_path / "w.gguf"
+    weights.write_bytes(b"w" * (20 << 20))
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    files = (ArtifactFile(name="w.gguf", sha256=sha256),)
+    plan = plan_for()
+    plan = replace(plan, artifact=replace(plan.artifact, files=files, local_path=str(weights)))
+    manager = Manager(tmp_path / "notify")
+    ours = ServiceManager(manager.address)
+    service.check_weights(plan, ours)
+    assert poll(
+        lambda: manager.values("STATUS")[-1:] == ["starting: checking the sha256 of w.gguf once, 20.0 MiB read"]
+    )
+    n_told = len(manager.messages)
+    assert len(manager.values("EXTEND_TIMEOUT_USEC")) == n_told
+    service.check_weights(plan, ours)
+    ours.close()
+    manager.close()
+    assert len(manager.messages) == n_told

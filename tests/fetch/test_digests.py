@@ -118,3 +118,14 @@ def test_every_file_of_an_artifact_is_compared(file: Path) -> None:
     (folder / names[1]).write_bytes(b"x" + CONTENT[1:])
     with pytest.raises(WeightsMissingError, match="m-00002-of-00002"):
         require_weights(artifact)
+
+
+def test_who_waits_hears_how_much_was_read(file: Path) -> None:
+    """After each piece, up to the whole; of a file that is known nothing is read."""
+    read: list[int] = []
+    check_digest(file, SHA256, on_read=read.append)
+    assert read[-1] == len(CONTENT)
+    assert read == sorted(read)
+    n_pieces = len(read)
+    check_digest(file, SHA256, on_read=read.append)
+    assert len(read) == n_pieces
