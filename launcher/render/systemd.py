@@ -139,6 +139,7 @@ def _gpu_drop_in(kinds: frozenset[DeviceKind], groups: Sequence[str]) -> str:
     allowed = dict.fromkeys(device for kind in sorted(kinds) for device in _DEVICES.get(kind, _ANY_GPU))
     lines = [
         "# The plan uses a GPU: its devices, and no others, are opened to the service. Without this file it has none.",
+        *(("[Unit]", "After=nvidia-persistenced.service") if DeviceKind.CUDA in kinds else ()),
         "[Service]",
         "PrivateDevices=no",
         "DevicePolicy=closed",

@@ -32,7 +32,7 @@ class Herald:
         self._is_watched = is_watched
         self._phase = Phase.IDLE
         self._has_been_ready = False
-        self._signed_s = time.monotonic()
+        self._alive_s = time.monotonic()
         self._said = ""
         self._status = ""
 
@@ -56,14 +56,14 @@ class Herald:
         if message:
             self._manager.tell(message)
         if phase is not before or event is Event.PROGRESS:
-            self._sign()
+            self._show_life()
 
     def see_well(self) -> None:
         """A look at the ready engine found nothing wrong."""
-        self._sign()
+        self._show_life()
 
-    def _sign(self) -> None:
-        self._signed_s = time.monotonic()
+    def _show_life(self) -> None:
+        self._alive_s = time.monotonic()
         more_s = tidings.extension_s(
             self._phase, self._options, has_been_ready=self._has_been_ready, is_watched=self._is_watched
         )
@@ -86,7 +86,7 @@ class Herald:
         watchdog_s = self._manager.watchdog_s
         pause_s = _MAX_PAUSE_S if watchdog_s is None else min(_MAX_PAUSE_S, watchdog_s / _SHARE)
         while True:
-            silent_s = time.monotonic() - self._signed_s
+            silent_s = time.monotonic() - self._alive_s
             is_moving = tidings.is_moving(self._phase, silent_s, self._options, is_watched=self._is_watched)
             self._manager.tell({"WATCHDOG": "1"} if watchdog_s is not None and is_moving else None)
             await asyncio.sleep(pause_s)

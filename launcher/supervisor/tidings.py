@@ -2,9 +2,9 @@
 
 It must not know sockets, clocks or processes: it is given seconds. Pure.
 
-One notion carries it: each phase may last so long *without a sign* of going on (``allowance_s``). A sign is a change of
-phase, progress of a loading engine, or a look at a ready one that found it well. While an instance starts, each sign pushes
-the manager's start timeout back by the allowance; once it has been ready, the watchdog is fed while the last sign is not
+One notion carries it: each phase may last so long *without a sign of life* (``allowance_s``): a change of
+phase, progress of a loading engine, or a look at a ready one that found it well. While an instance starts, each pushes
+the manager's start timeout back by the allowance; once it has been ready, the watchdog is fed while the last one is not
 older than the allowance. So an engine that stalls, or is silent while it is believed to be ready, extends and feeds nothing,
 and neither does a supervisor that is stuck in any phase. The supervisor's own ways out (stall, hang) come first: they are
 quicker.
@@ -26,7 +26,7 @@ _N_LOOKS: Final = 2
 
 
 def allowance_s(phase: Phase, options: RunOptions, *, is_watched: bool) -> float | None:
-    """Return for how long a phase may go on without a sign; ``None``: for ever, as nobody looks or all is over."""
+    """Return for how long a phase may go on without a sign of life; ``None``: for ever, as nobody looks or all is over."""
     ending_s = options.stop_drain_s + options.grace_s + options.guard_patience_s
     restarts = options.restarts
     waiting_s = max(restarts.max_delay_s, restarts.max_crowded_delay_s) + restarts.jitter_s
@@ -48,12 +48,12 @@ def allowance_s(phase: Phase, options: RunOptions, *, is_watched: bool) -> float
 
 
 def extension_s(phase: Phase, options: RunOptions, *, has_been_ready: bool, is_watched: bool) -> float | None:
-    """Return by how much a sign pushes the start timeout back; ``None`` where none runs."""
+    """Return by how much a sign of life pushes the start timeout back; ``None`` where none runs."""
     return None if has_been_ready or phase in ENDS else allowance_s(phase, options, is_watched=is_watched)
 
 
 def is_moving(phase: Phase, silent_s: float, options: RunOptions, *, is_watched: bool) -> bool:
-    """Whether a watchdog may be fed: the last sign is not older than the phase allows."""
+    """Whether a watchdog may be fed: the last sign of life is not older than the phase allows."""
     allowed_s = allowance_s(phase, options, is_watched=is_watched)
     return allowed_s is None or silent_s <= allowed_s
 
