@@ -188,6 +188,7 @@ fuzz: $(VENV)/.checks
 
 golden: $(VENV)/.checks
 	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/export/test_goldens.py
+	$(BIN)/python scripts/make_manual.py
 	git diff --stat tests/scenarios tests/export docs
 
 clean:

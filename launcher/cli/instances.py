@@ -4,7 +4,11 @@ from typing import Annotated
 
 import typer
 
-_NAME = Annotated[str, typer.Argument(metavar="NAME", help="The instance, as `launch ps` names it.")]
+from launcher.cli.completion import complete_instance
+
+_NAME = Annotated[
+    str, typer.Argument(metavar="NAME", help="The instance, as `launch ps` names it.", autocompletion=complete_instance)
+]
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema.")]
 
 

@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from launcher.cli.completion import (
+    complete_cache_type,
+    complete_engine,
+    complete_machine,
+    complete_model,
+    complete_quantization,
+    complete_switch,
+)
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -26,10 +35,13 @@ Name = Annotated[
     str,
     typer.Argument(
         help="A profile, its alias, a GGUF file, a Hugging Face folder, hf:OWNER/NAME[:QUANT], an address, "
-        "ollama:MODEL:TAG, or lmstudio:PUBLISHER/REPOSITORY[:QUANT]."
+        "ollama:MODEL:TAG, or lmstudio:PUBLISHER/REPOSITORY[:QUANT].",
+        autocompletion=complete_model,
     ),
 ]
-Quant = Annotated[str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.")]
+Quant = Annotated[
+    str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.", autocompletion=complete_quantization)
+]
 Context = Annotated[int | None, typer.Option("--context", min=1, max=_MAX_INT, help="Tokens that one request can use.")]
 CtxSize = Annotated[
     int | None, typer.Option("--ctx-size", min=1, max=_MAX_INT, help="Tokens of all parallel requests together.")
@@ -47,17 +59,30 @@ GpuLayers = Annotated[int | None, typer.Option("--n-gpu-layers", min=0, max=_MAX
 CpuMoe = Annotated[
     int | None, typer.Option("--n-cpu-moe", min=0, max=_MAX_INT, help="Layers whose experts stay on the CPU.")
 ]
-CacheK = Annotated[str | None, typer.Option("--cache-type-k", help="Element type of the K cache.")]
-CacheV = Annotated[str | None, typer.Option("--cache-type-v", help="Element type of the V cache.")]
-FlashAttn = Annotated[str | None, typer.Option("--flash-attn", help="on or off.")]
+CacheK = Annotated[
+    str | None, typer.Option("--cache-type-k", help="Element type of the K cache.", autocompletion=complete_cache_type)
+]
+CacheV = Annotated[
+    str | None, typer.Option("--cache-type-v", help="Element type of the V cache.", autocompletion=complete_cache_type)
+]
+FlashAttn = Annotated[str | None, typer.Option("--flash-attn", help="on or off.", autocompletion=complete_switch)]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=_MAX_THREADS, help="CPU threads of the engine.")]
-EngineName = Annotated[str | None, typer.Option("--engine", help="llama-server, llama-cpp-python or vllm.")]
-MinQuant = Annotated[str | None, typer.Option("--min-quant", help="Refuse a quantization worse than this.")]
+EngineName = Annotated[
+    str | None, typer.Option("--engine", help="llama-server, llama-cpp-python or vllm.", autocompletion=complete_engine)
+]
+MinQuant = Annotated[
+    str | None,
+    typer.Option("--min-quant", help="Refuse a quantization worse than this.", autocompletion=complete_quantization),
+]
 MinTps = Annotated[float | None, typer.Option("--min-tps", min=0.0, help="Refuse to generate slower than this.")]
 Force = Annotated[bool, typer.Option("--force", help="Override refusals that are estimates or floors.")]
 InventoryName = Annotated[
     str | None,
-    typer.Option("--inventory", help="Plan for this reference machine, inventory file, or a multiple: 2x8xh100."),
+    typer.Option(
+        "--inventory",
+        help="Plan for this reference machine, inventory file, or a multiple: 2x8xh100.",
+        autocompletion=complete_machine,
+    ),
 ]
 Rpc = Annotated[
     str | None,

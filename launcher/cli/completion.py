@@ -1,0 +1,80 @@
+"""What a shell offers where a value is being typed.
+
+It must not fail nor ask a network: what cannot be read is not offered, and the shell's own file names take its place.
+"""
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from launcher.domain import Profile
+
+_Offers = list[tuple[str, str]]
+"""Values with a few words on each, which some shells show."""
+
+
+def _beginning(offers: "Iterable[tuple[str, str]]", incomplete: str) -> _Offers:
+    return [offer for offer in offers if offer[0].startswith(incomplete)]
+
+
+def _profiles() -> "tuple[Profile, ...]":
+    from launcher.errors import LauncherError
+    from launcher.profiles import load_all
+
+    with suppress(LauncherError, OSError):
+        return load_all(lambda _: None)
+    return ()
+
+
+def complete_model(incomplete: str) -> _Offers:
+    """Offer the profiles; an alias is not offered, for shells end words at its colon."""
+    return _beginning(((profile.name, profile.title) for profile in _profiles()), incomplete)
+
+
+def complete_quantization(ctx: typer.Context, incomplete: str) -> _Offers:
+    """Offer the quantizations of the profile that was named, or of all."""
+    named = ctx.params.get("name")
+    profiles = _profiles()
+    chosen = [profile for profile in profiles if named in (profile.name, *profile.aliases)] or profiles
+    found = dict.fromkeys(artifact.quantization for profile in chosen for artifact in profile.artifacts)
+    return _beginning(((name, "") for name in found), incomplete)
+
+
+def complete_machine(incomplete: str) -> _Offers:
+    """Offer the reference machines."""
+    from launcher.inventory import list_machines
+
+    return _beginning(((name, "") for name in list_machines()), incomplete)
+
+
+def complete_instance(incomplete: str) -> _Offers:
+    """Offer what is or was served here, with its state."""
+    from launcher.errors import LauncherError
+    from launcher.store import list_instances
+
+    with suppress(LauncherError, OSError):
+        return _beginning(((view.name, str(view.state)) for view in list_instances()), incomplete)
+    return []
+
+
+def complete_engine(incomplete: str) -> _Offers:
+    """Offer the engines."""
+    from launcher.domain import Engine
+
+    return _beginning(((str(engine), "") for engine in Engine), incomplete)
+
+
+def complete_cache_type(incomplete: str) -> _Offers:
+    """Offer the element types of a cache."""
+    from launcher.domain import CacheType
+
+    return _beginning(((str(kind), "") for kind in CacheType), incomplete)
+
+
+def complete_switch(incomplete: str) -> _Offers:
+    """Offer the words of llama-server's switches."""
+    return _beginning((("on", ""), ("off", "")), incomplete)
