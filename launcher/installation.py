@@ -191,7 +191,9 @@ def gpu_groups() -> tuple[str, ...]:
 
 
 def install(units: Units, folder: Path, *, overwrite: bool) -> tuple[Change, ...]:
-    """Put the files in place, each whole, or none; what an earlier installation left over is removed.
+    """Put the files in place, each whole; what an earlier installation left over is removed.
+
+    All are written under other names before the first is renamed: a full disk leaves everything as it was.
 
     Raises:
         UnitError: a person's file is in the way, or the folder cannot be written.
@@ -200,8 +202,9 @@ def install(units: Units, folder: Path, *, overwrite: bool) -> tuple[Change, ...
     instance_folder = folder / f"{units.unit}.d"
     left_over = [path for path in _files(instance_folder) if path not in wanted and _is_ours(path)]
     _refuse_foreign(wanted, overwrite=overwrite)
-    changes = [Change(path, _put(path, text)) for path, text in wanted.items()]
-    return (*changes, *(_remove(path) for path in left_over))
+    acts = {path: _act(path, text) for path, text in wanted.items()}
+    _replace_all({path: wanted[path] for path, act in acts.items() if act != "unchanged"})
+    return (*(Change(path, act) for path, act in acts.items()), *(_remove(path) for path in left_over))
 
 
 def uninstall(instance: str, folder: Path, *, overwrite: bool) -> tuple[Change, ...]:
@@ -266,26 +269,34 @@ def _files(folder: Path) -> list[Path]:
         return []
 
 
-def _put(path: Path, text: str) -> str:
-    """Write a file whole, readable for everybody; return what was done."""
+def _act(path: Path, text: str) -> str:
     if _is_same(path, text):
         return "unchanged"
-    act = "replaced" if os.path.lexists(path) else "written"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    return "replaced" if os.path.lexists(path) else "written"
+
+
+def _replace_all(texts: Mapping[Path, str]) -> None:
+    """Write each file whole, readable for everybody."""
+    staged: dict[Path, Path] = {}
+    path = Path()
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - opened as a new file
-            os.fchmod(fd, 0o644)
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
-        temporary.replace(path)
+        for path, text in texts.items():
+            staged[path] = path.with_name(f".{path.name}.{os.getpid()}")
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            fd = os.open(staged[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+            with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - opened as a new file
+                os.fchmod(fd, 0o644)
+                file.write(text)
+                file.flush()
+                os.fsync(fd)
+        for path, temporary in staged.items():
+            temporary.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         _refuse(path, "written", error)
-    return act
+    finally:
+        for temporary in staged.values():
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _remove(path: Path) -> Change:

@@ -1,5 +1,6 @@
 """``launch systemd`` as an administrator uses it, below a root of its own: no test touches this machine's units."""
 
+import errno
 import grp
 import hashlib
 import json
@@ -16,7 +17,7 @@ from launcher import installation
 from launcher.cli import app, service
 from launcher.domain import ArtifactFile
 from launcher.errors import LauncherError, UnitError
-from launcher.render.systemd import Scope, is_unchanged
+from launcher.render.systemd import Scope, is_unchanged, mark
 from launcher.render.text import render_error
 from launcher.supervisor.service_manager import ServiceManager
 from tests.fakes.harness import poll
@@ -44,6 +45,12 @@ class Launch(Protocol):
         """Return how it ended; variables are of the environment."""
 
 
+@pytest.fixture(scope="module")
+def weights() -> bytes:
+    """A small model's file."""
+    return make_gguf(n_vocab=2000)
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """Where a system is that nobody runs."""
@@ -51,10 +58,10 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
+def model(tmp_path: Path, weights: bytes) -> Path:
     """Weights that others may read."""
     path = tmp_path / "My Model.gguf"
-    path.write_bytes(make_gguf())
+    path.write_bytes(weights)
     path.chmod(0o644)
     return path
 
@@ -204,7 +211,7 @@ def test_uninstalling_removes_what_was_installed_and_nothing_else(launch: Launch
     launch("install", *_on_gpu(model))
     instance = _instance(root)
     other = model.with_name("other.gguf")
-    other.write_bytes(make_gguf())
+    other.write_bytes(model.read_bytes())
     launch("install", *_on_gpu(other))
     own = root / _UNITS / f"launch@{instance}.service.d/90-local.conf"
     own.write_text("[Service]\nNice=5\n")
@@ -315,6 +322,33 @@ def test_a_folder_that_cannot_be_made_is_a_fault_with_a_way_out(launch: Launch, 
     assert done.returncode == 1
     assert "error[unit-refused]" in done.stderr
     assert str(root / "etc/systemd") in done.stderr
+
+
+def test_a_disk_that_takes_no_more_leaves_everything_as_it_was(
+    launch: Launch, root: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last of several files fails: the others are as before, and nothing lies about."""
+    launch("install", *_on_gpu(model))
+    before = _files(root)
+    sync, n_synced = os.fsync, 0
+
+    def run_full(fd: int) -> None:
+        nonlocal n_synced
+        n_synced += 1
+        if n_synced > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(fd)
+
+    for path in root.rglob("*.conf"):
+        path.write_text(mark(path.read_text().partition("\n")[2] + "# older\n"))
+    older = _files(root)
+    monkeypatch.setattr(os, "fsync", run_full)
+    done = launch("install", *_on_gpu(model))
+    assert (done.returncode, "no space left" in done.stderr) == (1, True)
+    assert _files(root) == older
+    monkeypatch.setattr(os, "fsync", sync)
+    assert launch("install", *_on_gpu(model)).returncode == 0
+    assert _files(root) == before
 
 
 def test_without_the_rights_the_command_to_type_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
