@@ -144,7 +144,7 @@ test-skypilot: $(VENV)/.checks $(SKYPILOT_VENV)/.made
 
 # Real processes and long laws: not in the quick check.
 SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/planner/test_footprint_unseen.py \
-	tests/gateway/test_losses.py tests/gateway/test_front.py
+	tests/gateway/test_losses.py tests/gateway/test_front.py tests/gateway/test_described.py
 
 check: static
 	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm and not ray and not skypilot' $(addprefix --ignore=,$(SLOW))
@@ -185,6 +185,8 @@ mutation: $(VENV)/.checks
 SEED ?= 1
 fuzz: $(VENV)/.checks
 	$(BIN)/python -m tests.fuzz --seed $(SEED) $(FUZZ)
+	$(BIN)/python -m tests.fuzz.described --seed $(SEED) --examples 300
+	$(BIN)/python -m tests.fuzz.described --seed $(SEED) --examples 100 --keys
 
 golden: $(VENV)/.checks
 	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/export/test_goldens.py

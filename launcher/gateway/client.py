@@ -24,12 +24,19 @@ class HttpError(Exception):
     """The request is answered by the gateway itself; ``last``: its connection ends with the answer."""
 
     def __init__(
-        self, status: int, code: str, message: str, *, retry_after_s: int | None = None, last: bool = False
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        last: bool = False,
+        allow: tuple[str, ...] = (),
     ) -> None:
-        """Hold the answer."""
+        """Hold the answer; ``allow`` are the methods that the path has, which a 405 tells."""
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
-        self.retry_after_s, self.last = retry_after_s, last
+        self.retry_after_s, self.last, self.allow = retry_after_s, last, allow
 
     def to_response(self) -> web.Response:
         """Return the answer, in the words of OpenAI's API."""
@@ -37,6 +44,8 @@ class HttpError(Exception):
         response = web.Response(status=self.status, body=body, content_type=JSON)
         if self.retry_after_s is not None:
             response.headers[hdrs.RETRY_AFTER] = str(self.retry_after_s)
+        if self.allow:
+            response.headers[hdrs.ALLOW] = ", ".join(self.allow)
         if self.status == 401:  # noqa: PLR2004 - RFC 9110 wants a challenge with it
             response.headers[hdrs.WWW_AUTHENTICATE] = "Bearer"
         if self.last:

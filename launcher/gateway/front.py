@@ -34,6 +34,11 @@ _DROP_SYN: Final = (
 _N_SPARE: Final = 64  # connections beyond the bound that are still told so
 _N_BACKLOG: Final = 256
 _REFUSED_METHODS: Final = frozenset({hdrs.METH_CONNECT, hdrs.METH_TRACE})
+_SERVED_METHODS: Final = (
+    *(hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_POST),
+    *(hdrs.METH_PUT, hdrs.METH_PATCH, hdrs.METH_DELETE, hdrs.METH_OPTIONS),
+)
+"""What is passed on; which of them an engine's path has, the engine says."""
 _READING_METHODS: Final = (hdrs.METH_GET, hdrs.METH_HEAD)
 _LOG: Final = logging.getLogger("launcher.gateway")
 _LOG_HTTP: Final = logging.getLogger("launcher.gateway.http")  # what clients send that is no HTTP
@@ -208,7 +213,7 @@ class Front(web.Server):
             message = f"{self._limits.n_connections} connections are open, as many as may be"
             raise HttpError(503, "too-many-connections", message, retry_after_s=1, last=True)
         if request.method in _REFUSED_METHODS:
-            raise HttpError(405, "bad-method", f"{request.method} is not served here", last=True)
+            raise HttpError(405, "bad-method", f"{request.method} is not served here", last=True, allow=_SERVED_METHODS)
         if not request.rel_url.raw_path.startswith("/"):  # `OPTIONS *`; behind an engine's address it would be a host
             raise HttpError(400, "bad-target", "the request's target is no path", last=True)
 
@@ -227,7 +232,8 @@ def _deafen(listening: socket.socket) -> None:
 def check_reads(request: web.BaseRequest) -> None:
     """Refuse what is no GET or HEAD on a path that the gateway answers itself."""
     if request.method not in _READING_METHODS:
-        raise HttpError(405, "bad-method", f"{request.path} is only for {', '.join(_READING_METHODS)}")
+        message = f"{request.path} is only for {', '.join(_READING_METHODS)}"
+        raise HttpError(405, "bad-method", message, allow=_READING_METHODS)
 
 
 def reply(body: bytes, *, status: int = 200, content_type: str = JSON) -> web.Response:
