@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from launcher.units import MIB
 
+_TICK_S: Final = 0.1
 _PER_BYTE: Final = 400
 """Bytes of memory that a byte of input may take: a tree of small objects takes some dozens."""
 
@@ -30,22 +31,40 @@ class GrowthError(BaseException):
     """An input took more memory than it justifies."""
 
 
-@contextmanager
-def bounded_time(cpu_s: float) -> Iterator[None]:
-    """Raise ``HangError`` within the block once it has used so many seconds of the processor."""
+class Clock:
+    """Ends an input that takes too long. One timer serves them all: inputs are many, and calls of the kernel are dear."""
 
-    def on_time(number: int, frame: FrameType | None) -> None:
+    def __init__(self) -> None:
+        """Know of no input yet."""
+        self._n_ticks = 0
+        self._bound_s = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator["Clock"]:
+        """Let the timer tick within the block."""
+        before = signal.signal(signal.SIGPROF, self._on_tick)
+        signal.setitimer(signal.ITIMER_PROF, _TICK_S, _TICK_S)
+        try:
+            yield self
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
+
+    @contextmanager
+    def bounded(self, cpu_s: float) -> Iterator[None]:
+        """Raise ``HangError`` within the block once it has used so many seconds of the processor, or a tick more."""
+        self._n_ticks, self._bound_s = 0, cpu_s
+        try:
+            yield
+        finally:
+            self._bound_s = 0.0
+
+    def _on_tick(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        msg = f"more than {cpu_s:g} s of the processor"
-        raise HangError(msg)
-
-    before = signal.signal(signal.SIGPROF, on_time)
-    signal.setitimer(signal.ITIMER_PROF, cpu_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
+        self._n_ticks += 1
+        if self._bound_s and (self._n_ticks - 1) * _TICK_S > self._bound_s:
+            msg = f"more than {self._bound_s:g} s of the processor"
+            raise HangError(msg)
 
 
 def peak_bytes() -> int:

@@ -48,7 +48,6 @@ def main() -> int:
     if asked.missing:
         _print_missing(reports)
     findings = [finding for report in reports.values() for finding in report.findings]
-    _keep(findings, asked.findings)
     return 1 if findings else 0
 
 
@@ -81,6 +80,7 @@ def _run_all(asked: argparse.Namespace) -> dict[str, Report]:
             except (BrokenProcessPool, Exception) as error:  # noqa: BLE001 - told, and the others go on
                 finding = Finding(target=name, chunk=chunk, kind="Died", where="process", trace=repr(error), data=b"")
                 report = Report(target=name, n_inputs=0, findings=[finding])
+            _keep(report.findings, asked.findings)
             reports[name] = _joined(reports.get(name), report)
             print(f"  {name} {chunk}: {n} inputs, {len(report.findings)} findings", file=sys.stderr)  # noqa: T201
     return {name: reports[name] for name in TARGETS if name in reports}

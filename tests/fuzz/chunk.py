@@ -9,13 +9,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Final
 
 import msgspec
 
 from launcher.errors import LauncherError
-from tests.fuzz.bounds import GrowthError, HangError, Reached, bounded_time, check_growth, counted_memory, peak_bytes
+from tests.fuzz.bounds import Clock, GrowthError, HangError, Reached, check_growth, counted_memory, peak_bytes
 from tests.fuzz.target import Take, Target
 from tests.fuzz.trees import Tree, mutate, shrink
 
@@ -23,6 +23,10 @@ _TRACED: Final = 8
 """One input of so many is traced, which costs about as much as taking it."""
 _COUNTED: Final = 97
 """One input of so many is taken with its memory counted to the byte."""
+_WEIGHED: Final = 16
+"""After so many inputs the process's peak is looked at; where it rose too far, each of them is taken again and counted."""
+_TIMED: Final = 5
+"""One batch of so many is timed."""
 _MAX_CORPUS: Final = 3000
 _MAX_FINDINGS: Final = 40
 
@@ -63,7 +67,8 @@ def run_chunk(target: Target, *, seed: int, chunk: int, n_inputs: int) -> Report
     """Try so many inputs, the target's own seeds first among them."""
     began_s = time.process_time()
     with ExitStack() as stack:
-        trial = _Trial(target, seed, chunk, stack.enter_context(target.opened()))
+        take = stack.enter_context(target.opened())
+        trial = _Trial(target, seed, chunk, take, stack.enter_context(Clock().running()))
         trial.run(n_inputs)
         report = trial.report
     report.took_s = time.process_time() - began_s
@@ -73,8 +78,8 @@ def run_chunk(target: Target, *, seed: int, chunk: int, n_inputs: int) -> Report
 class _Trial:
     """One chunk under way."""
 
-    def __init__(self, target: Target, seed: int, chunk: int, take: Take) -> None:
-        self._target, self._chunk, self._take = target, chunk, take
+    def __init__(self, target: Target, seed: int, chunk: int, take: Take, clock: Clock) -> None:
+        self._target, self._chunk, self._take, self._clock = target, chunk, take, clock
         self._rng = random.Random(f"{seed}/{target.name}/{chunk}")  # noqa: S311 - to be had again by its seed
         self._reached = Reached(target.modules)
         self._corpus = target.seeds()
@@ -83,6 +88,9 @@ class _Trial:
         self._found: dict[str, Finding] = {}
         self._slowest_s = 0.0
         self._n_done = 0
+        self._grown_bytes = 0
+        self._peak_bytes = peak_bytes()
+        self._since: list[tuple[Tree, bytes]] = []
 
     def run(self, n_inputs: int) -> None:
         """Try them."""
@@ -123,32 +131,46 @@ class _Trial:
     def _try(self, trees: Sequence[Tree]) -> None:
         datas = [self._target.encode(tree) for tree in trees]
         number = self._n_done // self._target.batch
+        traced, timed = number % _TRACED == 0, number % _TIMED == 1
         n_before = len(self._reached.lines)
-        began_s = time.process_time()
-        endings = self._endings_of(datas, traced=number % _TRACED == 0, counted=number % _COUNTED == 1)
-        self._slowest_s = max(self._slowest_s, (time.process_time() - began_s) / len(trees))
+        began_s = time.process_time() if timed else 0.0
+        endings = self._endings_of(datas, traced=traced, counted=number % _COUNTED == 1)
+        if timed and not traced:
+            self._slowest_s = max(self._slowest_s, (time.process_time() - began_s) / len(trees))
         self._n_done += len(trees)
         if len(self._reached.lines) > n_before and len(self._corpus) < _MAX_CORPUS:
             self._corpus += trees
         for tree, data, ending in zip(trees, datas, endings, strict=True):
             self._count(tree, data, ending)
+        self._since += zip(trees, datas, strict=True)
+        if len(self._since) >= _WEIGHED:
+            self._weigh()
 
     def _endings_of(self, datas: Sequence[bytes], *, traced: bool, counted: bool) -> Sequence[str | BaseException]:
         """Take inputs within their bounds."""
-        n_bytes, before_bytes = sum(map(len, datas)), peak_bytes()
-        slack_bytes = self._target.slack_bytes
         trace = self._reached.traced() if traced else nullcontext()
-        count = counted_memory(n_bytes, slack_bytes) if counted and not traced else nullcontext()
+        count: AbstractContextManager[None] = nullcontext()
+        if counted and not traced:
+            count = counted_memory(sum(map(len, datas)), self._target.slack_bytes)
         try:
-            with bounded_time(self._target.cpu_s * len(datas) * (3 if traced or counted else 1)), trace, count:
-                endings = self._take(datas)
-            if not traced:
-                check_growth(before_bytes, n_bytes, slack_bytes)
+            with self._clock.bounded(self._target.cpu_s * len(datas) * (3 if traced or counted else 1)), trace, count:
+                return self._take(datas)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is judged
             return [error] * len(datas)
-        return endings
+
+    def _weigh(self) -> None:
+        """Look whether the inputs since the last look took more memory than they justify, and which did."""
+        since, self._since = self._since, []
+        before_bytes, self._peak_bytes = self._peak_bytes, peak_bytes()
+        try:
+            check_growth(before_bytes, sum(len(data) for _, data in since), self._target.slack_bytes)
+        except GrowthError as error:
+            endings = [self._endings_of([data], traced=False, counted=True)[0] for _, data in since]
+            wrong = [each for each in zip(since, endings, strict=True) if isinstance(each[1], GrowthError)]
+            for (tree, data), ending in wrong or [(max(since, key=lambda each: len(each[1])), error)]:
+                self._count(tree, data, ending)
 
     def _count(self, tree: Tree, data: bytes, ending: str | BaseException) -> None:
         word, fault = self._judged(ending)
@@ -199,7 +221,7 @@ def _place_of(error: BaseException) -> str:
 
 def replay(target: Target, data: bytes) -> str:
     """Take one input again, and return what becomes of it; what is wrong is raised."""
-    with target.opened() as take, bounded_time(target.cpu_s):
+    with target.opened() as take, Clock().running() as clock, clock.bounded(target.cpu_s):
         try:
             (ending,) = take([data])
         except LauncherError as error:

@@ -156,7 +156,7 @@ PROFILES: Final = Target(
     open=_open_profiles,
     refusals=(ProfileError,),
     words=_KEYS,
-    share=2.5,
+    share=1.5,
     cpu_s=5.0,
     slack_bytes=96 << 20,
 )

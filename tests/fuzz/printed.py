@@ -46,7 +46,7 @@ from tests.fuzz.trees import Tree
 from tests.fuzz.weights import items, octets
 
 _TRANSCRIPTS: Final = Path(__file__).parent.parent / "transcripts"
-_N_LINES: Final = 60
+_N_LINES: Final = 30
 
 
 # --- An engine's log --------------------------------------------------------------------------------------------

@@ -26,8 +26,7 @@ from tests.fuzz.trees import Tree
 
 MODELS: Final = ("gemma2-9b", "llama3.1-8b", "qwen3-30b-a3b", "qwen3.6-27b", "gpt-oss-20b", "gemma3-270m")
 """Profiles whose models are the seeds, cut to their first blocks: with experts, windows, and states among them."""
-_N_BLOCKS: Final = 4
-_MAX_TENSORS: Final = 60
+_MAX_TENSORS_PER_BLOCK: Final = 15
 _GGML_IDS: Final = {kind: number for number, kind in BY_GGML_ID.items()}
 _CODES: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8
@@ -82,7 +81,7 @@ def _type_of(value: object) -> list[Any]:
 
 
 @cache
-def small_specs() -> tuple[ModelSpec, ...]:
+def small_specs(n_block: int = 4) -> tuple[ModelSpec, ...]:
     """Return the shapes of real models, each with its first blocks alone."""
     found = []
     for name in MODELS:
@@ -90,23 +89,26 @@ def small_specs() -> tuple[ModelSpec, ...]:
         specs = [artifact.spec for artifact in profile.artifacts if artifact.spec is not None]
         for kind in WeightsFormat:
             of_kind = [spec for spec in specs if spec.format is kind]
-            found += [_cut(spec) for spec in of_kind[:: max(1, len(of_kind) // 2)]]
+            found += [_cut(spec, n_block) for spec in of_kind[:: max(1, len(of_kind) // 2)]]
     return tuple(found)
 
 
-def _cut(spec: ModelSpec) -> ModelSpec:
-    blocks = tuple(f"{prefix}{idx}." for idx in range(_N_BLOCKS) for prefix in ("blk.", "layers."))
+def _cut(spec: ModelSpec, n_block: int) -> ModelSpec:
+    blocks = tuple(f"{prefix}{idx}." for idx in range(n_block) for prefix in ("blk.", "layers."))
     kept = [
         tensor
         for tensor in spec.tensors
         if ("blk." not in tensor.name and "layers." not in tensor.name) or any(part in tensor.name for part in blocks)
     ]
     metadata = {
-        key: min(value, _N_BLOCKS) if key.endswith((".block_count", "num_hidden_layers")) else value
+        key: min(value, n_block) if key.endswith((".block_count", "num_hidden_layers")) else value
         for key, value in spec.metadata.items()
     }
     return ModelSpec(
-        architecture=spec.architecture, format=spec.format, metadata=metadata, tensors=tuple(kept[:_MAX_TENSORS])
+        architecture=spec.architecture,
+        format=spec.format,
+        metadata=metadata,
+        tensors=tuple(kept[: n_block * _MAX_TENSORS_PER_BLOCK]),
     )
 
 
@@ -137,8 +139,8 @@ def gguf_tree(spec: ModelSpec) -> Tree:
 
 
 def _gguf_seeds() -> list[Tree]:
-    seeds = [gguf_tree(spec) for spec in small_specs() if spec.format is WeightsFormat.GGUF]
-    shard = gguf_tree(next(spec for spec in small_specs() if spec.format is WeightsFormat.GGUF))
+    seeds = [gguf_tree(spec) for spec in small_specs(1) if spec.format is WeightsFormat.GGUF]
+    shard = gguf_tree(next(spec for spec in small_specs(1) if spec.format is WeightsFormat.GGUF))
     split = [["split.no", 2, 0], ["split.count", 2, 2], ["split.tensors.count", 5, len(shard["tensors"])]]
     seeds.append({**shard, "pairs": [*shard["pairs"], *split]})
     for kind in (4, _STRING, _ARRAY, 7):
@@ -353,7 +355,7 @@ def safetensors_tree(spec: ModelSpec) -> Tree:
 
 
 def _safetensors_seeds() -> list[Tree]:
-    seeds = [safetensors_tree(spec) for spec in small_specs() if spec.format is WeightsFormat.SAFETENSORS]
+    seeds = [safetensors_tree(spec) for spec in small_specs(2) if spec.format is WeightsFormat.SAFETENSORS]
     first = seeds[0]
     tensors = first["files"][0]
     halves = [tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]]
