@@ -143,7 +143,7 @@ test-skypilot: $(VENV)/.checks $(SKYPILOT_VENV)/.made
 	LAUNCHER_SKYPILOT=$(abspath $(SKYPILOT_VENV)/bin/python) $(BIN)/python -m pytest -m skypilot tests/export
 
 # Real processes and long laws: not in the quick check.
-SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/planner/test_footprint_unseen.py \
+SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/cli/test_pull.py tests/planner/test_footprint_unseen.py \
 	tests/gateway/test_losses.py tests/gateway/test_front.py tests/gateway/test_described.py
 
 check: static

@@ -120,6 +120,8 @@ class Artifact(Noun, frozen=True):
     local_path: str | None = None
     store: str | None = None
     package: str | None = None
+    url: str | None = None
+    """The address of the first file, without a query, where no hub has it; the others lie beside it."""
     spec: ModelSpec | None = None
 
 
@@ -896,6 +898,8 @@ class InstanceRecord(Noun, frozen=True):
     """Of the last step: what happened, what was measured, what changed, what it costs."""
     offer: str | None = None
     """What it could give more by now, were it started again."""
+    fetching: str | None = None
+    """How far the download of its weights has come, while that lasts."""
     slow: str | None = None
     """How far its engine is below the speed that was expected, while it is."""
     last_exit: str | None = None

@@ -107,6 +107,24 @@ class RemoteMissingError(RemoteError):
     code = "remote-missing"
 
 
+class DownloadError(LauncherError):
+    """Weights cannot be brought to this machine, or not to where they belong."""
+
+    code = "download-failed"
+
+
+class DiskFullError(DownloadError):
+    """There is no room for what is to be downloaded; what has come is kept."""
+
+    code = "disk-full"
+
+
+class CorruptDownloadError(DownloadError):
+    """What came is not what was promised: it was removed, or set aside."""
+
+    code = "wrong-digest"
+
+
 class ClusterError(LauncherError):
     """A Ray dashboard cannot be reached, or answers what cannot be used."""
 

@@ -18,6 +18,7 @@ from launcher.cli import (
     instances,
     plan,
     profiles,
+    pull,
     serve,
     systemd,
     worker,
@@ -53,7 +54,20 @@ def _options(
     del version
 
 
-for module in (serve, plan, export, footprint, inspect, hardware, profiles, calibrate, instances, systemd, worker):
+for module in (
+    serve,
+    plan,
+    pull,
+    export,
+    footprint,
+    inspect,
+    hardware,
+    profiles,
+    calibrate,
+    instances,
+    systemd,
+    worker,
+):
     module.register(app)
 
 

@@ -233,12 +233,18 @@ def read_hub(name: str, *, single: bool = False) -> "Profile":
     """
     from msgspec.structs import replace
 
-    from launcher.errors import LauncherError, RemoteError, WeightsMissingError
+    from launcher.errors import (
+        LauncherError,
+        RemoteAccessError,
+        RemoteError,
+        RemoteMissingError,
+        WeightsMissingError,
+    )
 
     try:
         return read_remote(name, single=single).profile
     except RemoteError as error:
-        if type(error) is not RemoteError or not name.startswith("hf:"):
+        if isinstance(error, RemoteAccessError | RemoteMissingError) or not name.startswith("hf:"):
             raise  # a hub that answers "no" is not contradicted
         repository, quant = split_quant(name, None)
         try:
@@ -257,11 +263,21 @@ def read_hub(name: str, *, single: bool = False) -> "Profile":
         return replace(profile, artifacts=wanted)
 
 
+def read_address(name: str) -> "Profile | None":
+    """Describe what was downloaded from an address, by its digest alone; ``None`` where it has to be asked."""
+    if name.startswith("hf:"):
+        return None
+    from launcher.fetch.downloaded import read_downloaded
+
+    return read_downloaded(name)
+
+
 def find_weights(profile: "Profile") -> "Profile":
-    """Return the profile with those of its weights that other programs have here where they lie."""
+    """Return the profile with those of its weights that were downloaded, here or by other programs, where they lie."""
+    from launcher.fetch.downloaded import mark_downloaded
     from launcher.fetch.stores import look, mark_found
 
-    return mark_found(profile, look())
+    return mark_found(mark_downloaded(profile), look())
 
 
 def resolve_profile(name: str) -> "Profile":
@@ -274,7 +290,7 @@ def resolve_profile(name: str) -> "Profile":
     if is_stored(name):
         return read_stored(name)
     if is_remote(name):
-        return read_hub(name)
+        return read_address(name) or read_hub(name)
     from launcher.profiles import load_profile, profile_for_weights
 
     path = Path(name).expanduser()
@@ -324,10 +340,9 @@ def keep_local(profile: "Profile", settings: "Settings") -> "Profile":
         *shelf.faults,
     )
     msg = f"the weights of `{profile.name}`{wanted} are not on this machine"
-    if have:
-        help_ = f"here is {', '.join(have)}; or download the file and serve its path: launch serve FILE.gguf"
-    else:
-        help_ = f"`launch plan {profile.asked or profile.name}` says which fits; download it and serve its path: launch serve FILE.gguf"
+    pull = f"download them: launch pull {profile.asked or profile.name}"
+    pull += "" if quantization is None else f" --quant {quantization}"
+    help_ = f"here is {', '.join(have)}; or {pull}" if have else pull
     raise WeightsMissingError(msg, help=help_, details=details)
 
 
@@ -388,9 +403,9 @@ def read_inventory(name: str | None, workers: "Workers | None" = None) -> "Inven
 
     if name is not None:
         return load_inventory(name)
-    from launcher.fetch.places import models_dir
+    from launcher.fetch.places import hub_cache_dir
 
-    machine = probe_inventory(disk_path=models_dir())
+    machine = probe_inventory(disk_path=hub_cache_dir())
     return machine if workers is None else workers.join(machine)
 
 

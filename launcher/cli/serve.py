@@ -11,7 +11,7 @@ from launcher.cli import options as opt
 from launcher.cli.calibrate import read_known
 
 if TYPE_CHECKING:
-    from launcher.domain import Plan
+    from launcher.domain import Artifact, Inventory, Outcome, Plan
     from launcher.store import Instance
     from launcher.supervisor.notices import Notice, Report
     from launcher.supervisor.service_manager import ServiceManager
@@ -26,6 +26,9 @@ Detach = Annotated[bool, typer.Option("--detach", help="Return once it is ready;
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option("--api-key-file", help="File of API keys, one a line; $LAUNCHER_API_KEY holds one as well."),
+]
+NoPull = Annotated[
+    bool, typer.Option("--no-pull", help="Serve only weights that are on this machine; download nothing.")
 ]
 StallTimeout = Annotated[
     float, typer.Option("--stall-timeout", min=1.0, help="Seconds without any progress before a start is given up.")
@@ -62,6 +65,7 @@ def serve(
     stall_timeout: StallTimeout = 120.0,
     force: opt.Force = False,
     api_key_file: ApiKeyFile = None,
+    no_pull: NoPull = False,
     detach: Detach = False,
 ) -> None:
     """Serve a model until Ctrl-C; exit code 3 if no plan fits this machine."""
@@ -70,9 +74,11 @@ def serve(
     from msgspec.structs import replace
 
     from launcher.cli.on_cluster import check_for_cluster, serve_on_cluster, tell_left
+    from launcher.cli.pulling import bring_recorded, choose
     from launcher.cli.service import build_service
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
+    from launcher.fetch.places import is_offline
     from launcher.gateway.keys import check_exposure, read_keys
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import render_outcome
@@ -122,12 +128,26 @@ def serve(
     with open_instance(profile.name) as instance:
         tell_left(instance, None, _reporter(profile.name))
         argv = opt.echo_argv("serve", inventory=inventory, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
-        request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=force)
-        machine = opt.read_inventory(inventory, workers)
-        known = read_known(machine, inventory)
         others = opt.find_alternatives(inventory=inventory, min_quant=min_quant, min_tps=min_tps)
-        outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
-        sys.stderr.write(render_outcome(outcome))
+
+        def weigh(request: Request, machine: "Inventory") -> "Outcome":
+            known = read_known(machine, inventory)
+            return decide(request, machine, argv=argv, alternatives=others, calibration=known)
+
+        def bring(plan: "Plan") -> "Artifact":
+            return bring_recorded(plan, instance, name, _reporter(plan.model), manager)
+
+        chosen = choose(
+            profile,
+            settings,
+            force=force,
+            measure=lambda: opt.read_inventory(inventory, workers),
+            decide=weigh,
+            bring=None if no_pull or is_offline() else bring,
+        )
+        outcome, request, machine = chosen.outcome, chosen.request, chosen.machine
+        if not chosen.is_told:
+            sys.stderr.write(render_outcome(outcome))
         if isinstance(outcome, Refusal):
             manager.tell({"STATUS": f"refused: {outcome.fact}"})
             raise typer.Exit(EXIT_REFUSED)

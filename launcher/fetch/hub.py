@@ -19,6 +19,7 @@ from msgspec import Struct
 from launcher.credentials import HUB_TOKEN, credential_path
 from launcher.errors import RemoteAccessError, RemoteError, RemoteMissingError, UsageError
 from launcher.fetch.names import RemoteFile
+from launcher.fetch.places import is_offline, is_true
 from launcher.fetch.web import DEFAULT_TIMEOUT_S, Token, Web, check_url, is_loopback, next_url, origin, show_url
 from launcher.metadata.files import label
 from launcher.units import MIB
@@ -30,9 +31,10 @@ MAX_PAGES: Final = 20
 MAX_FILES: Final = 20_000
 """Of a page the hub lists 1,000 files."""
 
-_TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
 _NEXT: Final = re.compile(r"""<([^>]*)>\s*;[^,]*\brel="?next"?""")
 _MAX_SIZE_BYTES: Final = 2**63 - 1
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_GIT_SHA1: Final = re.compile(r"[0-9a-f]{40}", re.ASCII)
 
 _Answered = TypeVar("_Answered")
 
@@ -55,18 +57,24 @@ class _Lfs(Struct):
 class _TreeEntry(Struct):
     type: str
     path: str
+    oid: str | None = None
     size: int | None = None
     lfs: _Lfs | None = None
 
 
 class _Sibling(Struct):
     rfilename: str
+    blob_id: str | None = msgspec.field(default=None, name="blobId")
     size: int | None = None
     lfs: _Lfs | None = None
 
 
 class _Model(Struct):
     siblings: list[_Sibling]
+
+
+class _Revision(Struct):
+    sha: str | None = None
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -87,13 +95,35 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     return Settings(
         endpoint=endpoint,
         token=token,
-        offline=_is_true(environ, "HF_HUB_OFFLINE"),
+        offline=is_offline(environ),
         timeout_s=_read_timeout(environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")),
     )
 
 
-def list_files(web: Web, settings: Settings, repository: str) -> tuple[RemoteFile, ...]:
-    """Return the files of a repository's main branch.
+def find_commit(web: Web, settings: Settings, repository: str) -> str:
+    """Return the commit that a repository's main branch is at: what is read of one commit belongs together.
+
+    Raises:
+        RemoteAccessError, RemoteMissingError, RemoteError: as for ``list_files``.
+    """
+    model = f"{settings.endpoint}/api/models/{repository}"
+    with told_of(settings, repository):
+        try:
+            found = _read_commit(web, f"{model}/revision/{REVISION}")
+        except RemoteMissingError as error:
+            if error.reason:
+                raise
+            found = _read_commit(web, model)  # some mirrors serve only this one
+    if found is None or not _GIT_SHA1.fullmatch(found):
+        msg = (
+            f"{origin(settings.endpoint)[1]} does not say which commit the branch `{REVISION}` of `{repository}` is at"
+        )
+        raise RemoteError(msg, help="check HF_ENDPOINT: it must name a hub that speaks Hugging Face's protocol")
+    return found
+
+
+def list_files(web: Web, settings: Settings, repository: str, revision: str = REVISION) -> tuple[RemoteFile, ...]:
+    """Return the files of a repository at a branch or commit.
 
     Raises:
         RemoteAccessError: it is private or gated.
@@ -102,7 +132,7 @@ def list_files(web: Web, settings: Settings, repository: str) -> tuple[RemoteFil
     """
     with told_of(settings, repository):
         try:
-            files = tuple(_list_tree(web, settings, repository))
+            files = tuple(_list_tree(web, settings, repository, revision))
         except RemoteMissingError as error:
             if error.reason:
                 raise
@@ -112,9 +142,9 @@ def list_files(web: Web, settings: Settings, repository: str) -> tuple[RemoteFil
     return files
 
 
-def file_url(settings: Settings, repository: str, path: str) -> str:
-    """Return where a file of a repository's main branch is read."""
-    return f"{settings.endpoint}/{repository}/resolve/{REVISION}/{quote(path)}"
+def file_url(settings: Settings, repository: str, path: str, revision: str = REVISION) -> str:
+    """Return where a file of a repository at a branch or commit is read."""
+    return f"{settings.endpoint}/{repository}/resolve/{revision}/{quote(path)}"
 
 
 @contextmanager
@@ -140,8 +170,12 @@ def told_of(settings: Settings, repository: str) -> Iterator[None]:
         raise RemoteMissingError(msg, help="check the name: hf:OWNER/NAME", details=(error.message,)) from None
 
 
-def _list_tree(web: Web, settings: Settings, repository: str) -> Iterator[RemoteFile]:
-    url = f"{settings.endpoint}/api/models/{repository}/tree/{REVISION}?recursive=true"
+def _read_commit(web: Web, url: str) -> str | None:
+    return _decode(web.get(url, limit_bytes=MAX_PAGE_BYTES).body, _Revision, url).sha
+
+
+def _list_tree(web: Web, settings: Settings, repository: str, revision: str) -> Iterator[RemoteFile]:
+    url = f"{settings.endpoint}/api/models/{repository}/tree/{revision}?recursive=true"
     seen: set[str] = set()
     n_files = 0
     while url:
@@ -154,7 +188,7 @@ def _list_tree(web: Web, settings: Settings, repository: str) -> Iterator[Remote
             if n_files > MAX_FILES:
                 raise _endless(repository)
             if entry.type == "file":
-                yield _file(entry.path, entry.size, entry.lfs)
+                yield _file(entry.path, entry.size, entry.oid, entry.lfs)
         following = _NEXT.search(answer.headers.get("link", ""))
         url = next_url(url, following[1]) if following else ""
         if url in seen:
@@ -166,14 +200,19 @@ def _list_siblings(web: Web, settings: Settings, repository: str) -> tuple[Remot
     model = _decode(web.get(url, limit_bytes=MAX_PAGE_BYTES).body, _Model, url)
     if len(model.siblings) > MAX_FILES:
         raise _endless(repository)
-    return tuple(_file(item.rfilename, item.size, item.lfs) for item in model.siblings)
+    return tuple(_file(item.rfilename, item.size, item.blob_id, item.lfs) for item in model.siblings)
 
 
-def _file(path: str, size: int | None, lfs: _Lfs | None) -> RemoteFile:
+def _file(path: str, size: int | None, git_sha1: str | None, lfs: _Lfs | None) -> RemoteFile:
     if lfs is None:
-        return RemoteFile(path=path, size_bytes=size)
+        return RemoteFile(path=path, size_bytes=size, git_sha1=_digest(git_sha1, _GIT_SHA1))
     size = lfs.size if lfs.size is not None else size
-    return RemoteFile(path=path, size_bytes=size, sha256=lfs.sha256 or lfs.oid)
+    return RemoteFile(path=path, size_bytes=size, sha256=_digest(lfs.sha256 or lfs.oid, _SHA256))
+
+
+def _digest(text: str | None, form: re.Pattern[str]) -> str | None:
+    """Return a digest that is one: files of the cache are called after it, so nothing else may become a path."""
+    return text if text is not None and form.fullmatch(text) else None
 
 
 def _decode(body: bytes, kind: type[_Answered], url: str) -> _Answered:
@@ -202,13 +241,9 @@ def _endless(repository: str) -> RemoteError:
     return RemoteError(msg, help="name the address of one file instead: https://HOST/PATH.gguf")
 
 
-def _is_true(environ: Mapping[str, str], name: str) -> bool:
-    return environ.get(name, "").strip().upper() in _TRUE
-
-
 def _read_secret(environ: Mapping[str, str]) -> str | None:
     """Return the user's token, from the environment, a service's credentials or the file that ``hf auth login`` writes."""
-    if _is_true(environ, "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+    if is_true(environ, "HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
     secret = environ.get("HF_TOKEN", "").strip() or environ.get("HUGGING_FACE_HUB_TOKEN", "").strip()
     source = "HF_TOKEN"

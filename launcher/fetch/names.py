@@ -14,6 +14,7 @@ from launcher.errors import UsageError
 from launcher.metadata.files import label
 
 HUB_PREFIX: Final = "hf:"
+DIGEST_MARK: Final = "sha256="
 MAX_SHARDS: Final = 1000
 
 _REPOSITORY: Final = re.compile(r"(?:[\w][\w.-]{0,95}/)?[\w][\w.-]{0,95}", re.ASCII)
@@ -27,23 +28,34 @@ _QUANTIZATION: Final = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _SAME: Final[Mapping[str, str]] = {"fp16": "f16", "fp32": "f32", "mxfp4_moe": "mxfp4"}
+_SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SIDE_FILE: Final = re.compile(r"mmproj|imatrix|^(?:mtp|draft|ggml-vocab)[-_.]", re.IGNORECASE)
 
 
 class RemoteName(Struct, frozen=True, kw_only=True):
-    """What a user wrote: a repository of the hub with what to take of it, or an address."""
+    """What a user wrote: a repository of the hub with what to take of it, or an address with its files' digests."""
 
     repository: str = ""
     selector: str = ""
     url: str = ""
+    sha256: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """An address as a command names it, with the digests."""
+        return f"{self.url}#{DIGEST_MARK}{','.join(self.sha256)}" if self.sha256 else self.url
 
 
 class RemoteFile(Struct, frozen=True, kw_only=True):
-    """A file of a repository, by its path in it; size and digest where the hub tells them."""
+    """A file of a repository, by its path in it; size and digest where the hub tells them.
+
+    Large files have a ``sha256``; of others the hub tells git's own digest.
+    """
 
     path: str
     size_bytes: int | None = None
     sha256: str | None = None
+    git_sha1: str | None = None
 
 
 class Group(Struct, frozen=True, kw_only=True):
@@ -67,16 +79,43 @@ class Group(Struct, frozen=True, kw_only=True):
 def parse_name(name: str) -> RemoteName:
     """Return what ``hf:OWNER/NAME``, ``hf:OWNER/NAME:QUANT``, ``hf:OWNER/NAME:FILE.gguf`` or an address means.
 
+    An address may end in ``#sha256=HEX``, with one digest for each file of a split model, in order, with commas between.
+
     Raises:
         UsageError: it is none of these.
     """
     if not name.startswith(HUB_PREFIX):
-        return RemoteName(url=name)
+        url, _, fragment = name.partition("#")
+        return RemoteName(url=url, sha256=_parse_digests(fragment))
     repository, colon, selector = name.removeprefix(HUB_PREFIX).partition(":")
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or (colon and not selector):
         msg = f"`{label(name)}` is no repository of the hub"
         raise UsageError(msg, help="write hf:OWNER/NAME, hf:OWNER/NAME:QUANT or hf:OWNER/NAME:FILE.gguf")
     return RemoteName(repository=repository, selector=selector)
+
+
+def _parse_digests(fragment: str) -> tuple[str, ...]:
+    """Return what stands behind ``sha256=``; other fragments are for browsers."""
+    if not fragment.startswith(DIGEST_MARK):
+        return ()
+    digests = tuple(fragment.removeprefix(DIGEST_MARK).lower().split(","))
+    for digest in digests:
+        if not _SHA256.fullmatch(digest):
+            msg = f"`{label(digest)}` is no sha256"
+            raise UsageError(msg, help="write #sha256= and 64 hexadecimal digits behind the address")
+    return digests
+
+
+def digests_of(asked: RemoteName, n_files: int) -> tuple[str | None, ...]:
+    """Return the digest of each file of a model in ``n_files`` files, ``None`` for each where none was given.
+
+    Raises:
+        UsageError: another number of them was given.
+    """
+    if asked.sha256 and len(asked.sha256) != n_files:
+        msg = f"{len(asked.sha256)} sha256 are given for a model in {n_files} files"
+        raise UsageError(msg, help="give one for each file, in order, with commas between")
+    return asked.sha256 or (None,) * n_files
 
 
 def quantization_of(path: str) -> str | None:

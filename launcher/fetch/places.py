@@ -1,12 +1,14 @@
-"""Where this program keeps what can be made again.
+"""Where on this machine what can be had again is kept: this program's own folder, the hub's cache.
 
 It must not know what is kept there.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+_TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
 CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
 
 
@@ -20,5 +22,24 @@ def cache_dir() -> Path:
 
 
 def models_dir() -> Path:
-    """Return the folder that weights from packages are joined in."""
+    """Return the folder that weights from packages are joined in, and those from addresses downloaded to."""
     return cache_dir() / "models"
+
+
+def hub_cache_dir(environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Path:
+    """Return the hub's cache, as its client finds it: weights of repositories are downloaded there."""
+    home = Path.home() if home is None else home
+    base = environ.get("XDG_CACHE_HOME") or str(home / ".cache")
+    root = environ.get("HF_HOME") or f"{base}/huggingface"
+    chosen = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or f"{root}/hub"
+    return Path(os.path.expanduser(os.path.expandvars(chosen)))  # noqa: PTH111  as the hub's client does, in its order
+
+
+def is_offline(environ: Mapping[str, str] = os.environ) -> bool:
+    """Tell whether ``HF_HUB_OFFLINE`` says that no hub is to be asked."""
+    return is_true(environ, "HF_HUB_OFFLINE")
+
+
+def is_true(environ: Mapping[str, str], name: str) -> bool:
+    """Tell whether a variable of the hub's client is set to what it takes for yes."""
+    return environ.get(name, "").strip().upper() in _TRUE

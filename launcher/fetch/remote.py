@@ -22,6 +22,7 @@ from launcher.fetch.names import (
     Group,
     RemoteFile,
     RemoteName,
+    digests_of,
     group_files,
     parse_name,
     quantization_of,
@@ -138,6 +139,7 @@ def _describe_url(web: Web, settings: Settings, asked: RemoteName) -> Profile:
         return stream
 
     names = shards_of(file_name)
+    digests = digests_of(asked, len(names))
     group = Group(
         quantization=quantization_of(file_name),
         files=tuple(RemoteFile(path=name) for name in names),
@@ -147,11 +149,15 @@ def _describe_url(web: Web, settings: Settings, asked: RemoteName) -> Profile:
     artifact = Artifact(
         format=WeightsFormat.GGUF,
         quantization=group.quantization or name_quantization(header.spec),
-        files=tuple(ArtifactFile(name=name, size_bytes=sizes[name]) for name in names),
+        files=tuple(
+            ArtifactFile(name=name, size_bytes=sizes[name], sha256=sha256)
+            for name, sha256 in zip(names, digests, strict=True)
+        ),
+        url=urlunsplit((parts.scheme, parts.netloc, path, "", "")),  # a query may sign it: that is nobody's to read
         spec=header.spec,
     )
     title = file_name.removesuffix(".gguf")
-    return profile_for_artifacts(title, (artifact,), asked=asked.url, source=asked.url)
+    return profile_for_artifacts(title, (artifact,), asked=asked.written, source=asked.url)
 
 
 def _chosen(groups: Sequence[Group], asked: RemoteName) -> tuple[Group, ...]:

@@ -1,7 +1,8 @@
 """Asks servers on the network, by HTTP.
 
-Every answer is bounded in bytes and time, faults that pass are tried again, redirects are followed, and the user's token
-goes to the one origin that it is for, wherever a redirect leads. It must not know of models, nor of what is in an answer.
+Every answer is bounded in time, and in bytes unless it is streamed; redirects are followed, and the user's token
+goes to the one origin that it is for, wherever a redirect leads. What ``get`` asks is asked again when a fault may have
+passed. It must not know of models, nor of what is in an answer.
 
 urllib3 does the transport: it keeps connections, verifies certificates and speaks to proxies. Its own retries and
 redirects are off, since they neither count bytes nor bound a wait, and follow from https to http.
@@ -10,7 +11,8 @@ redirects are off, since they neither count bytes nor bound a wait, and follow f
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Final, NoReturn
 from urllib.parse import urljoin, urlsplit
@@ -45,7 +47,7 @@ MAX_TOTAL_BYTES: Final = 256 * MIB
 """Of all answers to one command. Assumed: the headers of twenty quantizations, twice over."""
 MAX_ATTEMPTS: Final = 4
 MAX_WAIT_S: Final = 30.0
-"""A server that asks for a longer wait is not waited for."""
+"""A server that asks for a longer wait is not waited for, where somebody waits for a plan."""
 MAX_REDIRECTS: Final = 5
 MAX_ANSWER_S: Final = 120.0
 """For one whole answer, however steadily it trickles."""
@@ -54,6 +56,7 @@ DEFAULT_TIMEOUT_S: Final = 10.0
 N_CONNECTIONS: Final = 4
 
 _CHUNK_BYTES: Final = 64 * 1024
+_STREAM_BYTES: Final = 256 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _USABLE: Final = frozenset({200, 206, 416})
@@ -80,12 +83,30 @@ class Answer(Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class _PassingError(RemoteError):
+class Incoming(Struct, frozen=True, kw_only=True):
+    """An answer whose body is still to come: ``chunks`` yields it as it arrives, each time at least a byte.
+
+    ``announced_bytes`` is the length of the body where the server told it; a body that ends before it is a fault.
+    """
+
+    status: int
+    url: str
+    headers: Mapping[str, str]
+    announced_bytes: int | None
+    chunks: Iterator[bytes]
+
+
+class PassingError(RemoteError):
     """A fault that may be gone the next time; the server may have said when."""
 
     def __init__(self, message: str, *, help: str, wait_s: float | None = None) -> None:  # noqa: A002
+        """Hold the facts, and for how many seconds the server asked to be left alone."""
         super().__init__(message, help=help)
         self.wait_s = wait_s
+
+
+class UnreachableError(RemoteError):
+    """There is no way to the server: a wrong name, or a network that is away; who had it before may try again."""
 
 
 class TooLongError(RemoteError):
@@ -101,11 +122,16 @@ class Web:
         token: Token | None = None,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         limit_bytes: int = MAX_TOTAL_BYTES,
+        max_wait_s: float = MAX_WAIT_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Ask nothing yet. ``limit_bytes`` bounds all answers together; ``sleep`` waits between attempts."""
+        """Ask nothing yet. ``limit_bytes`` bounds all answers of ``get`` together; ``sleep`` waits between attempts.
+
+        A server that asks to wait longer than ``max_wait_s`` is not waited for.
+        """
         self._token = token
         self._timeout = Timeout(connect=timeout_s, read=timeout_s)
+        self._max_wait_s = max_wait_s
         self._limit_bytes = limit_bytes
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -131,7 +157,7 @@ class Web:
             RemoteAccessError: 401 or 403.
             RemoteMissingError: 404 or 410.
             TooLongError: the answer has more than ``limit_bytes``.
-        RemoteError: no connection, or faults that did not pass.
+            RemoteError: no connection, or faults that did not pass.
         """
         headers: dict[str, str] = {}
         if span is not None:
@@ -139,7 +165,7 @@ class Web:
             if if_range is not None:
                 headers["If-Range"] = if_range
         attempts = Retrying(
-            retry=retry_if_exception_type(_PassingError),
+            retry=retry_if_exception_type(PassingError),
             stop=stop_after_attempt(MAX_ATTEMPTS),
             wait=_wait_s,
             sleep=self._sleep,
@@ -147,7 +173,7 @@ class Web:
         )
         try:
             return attempts(self._follow, url, headers, limit_bytes)
-        except _PassingError as error:
+        except PassingError as error:
             error.details = (*error.details, f"tried {MAX_ATTEMPTS} times")
             raise
 
@@ -157,18 +183,68 @@ class Web:
             if answer.status not in _REDIRECTS:
                 return answer
             url = next_url(url, answer.headers.get("location"))
-        msg = f"{show_url(url)} is at the end of more than {MAX_REDIRECTS} redirects"
-        raise RemoteError(msg, help="check the address")
+        raise _too_many_redirects(url)
+
+    @contextmanager
+    def stream(self, url: str, *, first: int = 0, if_range: str | None = None) -> Iterator[Incoming]:
+        """Open ``url`` to read it from the byte ``first`` on; asked once, redirects followed, the answer's bytes unbounded.
+
+        Whoever asks for a part must look at the status: a server may send the whole (200), or have no such part (416).
+
+        Raises:
+            PassingError: what may be gone the next time; also from ``chunks``.
+            UnreachableError, RemoteAccessError, RemoteMissingError, RemoteError: as for ``get``.
+        """
+        headers: dict[str, str] = {}
+        if first > 0:
+            headers["Range"] = f"bytes={first}-"
+            if if_range is not None:
+                headers["If-Range"] = if_range
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(url, headers)
+            try:
+                found = _headers_of(response)
+                if response.status not in _REDIRECTS:
+                    _check_status(url, response.status, found, self._max_wait_s)
+                    announced = _check_body(url, found)
+                    yield Incoming(
+                        status=response.status,
+                        url=url,
+                        headers=found,
+                        announced_bytes=announced,
+                        chunks=_chunks(url, response, announced),
+                    )
+                    return
+                url = next_url(url, found.get("location"))
+            finally:
+                response.close()
+        raise _too_many_redirects(url)
 
     def _ask(self, url: str, headers: Mapping[str, str], limit_bytes: int) -> Answer:
         """Send one request and read its answer."""
+        response = self._send(url, headers)
+        try:
+            found = _headers_of(response)
+            if response.status in _REDIRECTS:
+                return Answer(status=response.status, url=url, headers=found, body=b"")
+            _check_status(url, response.status, found, self._max_wait_s)
+            body = self._read(url, response, found, limit_bytes)
+            response.release_conn()
+            return Answer(status=response.status, url=url, headers=found, body=body)
+        except (HTTPError, OSError) as error:
+            _raise_unreachable(url, error)
+        finally:
+            response.close()
+
+    def _send(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        """Send one request, with the token where it is for; of the answer only the head is read."""
         sent = {**self._headers, **headers}
         if self._token is not None and origin(url) == self._token.origin:
             sent["Authorization"] = f"Bearer {self._token.secret}"
         with self._lock:
             self.n_requests += 1
         try:
-            response = self._pool(url).urlopen(
+            return self._pool(url).urlopen(
                 "GET",
                 url,
                 headers=sent,
@@ -180,27 +256,12 @@ class Web:
             )
         except (HTTPError, OSError, ValueError) as error:
             _raise_unreachable(url, error)
-        try:
-            found = {name.lower(): value for name, value in response.headers.items()}
-            if response.status in _REDIRECTS:
-                return Answer(status=response.status, url=url, headers=found, body=b"")
-            _check_status(url, response.status, found)
-            body = self._read(url, response, found, limit_bytes)
-            response.release_conn()
-            return Answer(status=response.status, url=url, headers=found, body=body)
-        except (HTTPError, OSError) as error:
-            _raise_unreachable(url, error)
-        finally:
-            response.close()
 
     def _read(
         self, url: str, response: urllib3.BaseHTTPResponse, headers: Mapping[str, str], limit_bytes: int
     ) -> bytes:
         """Read a body of at most ``limit_bytes``; what the server announced decides whether it is begun at all."""
-        if headers.get("content-encoding", "identity").lower() != "identity":
-            msg = f"{show_url(url)} sends a compressed answer, which was not asked for"
-            raise RemoteError(msg, help="the server is broken: use another one")
-        announced = _announced(url, headers)
+        announced = _check_body(url, headers)
         if announced is not None and announced > limit_bytes:
             raise _too_long(url, announced, limit_bytes)
         give_up_at = time.monotonic() + MAX_ANSWER_S
@@ -215,9 +276,7 @@ class Web:
             if time.monotonic() > give_up_at:
                 msg = f"{show_url(url)} sends too slowly: {format_bytes(n_read)} in {MAX_ANSWER_S:.0f} s"
                 raise RemoteError(msg, help="try again later")
-        if announced is not None and n_read != announced:
-            msg = f"{show_url(url)} ended after {n_read} of {announced} bytes"
-            raise _PassingError(msg, help="try again")
+        _check_end(url, n_read, announced)
         return b"".join(parts)
 
     def _count(self, n_bytes: int) -> None:
@@ -297,7 +356,38 @@ def next_url(url: str, location: str | None) -> str:
     return target
 
 
-def _check_status(url: str, status: int, headers: Mapping[str, str]) -> None:
+def _headers_of(response: urllib3.BaseHTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _chunks(url: str, response: urllib3.BaseHTTPResponse, announced: int | None) -> Iterator[bytes]:
+    """Yield a body as it arrives; a fault is named as the connection's, so that one of the caller's own is not."""
+    n_read = 0
+    while True:
+        try:
+            chunk = response.read1(_STREAM_BYTES, decode_content=False)
+        except (HTTPError, OSError) as error:
+            _raise_unreachable(url, error)
+        if not chunk:
+            break
+        n_read += len(chunk)
+        yield chunk
+    _check_end(url, n_read, announced)
+
+
+def _check_end(url: str, n_read: int, announced: int | None) -> None:
+    if announced is not None and n_read != announced:
+        msg = f"{show_url(url)} ended after {n_read} of {announced} bytes"
+        raise PassingError(msg, help="try again")
+
+
+def _too_many_redirects(url: str) -> RemoteError:
+    return RemoteError(
+        f"{show_url(url)} is at the end of more than {MAX_REDIRECTS} redirects", help="check the address"
+    )
+
+
+def _check_status(url: str, status: int, headers: Mapping[str, str], max_wait_s: float) -> None:
     if status in _USABLE:
         return
     said = f"{show_url(url)} answered {status}"
@@ -308,8 +398,8 @@ def _check_status(url: str, status: int, headers: Mapping[str, str]) -> None:
         raise RemoteMissingError(said, help="check the address", reason=reason)
     if status in _PASSING:
         wait_s = _asked_wait_s(headers.get("retry-after"))
-        if wait_s is None or wait_s <= MAX_WAIT_S:
-            raise _PassingError(said, help="try again later", wait_s=wait_s)
+        if wait_s is None or wait_s <= max_wait_s:
+            raise PassingError(said, help="try again later", wait_s=wait_s)
         said = f"{said} and asks to wait {wait_s:.0f} s"
     raise RemoteError(said, help="try again later" if status in _PASSING else "check the address")
 
@@ -326,12 +416,16 @@ def _asked_wait_s(text: str | None) -> float | None:
 def _wait_s(state: RetryCallState) -> float:
     """Wait as long as the server asked, else longer each time."""
     error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, _PassingError) and error.wait_s is not None:
+    if isinstance(error, PassingError) and error.wait_s is not None:
         return error.wait_s
     return float(_BACKOFF(state))
 
 
-def _announced(url: str, headers: Mapping[str, str]) -> int | None:
+def _check_body(url: str, headers: Mapping[str, str]) -> int | None:
+    """Return the announced length of a body that is not compressed, ``None`` where none is announced."""
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        msg = f"{show_url(url)} sends a compressed answer, which was not asked for"
+        raise RemoteError(msg, help="the server is broken: use another one")
     text = headers.get("content-length")
     if text is None:
         return None
@@ -352,7 +446,7 @@ def _raise_unreachable(url: str, error: Exception) -> NoReturn:
     host = urlsplit(url).hostname
     if isinstance(error, ConnectTimeoutError | TimeoutError) and not isinstance(error, NewConnectionError):
         msg = f"{host} does not answer in time"
-        raise _PassingError(msg, help="check the network, or try again later") from None
+        raise PassingError(msg, help="check the network, or try again later") from None
     if isinstance(error, ProxyError):
         msg = f"the proxy between here and {host} cannot be used"
         raise RemoteError(msg, help="check $HTTPS_PROXY and $NO_PROXY") from None
@@ -361,15 +455,19 @@ def _raise_unreachable(url: str, error: Exception) -> NoReturn:
         raise RemoteError(msg, help="check this machine's certificates, or $SSL_CERT_FILE") from None
     if isinstance(error, NameResolutionError):
         msg = f"the name {host} cannot be resolved"
-        raise RemoteError(msg, help="check the network and the address, or plan for a profile: launch list") from None
+        raise UnreachableError(
+            msg, help="check the network and the address, or plan for a profile: launch list"
+        ) from None
     if isinstance(error, NewConnectionError):
         msg = f"there is no connection to {host}"
-        raise RemoteError(msg, help="check the network and the address, or plan for a profile: launch list") from None
+        raise UnreachableError(
+            msg, help="check the network and the address, or plan for a profile: launch list"
+        ) from None
     if isinstance(error, ValueError):
         msg = f"{show_url(url)} is no address to read from"
         raise RemoteError(msg, help="check the address") from None
     msg = f"the connection to {host} broke"
-    raise _PassingError(msg, help="try again") from None
+    raise PassingError(msg, help="try again") from None
 
 
 def _proxy_of(scheme: str) -> str:

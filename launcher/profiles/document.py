@@ -128,6 +128,7 @@ _PROFILE: Final = table(
                     "quantization": _quantization,
                     "repository": text("OWNER/NAME", r"(?!\.)[\w.-]+/(?!\.)[\w.-]+"),
                     "files": many(_file),
+                    "url": text("an https:// address that ends in .gguf", r"https://[^\s?#@\\]+\.gguf"),
                     "local_path": text("a path of printable characters", r".+"),
                     "package": text("the name of a Python package", r"[A-Za-z_]\w*"),
                 },
@@ -260,6 +261,7 @@ def _artifact(raw: dict[str, Any], specs: dict[tuple[WeightsFormat, str], ModelS
         files=tuple(ArtifactFile(**file) for file in raw.get("files", ())),
         local_path=None if local_path is None else str(folder / Path(local_path).expanduser()),
         package=raw.get("package"),
+        url=raw.get("url"),
         spec=specs.get((_format(raw), raw["quantization"])),
     )
 

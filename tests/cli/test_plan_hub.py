@@ -103,12 +103,12 @@ def test_a_header_is_inspected(run: Launch, hub: Hub) -> None:
     assert "tiny-Q4_K_M.gguf" in several.stderr
 
 
-def test_what_is_not_here_is_not_served(run: Launch) -> None:
-    """``serve`` describes it, and says that its weights are elsewhere."""
-    result = run("serve", "hf:some/tiny-GGUF:Q8_0")
+def test_what_is_not_here_is_not_served_where_nothing_is_downloaded(run: Launch) -> None:
+    """``serve --no-pull`` describes it, and says that its weights are elsewhere."""
+    result = run("serve", "hf:some/tiny-GGUF:Q8_0", "--no-pull")
     assert result.returncode == 1
     assert "error[weights-missing]" in result.stderr
-    assert "launch plan hf:some/tiny-GGUF" in result.stderr
+    assert "launch pull hf:some/tiny-GGUF --quant q8_0" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_context_beyond_a_repository_s_own_is_refused(run: Launch, hub: Hub) -
 def test_a_safetensors_repository_is_not_served(run: Launch, hub: Hub) -> None:
     """``serve`` never comes to a plan that this release cannot start."""
     hub.files["some/tiny"] = _safetensors_repository()
-    result = run("serve", "hf:some/tiny")
+    result = run("serve", "hf:some/tiny", "--no-pull")
     assert result.returncode in {1, 3}
     assert "\nhelp: " in result.stderr
     assert "Traceback" not in result.stderr

@@ -282,8 +282,8 @@ def test_a_broken_model_file_is_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("words", "code", "kind"),
     [
-        (("gemma2-27b",), 1, "weights-missing"),
-        (("gemma3-270m", "--quant", "q8_0"), 1, "weights-missing"),
+        (("gemma2-27b", "--no-pull"), 1, "weights-missing"),
+        (("gemma3-270m", "--quant", "q8_0", "--no-pull"), 1, "weights-missing"),
         (("gemma3-270m", "--host", "0.0.0.0"), 2, "usage"),  # noqa: S104 - it is refused
         (("gemma3-270m", "--engine", "llama-cpp-python", "--parallel", "2"), 3, "unsupported"),
         (("gemma3-270m", "--context", "999999"), 3, "exceeds-context"),

@@ -15,6 +15,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import gguf
 import numpy as np
 
+COMMIT = "c0ffee" + "0" * 34
+"""The commit that a hub's main branch is at unless told otherwise."""
+
 
 @dataclass
 class Asked:
@@ -49,6 +52,10 @@ class Hub:
     page_size: int = 1000
     cdn: str | None = None
     """Where ``resolve`` redirects to, as ``http://HOST:PORT``; otherwise it serves the bytes itself."""
+    commit: str | None = COMMIT
+    """What the main branch is at; ``None`` if this hub does not tell."""
+    small: frozenset[str] = frozenset()
+    """Suffixes of files that are not in LFS: of these git's own digest is listed."""
     listed: dict[str, Any] = field(default_factory=dict)
     """Fields to lay over each listed file, to list what is not so."""
     etag: Callable[[], str | None] = lambda: '"one"'
@@ -102,14 +109,14 @@ class Handler(BaseHTTPRequestHandler):
     def send_part(self, content: bytes, *, etag: str | None) -> None:
         """Send what ``Range`` and ``If-Range`` ask for of ``content``."""
         headers = {} if etag is None else {"ETag": etag}
-        span = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if_range = self.headers.get("If-Range")
         if span is None or (if_range is not None and if_range != etag):
             self.send(200, content, headers)
         elif int(span[1]) >= len(content):
             self.send(416, b"", {**headers, "Content-Range": f"bytes */{len(content)}"})
         else:
-            first, last = int(span[1]), min(int(span[2]), len(content) - 1)
+            first, last = int(span[1]), min(int(span[2] or len(content)), len(content) - 1)
             headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
             self.send(206, content[first : last + 1], headers)
 
@@ -121,9 +128,13 @@ class Handler(BaseHTTPRequestHandler):
         if self.hub.token is not None and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self.send(401, b"{}", {"X-Error-Code": "GatedRepo"} if self.hub.gated else {})
             return
-        listing = re.fullmatch(r"api/models/(.+)/tree/main", path)
-        resolved = re.fullmatch(r"(.+?)/resolve/main/(.+)", path)
-        if listing is not None and listing[1] in self.hub.files:
+        revision = f"(?:main|{self.hub.commit})"
+        told = re.fullmatch(r"api/models/(.+)/revision/main", path)
+        listing = re.fullmatch(rf"api/models/(.+)/tree/{revision}", path)
+        resolved = re.fullmatch(rf"(.+?)/resolve/{revision}/(.+)", path)
+        if told is not None and told[1] in self.hub.files:
+            self.send(200, json.dumps({"id": told[1], "sha": self.hub.commit}).encode())
+        elif listing is not None and listing[1] in self.hub.files:
             self._send_list(listing[1])
         elif resolved is not None and self.hub.cdn is not None:
             location = f"{self.hub.cdn}/cdn/{resolved[1]}/{resolved[2]}?signature=secret"
@@ -149,7 +160,8 @@ class Handler(BaseHTTPRequestHandler):
                 "type": "file",
                 "path": path,
                 "size": len(content),
-                "lfs": {"oid": _digest(content), "size": len(content), "pointerSize": 134},
+                "oid": git_sha1(content),
+                **self._lfs_of(path, content),
                 **self.hub.listed,
             }
             for path, content in files[start : start + self.hub.page_size]
@@ -159,6 +171,16 @@ class Handler(BaseHTTPRequestHandler):
             address = f"{self.hub.url}/api/models/{repository}/tree/main?recursive=true"
             headers["Link"] = f'<{address}&cursor={start + self.hub.page_size}>; rel="next"'
         self.send(200, json.dumps([{"type": "directory", "path": "folder"}, *page]).encode(), headers)
+
+    def _lfs_of(self, path: str, content: bytes) -> dict[str, Any]:
+        if self.hub.small and path.endswith(tuple(self.hub.small)):
+            return {}
+        return {"lfs": {"oid": _digest(content), "size": len(content), "pointerSize": 134}}
+
+
+def git_sha1(content: bytes) -> str:
+    """Return git's name of a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 @cache

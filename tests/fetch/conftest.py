@@ -1,5 +1,6 @@
 """A hub on loopback, and a client that does not wait."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -32,3 +33,20 @@ def waits() -> list[float]:
 def web(waits: list[float]) -> Web:
     """A client without a token that notes waits instead of waiting."""
     return Web(timeout_s=5.0, sleep=waits.append)
+
+
+_TRIED: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def tried() -> Counter[str]:
+    """How many bad inputs of each kind were tried; printed at the end."""
+    return _TRIED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many bad inputs were tried on downloads."""
+    if _TRIED:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in sorted(_TRIED.items()))
+        result = "" if terminalreporter.stats.get("failed") else ", none let in"
+        terminalreporter.write_line(f"downloads: {_TRIED.total()} bad inputs tried{result}: {kinds}")

@@ -98,13 +98,16 @@ def test_a_mirror_with_only_the_other_list_will_do(hub: Hub, web: Web) -> None:
         if "/tree/" in handler.path:
             handler.send(404)
         else:
-            model = {"id": "o/r", "siblings": [{"rfilename": "a.gguf", "size": 7, "lfs": {"sha256": "ab", "size": 7}}]}
+            model = {
+                "id": "o/r",
+                "siblings": [{"rfilename": "a.gguf", "size": 7, "lfs": {"sha256": "ab" * 32, "size": 7}}],
+            }
             handler.send(200, json.dumps(model).encode())
         return True
 
     hub.fault = siblings
     (file,) = list_files(web, _settings(hub), "o/r")
-    assert (file.path, file.size_bytes, file.sha256) == ("a.gguf", 7, "ab")
+    assert (file.path, file.size_bytes, file.sha256) == ("a.gguf", 7, "ab" * 32)
 
 
 def test_no_repository_is_told(hub: Hub, web: Web) -> None:

@@ -13,13 +13,13 @@ or ``~/.cache``. llama.cpp keeps its own downloads so, too. It must not know wha
 
 import re
 from collections.abc import Iterator, Mapping
-from os.path import expanduser, expandvars
 from pathlib import Path
 from typing import Final
 
 from launcher.domain import WeightsFormat
 from launcher.errors import ModelStoreError, UsageError
 from launcher.fetch.names import HUB_PREFIX, RemoteFile, group_files, parse_name
+from launcher.fetch.places import hub_cache_dir
 from launcher.fetch.stores.shelf import StoredFile, StoredModel, Walk
 
 STORE: Final = "the hub's cache"
@@ -36,10 +36,7 @@ _DEPTH: Final = 2
 
 def folders(environ: Mapping[str, str], home: Path) -> tuple[Path, ...]:
     """Return where the cache is."""
-    base = environ.get("XDG_CACHE_HOME") or str(home / ".cache")
-    root = environ.get("HF_HOME") or f"{base}/huggingface"
-    chosen = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or f"{root}/hub"
-    return (Path(expanduser(expandvars(chosen))),)  # noqa: PTH111  as the hub's client does, in its order
+    return (hub_cache_dir(environ, home),)
 
 
 def repository_of(folder: str) -> str | None:

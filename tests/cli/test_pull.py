@@ -1,0 +1,413 @@
+"""``launch pull``, and ``serve`` of what is not here yet, as processes against a hub on loopback."""
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.hub import Handler, Hub, serve
+
+SECRET = "hf_0123456789"  # noqa: S105  a secret for the test
+
+
+@pytest.fixture(scope="module")
+def model(real_model: Path) -> bytes:
+    """The real model: what is served afterwards has to work."""
+    return real_model.read_bytes()
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """An empty hub."""
+    with serve(Hub()) as served:
+        yield served
+
+
+@pytest.fixture
+def environ(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """An environment in which everything is the test's own."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    folders = {
+        "HF_HOME": str(tmp_path / "hf"),
+        "LAUNCHER_CACHE_DIR": str(tmp_path / "cache"),
+        "LAUNCHER_STATE_DIR": str(tmp_path / "state"),
+        "HOME": str(tmp_path),
+        "OLLAMA_MODELS": str(tmp_path / "none"),
+    }
+    return {
+        **clean,
+        "HF_ENDPOINT": hub.url,
+        **folders,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def launch(environ: dict[str, str]) -> Launch:
+    """Run the command to its end."""
+
+    def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "launcher", *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=120, check=False, env={**environ, **more}
+        )
+
+    return call
+
+
+@pytest.fixture
+def start(environ: dict[str, str]) -> Iterator[Start]:
+    """Start the command; what still runs after the test is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def call(*words: str, **more: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "launcher", *words]
+        started.append(
+            subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environ, **more}
+            )
+        )
+        return started[-1]
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+class Gate:
+    """A hub that sends a file as far as a half, and the rest when it is opened."""
+
+    def __init__(self, hub: Hub, name: str, content: bytes) -> None:
+        """Shut it."""
+        self._name = name
+        self._content = content
+        self._half = len(content) // 2
+        self.opened = threading.Event()
+        self.reached = threading.Event()
+        hub.fault = self._answer
+
+    def _answer(self, handler: Handler) -> bool:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
+        if self._name not in handler.path or "resolve" not in handler.path or (asked and asked[2]):
+            return False  # a header is read in ranges with an end
+        first = int(asked[1]) if asked else 0
+        size = len(self._content)
+        headers = {"Content-Length": str(size - first), "ETag": '"one"'}
+        if asked:
+            headers["Content-Range"] = f"bytes {first}-{size - 1}/{size}"
+        middle = max(first, self._half)
+        handler.send(206 if asked else 200, self._content[first:middle], headers)
+        handler.wfile.flush()
+        self.reached.set()
+        self.opened.wait(60)
+        handler.wfile.write(self._content[middle:])
+        return True
+
+
+def partials(environ: dict[str, str]) -> list[Path]:
+    """Return what is half here."""
+    return list(Path(environ["HF_HOME"]).rglob("*.incomplete"))
+
+
+def blob(environ: dict[str, str]) -> list[bytes]:
+    """Return what is whole here."""
+    blobs = Path(environ["HF_HOME"]).rglob("blobs/*")
+    return [path.read_bytes() for path in blobs if path.suffix not in {".incomplete", ".etag"}]
+
+
+def poll(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Wait until a condition holds."""
+    give_up_s = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up_s, "it did not come to be"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def tiny(hub: Hub) -> bytes:
+    """A model of some megabytes that is no model at all but for its header; good enough to be pulled by file name."""
+    from tests.fakes.hub import make_gguf  # noqa: PLC0415  numpy, only here
+
+    content = make_gguf(n_vocab=20_000)
+    hub.files = {"o/tiny": {"tiny-Q8_0.gguf": content}}
+    return content
+
+
+NAME = "hf:o/tiny:tiny-Q8_0.gguf"
+
+
+def test_a_pull_says_what_it_did(launch: Launch, hub: Hub, environ: dict[str, str], tiny: bytes) -> None:
+    """Text or JSON on stdout, progress as lines on stderr; a second one downloads nothing."""
+    result = launch("pull", NAME)
+    assert result.returncode == 0, result.stderr
+    assert re.search(
+        r"`tiny` at q8_0 is at \S+/tiny-Q8_0\.gguf\n  1 file, .* verified; .* downloaded in", result.stdout
+    )
+    assert "downloading tiny-Q8_0.gguf: " in result.stderr
+    assert "\r" not in result.stderr
+    assert blob(environ) == [tiny]
+    again = launch("pull", "hf:o/tiny", "--quant", "Q8_0", "--json")
+    assert again.returncode == 0, again.stderr
+    pulled = json.loads(again.stdout)["pulled"]
+    assert (pulled["quantization"], pulled["format"], pulled["n_fetched_bytes"]) == ("q8_0", "gguf", 0)
+    assert Path(pulled["path"]).read_bytes() == tiny
+    assert pulled["files"][0]["size_bytes"] == len(tiny)
+    assert hub.log
+
+
+def test_a_terminal_sees_one_line(environ: dict[str, str], tiny: bytes) -> None:
+    """It is drawn over and over, and gone at the end; stdout is data alone."""
+    assert tiny
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launcher", "pull", NAME, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=follower,
+        env=environ,
+    )
+    os.close(follower)
+    output, _ = process.communicate(timeout=60)
+    shown = b""
+    try:
+        while part := os.read(leader, 65536):
+            shown += part
+    except OSError:  # the other end is closed
+        pass
+    os.close(leader)
+    assert process.returncode == 0
+    assert b"\r\x1b[Kdownloading tiny-Q8_0.gguf" in shown
+    assert shown.endswith(b"\r\x1b[K")
+    assert shown.count(b"\n") == 1  # what was read to describe it
+    assert b"pulled" in output
+    assert b"downloading" not in output
+
+
+def test_a_profile_is_pulled_by_its_name(launch: Launch, environ: dict[str, str], tiny: bytes, tmp_path: Path) -> None:
+    """By the quantization that is named; the file is looked for where the profile says."""
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    (folder / "mine.toml").write_text('name = "mine"\n[[artifact]]\nquantization = "q8_0"\nrepository = "o/tiny"\n')
+    result = launch("pull", "mine", "--quant", "q8_0", "--json", LAUNCHER_PROFILES=str(folder))
+    assert result.returncode == 0, result.stderr
+    assert blob(environ) == [tiny]
+    unknown = launch("pull", "mine", "--quant", "q2_k", LAUNCHER_PROFILES=str(folder))
+    assert unknown.returncode == 2
+    assert "`mine` has no q2_k\nhelp: it has q8_0" in unknown.stderr
+
+
+def test_an_address_is_pulled(launch: Launch, hub: Hub, tiny: bytes, tmp_path: Path) -> None:
+    """With its digest behind it, to this program's own folder."""
+    import hashlib  # noqa: PLC0415  of this test alone
+
+    url = f"{hub.url}/o/tiny/resolve/main/tiny-Q8_0.gguf"
+    result = launch("pull", f"{url}#sha256={hashlib.sha256(tiny).hexdigest()}", "--json")
+    assert result.returncode == 0, result.stderr
+    path = Path(json.loads(result.stdout)["pulled"]["path"])
+    assert path.is_relative_to(tmp_path / "cache" / "models")
+    assert path.read_bytes() == tiny
+    assert launch("pull", url).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "more", "code", "said"),
+    [
+        (("hf:o/none:F.gguf",), {}, 1, "error[remote-missing]"),
+        (("hf:o/tiny:none.gguf",), {}, 2, "error[usage]"),
+        (("hf:o/tiny", "--quant", "q2_k"), {}, 2, "has no `q2_k`"),
+        ((NAME,), {"HF_HUB_OFFLINE": "1"}, 1, "HF_HUB_OFFLINE is set"),
+        ((NAME,), {"HF_ENDPOINT": "http://127.0.0.1:9"}, 1, "there is no connection to 127.0.0.1"),
+        ((NAME,), {"HF_HUB_CACHE": "/proc/nowhere"}, 1, "error[d"),
+        ((NAME,), {"HF_HUB_CACHE": "/dev/null/x"}, 1, "error[d"),
+        (("nonsense",), {}, 2, "error[unknown-model]"),
+    ],
+)
+def test_a_fault_is_one_clear_error(
+    launch: Launch, tiny: bytes, *, words: tuple[str, ...], more: dict[str, str], code: int, said: str
+) -> None:
+    """Each names itself and proposes something, without a traceback, and nothing is on stdout."""
+    assert tiny
+    result = launch("pull", *words, **more)
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    assert said in result.stderr
+    assert "\nhelp: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_token_is_in_no_process_and_no_output(launch: Launch, hub: Hub, tiny: bytes, environ: dict[str, str]) -> None:
+    """A gated repository opens to it; wrong or right, it is shown nowhere."""
+    assert tiny
+    hub.token, hub.gated = SECRET, True
+    refused = launch("pull", NAME, HF_TOKEN="hf_wrong")  # noqa: S106
+    assert refused.returncode == 1
+    assert "is gated" in refused.stderr
+    opened = launch("pull", NAME, HF_TOKEN=SECRET)
+    assert opened.returncode == 0, opened.stderr
+    said = refused.stdout + refused.stderr + opened.stdout + opened.stderr
+    assert SECRET not in said
+    assert "hf_wrong" not in said
+    root = Path(environ["HOME"])
+    assert not any(SECRET.encode() in path.read_bytes() for path in root.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_an_interrupted_pull_goes_on_later(
+    start: Start, launch: Launch, hub: Hub, environ: dict[str, str], tiny: bytes, *, number: int, code: int
+) -> None:
+    """It says so, ends as a shell expects, keeps what came and holds no lock."""
+    gate = Gate(hub, "tiny-Q8_0.gguf", tiny)
+    process = start("pull", NAME)
+    assert gate.reached.wait(60)
+    poll(lambda: [path for path in partials(environ) if path.stat().st_size == len(tiny) // 2])
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert "what came is kept" in said
+    assert "Traceback" not in said
+    gate.opened.set()
+    result = launch("pull", NAME, "--json")
+    assert json.loads(result.stdout)["pulled"]["n_fetched_bytes"] == len(tiny) - len(tiny) // 2
+    assert blob(environ) == [tiny]
+
+
+def test_a_killed_pull_goes_on_later(
+    start: Start, launch: Launch, hub: Hub, environ: dict[str, str], tiny: bytes
+) -> None:
+    """SIGKILL leaves no lock and nothing under the final name; the next run asks for the rest alone."""
+    gate = Gate(hub, "tiny-Q8_0.gguf", tiny)
+    process = start("pull", NAME)
+    assert gate.reached.wait(60)
+    poll(lambda: [path for path in partials(environ) if path.stat().st_size == len(tiny) // 2])
+    process.kill()
+    process.wait()
+    assert blob(environ) == []
+    gate.opened.set()
+    result = launch("pull", NAME, "--json")
+    assert json.loads(result.stdout)["pulled"]["n_fetched_bytes"] == len(tiny) - len(tiny) // 2
+    assert blob(environ) == [tiny]
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_several_pulls_share_one_download(start: Start, hub: Hub, environ: dict[str, str], tiny: bytes, n: int) -> None:
+    """The first downloads, the others wait, one takes over when it is killed: each byte comes once, and all end well."""
+    gate = Gate(hub, "tiny-Q8_0.gguf", tiny)
+    first = start("pull", NAME, "--json")
+    assert gate.reached.wait(60)
+    poll(lambda: [path for path in partials(environ) if path.stat().st_size == len(tiny) // 2])
+    others = [start("pull", NAME, "--json") for _ in range(n - 1)]
+    for process in others:
+        assert process.stderr is not None
+        assert next(line for line in process.stderr if "another process downloads" in line)
+    gate.reached.clear()
+    first.kill()
+    first.wait()
+    assert gate.reached.wait(30)
+    gate.opened.set()
+    fetched = []
+    for process in others:
+        output, said = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+        fetched.append(json.loads(output)["pulled"]["n_fetched_bytes"])
+    assert sorted(fetched) == [0] * (n - 2) + [len(tiny) - len(tiny) // 2]
+    assert blob(environ) == [tiny]
+
+
+# --- Serving what is not here -----------------------------------------------------------------------------------
+
+
+def test_nothing_is_downloaded_where_that_is_not_wanted(launch: Launch, tiny: bytes, environ: dict[str, str]) -> None:
+    """By ``--no-pull``; the way to have it is named."""
+    assert tiny
+    result = launch("serve", "hf:o/tiny:Q8_0", "--no-pull", "--port", "0")
+    assert result.returncode == 1
+    assert "error[weights-missing]" in result.stderr
+    assert "launch pull hf:o/tiny --quant q8_0" in result.stderr
+    assert blob(environ) == []
+
+
+@pytest.mark.engine
+def test_what_is_served_is_downloaded_first(launch: Launch, start: Start, hub: Hub, model: bytes) -> None:
+    """Planned, downloaded with its progress in the status, served; the second time it is here, without the hub too."""
+    hub.files = {"o/gemma-GGUF": {"gemma-Q4_K_M.gguf": model}}
+    gate = Gate(hub, "gemma-Q4_K_M.gguf", model)
+    serving = start("serve", "hf:o/gemma-GGUF", "--port", "0", "--context", "512")
+    assert gate.reached.wait(60)
+
+    def status() -> dict[str, Any]:
+        result = launch("status", "gemma", "--json")
+        found: dict[str, Any] = json.loads(result.stdout) if result.returncode == 0 else {}
+        return found
+
+    poll(lambda: "downloading gemma-Q4_K_M.gguf" in ((status().get("record") or {}).get("fetching") or ""))
+    assert status()["state"] == "starting"
+    assert "download" in launch("status", "gemma").stdout
+    gate.opened.set()
+    poll(lambda: status().get("state") == "ready", 120)
+    assert status()["record"]["fetching"] is None
+    stopped = launch("stop", "gemma")
+    assert stopped.returncode == 0, stopped.stderr
+    _, said = serving.communicate(timeout=30)
+    assert serving.returncode == 0, said
+    assert said.count("`gemma` at q4_k_m with") == 1
+    assert "of q4_k_m downloaded and verified" in said
+    asked = len(hub.log)
+    again = launch("serve", "hf:o/gemma-GGUF", "--port", "0", "--context", "512", "--detach", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    assert launch("stop", "gemma").returncode == 0
+    assert len(hub.log) == asked
+
+
+@pytest.mark.engine
+def test_a_service_that_is_stopped_while_it_downloads(
+    launch: Launch, start: Start, hub: Hub, environ: dict[str, str], model: bytes
+) -> None:
+    """`launch stop` ends it in order: nothing runs, what came is kept, and the state says so."""
+    hub.files = {"o/gemma-GGUF": {"gemma-Q4_K_M.gguf": model}}
+    gate = Gate(hub, "gemma-Q4_K_M.gguf", model)
+    serving = start("serve", "hf:o/gemma-GGUF", "--port", "0", "--context", "512")
+    assert gate.reached.wait(60)
+    poll(lambda: launch("stop", "gemma").returncode == 0)
+    _, said = serving.communicate(timeout=30)
+    gate.opened.set()
+    assert serving.returncode == 0, said
+    assert "what was downloaded is kept" in said
+    view = json.loads(launch("status", "gemma", "--json").stdout)
+    assert (view["state"], view["reason"]) == ("stopped", "stopped while its weights were downloaded")
+    assert len(partials(environ)) == 1
+
+
+@pytest.mark.engine
+def test_a_download_that_fails_is_the_instance_s_failure(
+    launch: Launch, hub: Hub, model: bytes, environ: dict[str, str]
+) -> None:
+    """Wrong bytes are not served: exit code 1, the reason in the state, nothing under the name."""
+    hub.files = {"o/gemma-GGUF": {"gemma-Q4_K_M.gguf": model}}
+
+    def wrong(handler: Handler) -> bool:
+        if "resolve" not in handler.path or "Range" in handler.headers:
+            return False
+        handler.send(200, model[:-1] + b"\0")
+        return True
+
+    hub.fault = wrong
+    result = launch("serve", "hf:o/gemma-GGUF", "--port", "0", "--context", "512")
+    assert result.returncode == 1
+    assert "error[wrong-digest]" in result.stderr
+    view = json.loads(launch("status", "gemma", "--json").stdout)
+    assert view["state"] == "failed"
+    assert "another digest" in view["reason"]
+    assert blob(environ) == []
