@@ -298,7 +298,25 @@ def resolve_profile(name: str) -> "Profile":
         from launcher.metadata.load import read_spec
 
         return profile_for_weights(path, read_spec(path))
-    return load_profile(name)
+    return describe_own(load_profile(name))
+
+
+def describe_own(profile: "Profile") -> "Profile":
+    """Return the profile with what the headers say of weights at its own paths, where it names no spec of them.
+
+    Raises:
+        MetadataError: such a file is none of weights.
+    """
+    lacking = [a for a in profile.artifacts if a.spec is None and a.local_path and Path(a.local_path).exists()]
+    if not lacking:
+        return profile
+    from msgspec.structs import replace
+
+    from launcher.metadata.load import read_spec
+
+    specs = {a.local_path: read_spec(Path(a.local_path)) for a in lacking if a.local_path}
+    artifacts = tuple(replace(a, spec=a.spec or specs.get(a.local_path or "")) for a in profile.artifacts)
+    return replace(profile, artifacts=artifacts)
 
 
 def _is_weights(path: Path, name: str) -> bool:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.shape_file import write_shape
+from launcher.profiles import load_profile
+
 
 def _run(launch: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*launch, *words], capture_output=True, text=True, timeout=60, check=False)
@@ -75,6 +78,18 @@ def test_a_file_that_is_no_model_is_named(launch: tuple[str, ...], tmp_path: Pat
     assert result.returncode == 1
     assert result.stderr.startswith("error[bad-weights-file]")
     assert "offset" in result.stderr
+
+
+def test_a_profile_without_a_spec_is_planned_by_its_weights(launch: tuple[str, ...], tmp_path: Path) -> None:
+    """The small profile of docs/profiles.md: a name, a quantization, a path."""
+    spec = next(a.spec for a in load_profile("gemma3-270m").artifacts if a.quantization == "q4_k_m")
+    assert spec is not None
+    write_shape(spec, tmp_path / "weights.gguf")
+    profile = tmp_path / "my-model.toml"
+    profile.write_text('name = "my-model"\n[[artifact]]\nquantization = "q4_k_m"\nlocal_path = "weights.gguf"\n')
+    result = _run(launch, "plan", str(profile), "--inventory", "cpu-16g", "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["plan"]["quantization"] == "q4_k_m"
 
 
 @pytest.mark.parametrize(
