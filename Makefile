@@ -18,7 +18,7 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm test-ray test-skypilot static check bench tightness speed vllm-outcomes golden gateway fuzz kill-storm chaos mutation clean
+.PHONY: help serve test test-vllm test-ray test-skypilot static check bench tightness speed vllm-outcomes golden gateway fuzz kill-storm chaos soak soak-short mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
@@ -34,6 +34,8 @@ help:
 	@echo 'make gateway     what the gateway adds to the bare engine, beside nginx and litellm where they are'
 	@echo 'make kill-storm  SIGKILL at 20 random moments of starting and serving'
 	@echo 'make chaos       200 faults under load, real engines: kills, hangs, memory exhausted (half an hour)'
+	@echo 'make soak        two hours of mixed load and faults under a memory limit: nothing grows, no request is lost'
+	@echo 'make soak-short  the same in ten minutes'
 	@echo 'make mutation    faults put into the planner that its tests notice, of a sample (half an hour)'
 	@echo 'make fuzz        a million hostile inputs: weights, files, logs, answers, HTTP on both sides (15 minutes)'
 	@echo 'make golden      rewrite the recorded texts of tests/scenarios; read the difference'
@@ -176,6 +178,12 @@ kill-storm: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 
 chaos: $(VENV)/.checks $(ENGINES)
 	$(BIN)/python -m benchmarks.chaos --json build/chaos.json
+
+soak: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
+	$(BIN)/python -m benchmarks.soak --out build/soak
+
+soak-short: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
+	$(BIN)/python -m benchmarks.soak --duration 600 --out build/soak-short
 
 mutation: $(VENV)/.checks
 	$(PIP) install -e '.[mutation]'

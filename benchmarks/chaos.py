@@ -47,24 +47,28 @@ import random
 import resource
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from benchmarks.chaos_episode import Bare, Episode, Told, address_space, make_group, measure_bare
-from benchmarks.chaos_load import Answer, Load, Verdict
+from benchmarks.chaos_episode import GROUP_BYTES, Bare, Episode, Told, address_space, measure_bare
+from benchmarks.chaos_load import Answer, Load
 from benchmarks.chaos_serve import OPTIONS, Order
+from benchmarks.memory_group import end_hog, make_group, offer_to_kernel, start_hog
+from benchmarks.verdicts import Verdict
 from launcher.domain import Engine, Noun
 from launcher.fetch import require_weights
 from launcher.profiles import load_profile
 from launcher.units import KIB, MIB
+
+if TYPE_CHECKING:
+    import subprocess
 
 SLACK_S: Final = 1.5
 _DETECT_S: Final = 60.0
@@ -81,7 +85,6 @@ _HOG_LEAVES_BYTES: Final = 200 * MIB
 _SHORTAGES: Final = frozenset({"alloc-load", "alloc-run", "cgroup-oom", "hog", "hog-at-start"})
 GROUPED: Final = frozenset({"cgroup-oom", "hog", "hog-at-start"})
 _OUT: Final = frozenset({"out-of-memory", "overdrawn"})
-_HOG: Final = Path(__file__).with_name("chaos_hog.py")
 
 
 class Outcome(Noun, frozen=True):
@@ -136,17 +139,13 @@ async def _limit_now(run: "Run") -> None:
     resource.prlimit(pid, resource.RLIMIT_AS, (address_space(pid) + 64 * KIB, hard))
 
 
-def _offer_to_kernel(pid: int) -> None:
-    Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
-
-
 def _start_hog(run: "Run", *, leave_bytes: int) -> None:
-    argv = [sys.executable, "-S", str(_HOG), str(run.episode.group), str(leave_bytes)]
-    run.hog = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own words, at once
+    assert run.episode.group is not None  # noqa: S101 - such a fault is not drawn without
+    run.hog = start_hog(run.episode.group, leave_bytes=leave_bytes)
 
 
 async def _kill_by_kernel(run: "Run") -> None:
-    _offer_to_kernel(run.episode.engine_pid())
+    offer_to_kernel(run.episode.engine_pid())
     _start_hog(run, leave_bytes=0)
 
 
@@ -228,7 +227,7 @@ class Run:
         """Play every fault."""
         number = 0
         while self._to_come:
-            group = make_group()
+            group = make_group("chaos", GROUP_BYTES)
             self.has_group = group is not None
             engine = self._engines[-1] if number % _PYTHON_EVERY == _PYTHON_EVERY - 1 else self._engines[0]
             self.episode = Episode(self._folder / str(number), self._model, engine, group)
@@ -384,8 +383,7 @@ class Run:
     def _end_hog(self) -> None:
         hog, self.hog = self.hog, None
         if hog is not None:
-            hog.kill()
-            hog.communicate()
+            end_hog(hog)
 
     def _lift(self) -> None:
         """Take the limit from what runs and from what comes."""
@@ -538,7 +536,7 @@ def play(args: argparse.Namespace) -> dict[str, object]:
     """Run it all and return the report."""
     dice = random.Random(args.seed)  # noqa: S311 - moments, no secrets
     kinds = list(args.kinds)
-    probe = make_group()
+    probe = make_group("chaos", GROUP_BYTES)
     if probe is None:
         kinds = [kind for kind in kinds if kind not in GROUPED]
         print(f"{', '.join(sorted(GROUPED))}: not possible here, no control group can be made")

@@ -13,16 +13,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
 
 import msgspec
 from msgspec.structs import replace
 
 from benchmarks.chaos_serve import Order, Words, limited, plan_chaos, write_order
+from benchmarks.memory_group import inside
 from benchmarks.programs import answers, running
 from launcher.cli.service import make_command
 from launcher.domain import Engine, Noun
-from launcher.inventory.cgroup import parse_mountinfo
 from launcher.supervisor.checks import free_port
 from launcher.supervisor.readiness import base_url
 from launcher.units import GIB
@@ -53,23 +52,6 @@ class Bare(Noun, frozen=True):
     load_s: float
     address_space_bytes: int
     loaded_bytes: int
-
-
-def make_group() -> Path | None:
-    """Return a new control group of version 1 with a memory limit; ``None`` where this machine permits none."""
-    mounts = parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8"))
-    mount = next((mount for mount in mounts if "memory" in mount.controllers), None)
-    if mount is None:
-        return None
-    folder = Path(mount.mount_point) / f"launcher-chaos-{uuid4().hex[:8]}"
-    try:
-        folder.mkdir()
-        (folder / "memory.limit_in_bytes").write_text(str(GROUP_BYTES))
-    except OSError:
-        if folder.exists():
-            folder.rmdir()
-        return None
-    return folder
 
 
 class Episode:
@@ -114,10 +96,8 @@ class Episode:
         self._n_read = 0
         self._output = self._folder / f"{self._n_starts}.out"
         argv = [sys.executable, "-m", "benchmarks.chaos_serve", msgspec.json.encode(self.words).decode()]
-        if self.group is not None:
-            argv = ["/bin/sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(self.group), *argv]
         with self._output.open("wb") as file:
-            self._process = subprocess.Popen(argv, stdout=file, stderr=file, env=self.environment)  # noqa: S603
+            self._process = subprocess.Popen(inside(self.group, argv), stdout=file, stderr=file, env=self.environment)  # noqa: S603
 
     def give(self, order: Order) -> None:
         """Order what is done to the engines to come."""

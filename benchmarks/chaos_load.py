@@ -1,4 +1,4 @@
-"""Keep an endpoint under a steady load of streaming and plain requests, and judge every answer.
+"""Keep an endpoint under a steady load of streaming and plain requests.
 
 It must not know engines, supervisors or faults. Each request has a connection of its own: one that the endpoint closes
 between two requests would be nobody's loss, and could not be told from one.
@@ -6,14 +6,13 @@ between two requests would be nobody's loss, and could not be told from one.
 
 import asyncio
 import itertools
-import json
 import random
 import time
-from enum import StrEnum
 from typing import Final, Self
 
 import aiohttp
 
+from benchmarks.verdicts import Verdict, judge
 from launcher.domain import Noun
 
 PATIENCE_S: Final = 180.0
@@ -21,7 +20,7 @@ PATIENCE_S: Final = 180.0
 _PAUSE_S: Final = 0.05
 _REFUSED_PAUSE_S: Final = 0.3
 _LONG_SHARE: Final = 0.1
-_WORDS: Final = (
+WORDS: Final = (
     "count",
     "the",
     "small",
@@ -35,21 +34,6 @@ _WORDS: Final = (
     "why",
     "slowly",
 )
-
-
-class Verdict(StrEnum):
-    """What became of a request."""
-
-    WHOLE = "whole"
-    """A completion, to its end."""
-    TOLD = "told"
-    """A stream that had begun, ended by an event that says why."""
-    REFUSED = "refused"
-    """A status that says why, with its error as JSON; 503 says when to come back."""
-    UNCONNECTED = "unconnected"
-    """No connection was made: nothing was accepted."""
-    LOST = "lost"
-    """Anything else after a connection was made: no answer, half an answer, one that means nothing."""
 
 
 class Answer(Noun, frozen=True):
@@ -114,7 +98,7 @@ class Load:
     def _body(self, is_stream: bool) -> dict[str, object]:  # noqa: FBT001 - as above
         """Return a request that no other resembles; one in ten has a long prompt."""
         n_words = 300 if self._dice.random() < _LONG_SHARE else 12
-        words = " ".join(self._dice.choices(_WORDS, k=n_words))
+        words = " ".join(self._dice.choices(WORDS, k=n_words))
         n_tokens = self._dice.randint(4, 24)
         prompt = f"{next(self._numbers)} {words}"
         return {"model": "gemma3-270m", "prompt": prompt, "max_tokens": n_tokens, "stream": is_stream}
@@ -124,39 +108,8 @@ async def _ask(session: aiohttp.ClientSession, url: str, body: dict[str, object]
     try:
         async with asyncio.timeout(PATIENCE_S), session.post(f"{url}/v1/completions", json=body) as answer:
             data = await answer.read()
-            return _judge(answer, data)
+            return judge(answer, data)
     except aiohttp.ClientConnectorError as error:
         return Verdict.UNCONNECTED, 0, str(error)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         return Verdict.LOST, 0, f"{type(error).__name__}: {error}"
-
-
-def _judge(answer: aiohttp.ClientResponse, data: bytes) -> tuple[Verdict, int, str]:
-    status = answer.status
-    excerpt = data[-200:].decode(errors="replace")
-    if status != 200:  # noqa: PLR2004 - HTTP's
-        lacks = "no Retry-After" if status == 503 and "Retry-After" not in answer.headers else None  # noqa: PLR2004
-        lacks = lacks or (None if _is_error(data) else "no error in JSON")
-        return (Verdict.LOST, status, f"{lacks}: {excerpt}") if lacks else (Verdict.REFUSED, status, excerpt)
-    if answer.content_type == "text/event-stream":
-        last = data.rstrip().rpartition(b"\n")[2].removeprefix(b"data: ")
-        if last == b"[DONE]":
-            return Verdict.WHOLE, status, ""
-        return (Verdict.TOLD if _is_error(last) else Verdict.LOST), status, excerpt
-    return (Verdict.WHOLE, status, "") if _is_completion(data) else (Verdict.LOST, status, excerpt)
-
-
-def _loads(data: bytes) -> dict[str, object]:
-    try:
-        value = json.loads(data)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _is_error(data: bytes) -> bool:
-    return bool(_loads(data).get("error"))
-
-
-def _is_completion(data: bytes) -> bool:
-    return bool(_loads(data).get("choices"))
