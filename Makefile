@@ -18,7 +18,7 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm test-ray test-skypilot static check bench tightness speed vllm-outcomes golden gateway fuzz kill-storm chaos soak soak-short mutation clean
+.PHONY: help serve test test-vllm test-ray test-skypilot test-systemd static check bench tightness speed vllm-outcomes golden gateway fuzz kill-storm chaos soak soak-short mutation clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-vllm   install vLLM for CPUs in an environment of its own (2.5 GB), then run it (10 minutes)'
 	@echo 'make test-ray    add Ray to that environment, then serve by Ray Serve LLM over it (10 minutes)'
 	@echo 'make test-skypilot  install SkyPilot in an environment of its own (460 MB), and let it read exported tasks'
+	@echo 'make test-systemd  boot a Debian in a container, install this checkout there, and try its units (root, 10 minutes)'
 	@echo 'make check       format, lint, types, imports and the fast tests'
 	@echo 'make bench       start-up times, the header reader, planning, idle cost: each against its yardstick'
 	@echo 'make tightness   plans for 100 random machines against what llama-server itself says fits (2 minutes)'
@@ -125,7 +126,7 @@ test-ray: $(VENV)/.checks $(VLLM_VENV)/.ray
 else
 test: $(VENV)/.checks $(ENGINES) static
 	@echo 'make test: without a Ray cluster, $(strip $(VLLM_LACK))'
-	$(BIN)/python -m pytest -m 'not gpu and not vllm and not skypilot and not ray'
+	$(BIN)/python -m pytest -m 'not gpu and not vllm and not skypilot and not systemd and not ray'
 
 test-vllm test-ray:
 	@echo 'make $@: skipped, $(strip $(VLLM_LACK))'
@@ -144,12 +145,31 @@ $(SKYPILOT_VENV)/.made: requirements/skypilot.txt
 test-skypilot: $(VENV)/.checks $(SKYPILOT_VENV)/.made
 	LAUNCHER_SKYPILOT=$(abspath $(SKYPILOT_VENV)/bin/python) $(BIN)/python -m pytest -m skypilot tests/export
 
+# A real systemd, in a container that only root may boot. Under CI, root has to have what that takes.
+SYSTEMD_BUILD := build/systemd
+SYSTEMD_LACK := $(shell \
+	if [ "`uname -sm`" != 'Linux x86_64' ]; then echo 'it needs Linux on x86-64'; \
+	elif [ "`id -u`" != 0 ]; then echo 'it needs root'; \
+	else for tool in debootstrap systemd-nspawn nsenter unshare setpriv; do \
+		command -v $$tool >/dev/null || { echo "it needs $$tool (apt-get install debootstrap systemd-container)"; exit; }; done; \
+		unshare --mount --pid --fork true 2>/dev/null || echo 'it needs the permission to make namespaces'; fi)
+
+ifeq ($(strip $(SYSTEMD_LACK)),)
+test-systemd: $(VENV)/.checks
+	$(BIN)/python -m tests.systemd.image $(SYSTEMD_BUILD)
+	LAUNCHER_SYSTEMD_BUILD=$(abspath $(SYSTEMD_BUILD)) $(BIN)/python -m pytest -m systemd tests/systemd
+else
+test-systemd:
+	@echo 'make $@: skipped, $(strip $(SYSTEMD_LACK))'
+	@[ -z "$$CI" ] || [ "$$(id -u)" != 0 ] || { echo 'make $@: under CI root has to have that' >&2; exit 1; }
+endif
+
 # Real processes and long laws: not in the quick check.
 SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/cli/test_pull.py tests/planner/test_footprint_unseen.py \
 	tests/gateway/test_losses.py tests/gateway/test_front.py tests/gateway/test_described.py
 
 check: static
-	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm and not ray and not skypilot' $(addprefix --ignore=,$(SLOW))
+	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm and not ray and not skypilot and not systemd' $(addprefix --ignore=,$(SLOW))
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.start_up
