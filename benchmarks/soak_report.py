@@ -10,7 +10,7 @@ from textwrap import fill
 from typing import Final
 
 from benchmarks.soak_record import Fault, Record, Sample, Usage
-from benchmarks.trend import N_BLOCKS, OfSpan, Trend, Verdict, bound_per_h, fit_trend
+from benchmarks.trend import N_BLOCKS, N_LEAST, Trend, Verdict, bound_per_h, fit_trend
 from launcher.domain import Noun
 from launcher.units import KIB, MIB
 
@@ -62,18 +62,28 @@ def rows(record: Record) -> tuple[Row, ...]:
             ("RSS", _rss, None),
         ):
             found.append(Row(process=process, what=what, trend=_fit(samples, of, get), bound=bound))
-        found.append(Row(process=process, what="descriptors", trend=_fit(samples, of, _fds, min), bound=count))
-        found.append(Row(process=process, what="threads", trend=_fit(samples, of, _threads, min), bound=count))
+        found.append(Row(process=process, what="descriptors", trend=_fit_floor(samples, of, _fds), bound=count))
+        found.append(Row(process=process, what="threads", trend=_fit_floor(samples, of, _threads), bound=count))
     return tuple(found)
 
 
 def _fit(
-    samples: Sequence[Sample],
-    of: Callable[[Sample], Usage | None],
-    get: Callable[[Usage], float],
-    of_span: OfSpan = statistics.median,
+    samples: Sequence[Sample], of: Callable[[Sample], Usage | None], get: Callable[[Usage], float]
 ) -> Trend | None:
-    return fit_trend([(s.at_s, get(usage)) for s in samples if (usage := of(s)) is not None], of_span)
+    return fit_trend(_points(samples, of, get))
+
+
+def _fit_floor(
+    samples: Sequence[Sample], of: Callable[[Sample], Usage | None], get: Callable[[Usage], float]
+) -> Trend | None:
+    """Return the trend of what is there at the calmest moment of each twentieth: each request has descriptors of its own."""
+    return fit_trend(_points(samples, of, get), min, N_LEAST)
+
+
+def _points(
+    samples: Sequence[Sample], of: Callable[[Sample], Usage | None], get: Callable[[Usage], float]
+) -> list[tuple[float, float]]:
+    return [(s.at_s, get(usage)) for s in samples if (usage := of(s)) is not None]
 
 
 def _launcher(sample: Sample) -> Usage | None:
@@ -370,8 +380,9 @@ those of many processes one after another.
 - **Judged is anonymous memory**: heap and stacks, which no file backs, is where a leak goes. RSS, PSS and USS also count the pages of
   libraries and of Python's files. Under a limit the kernel drops those and reads them again, and PSS and USS change when another
   program maps the same ones: they are told, not judged.
-- **The slope** is that of least squares over the medians of equal spans, or over the least of each for counts. Its interval is from a bootstrap of {n_blocks} blocks of
-  residuals: what surrounds the line is no white noise, a heap grows in steps and keeps them, a fault is felt for minutes. Flat is
+- **The slope** is that of least squares over the medians of a hundred equal spans; for descriptors and threads, which each request
+  has some of, over the least in each twentieth. Its interval is from a bootstrap of {n_blocks} blocks of residuals: what surrounds
+  the line is no white noise, a heap grows in steps and keeps them, a fault is felt for minutes. Flat is
   what has the whole interval below the bound: 1 MiB an hour for memory, the size of one step of Python's allocator, and 1 an hour
   for descriptors and threads; over less than an hour, one such step in all of it.
 - **At rest** nothing had been asked for 35 s: there descriptors, threads and processes are compared one by one.

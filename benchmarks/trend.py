@@ -20,6 +20,8 @@ from typing import Final, TypeAlias
 from launcher.domain import Noun
 
 N_BLOCKS: Final = 10
+N_LEAST: Final = 2 * N_BLOCKS
+"""Spans: two a block."""
 _T: Final = 2.306
 """Student's t, 97.5 %, with N_BLOCKS - 2 degrees of freedom."""
 N_BINS: Final = 100
@@ -59,16 +61,19 @@ class Trend(Noun, frozen=True):
         return Verdict.RISES if self.low > 0 else Verdict.UNDECIDED
 
 
-def fit_trend(points: Sequence[tuple[float, float]], of_span: OfSpan = statistics.median) -> Trend | None:
+def fit_trend(
+    points: Sequence[tuple[float, float]], of_span: OfSpan = statistics.median, n_bins: int = N_BINS
+) -> Trend | None:
     """Return the trend of points (seconds, value) in the order of time; ``None`` where they are too few to tell.
 
-    ``of_span`` reduces the values of a span: the median, or ``min`` where only what stays after every burst counts.
+    ``of_span`` reduces the values of a span: the median, or ``min`` where only what stays after every burst counts. Of
+    these the longer spans have one that is calm at some moment: fewer ``n_bins`` for them.
     """
-    if len(points) < 2 * N_BLOCKS:
+    if len(points) < N_LEAST:
         return None
-    times, values = _reduce(points, of_span)
+    times, values = _reduce(points, of_span, n_bins)
     n = len(times) - len(times) % N_BLOCKS
-    if n < 2 * N_BLOCKS:
+    if n < N_LEAST:
         return None
     times, values = times[-n:], values[-n:]
     middle = statistics.fmean(times)
@@ -98,13 +103,14 @@ def bound_per_h(per_h: float, step: float, span_s: float) -> float:
     return max(per_h, step * _HOUR_S / span_s) if span_s > 0 else per_h
 
 
-def _reduce(points: Sequence[tuple[float, float]], of_span: OfSpan) -> tuple[list[float], list[float]]:
-    """Return times and values of at most ``N_BINS`` spans, a span without any sample left out."""
+def _reduce(points: Sequence[tuple[float, float]], of_span: OfSpan, n_bins: int) -> tuple[list[float], list[float]]:
+    """Return times and values of at most ``n_bins`` spans, a span without any sample left out."""
     first, last = points[0][0], points[-1][0]
-    width = (last - first) / min(N_BINS, max(2 * N_BLOCKS, len(points) // _N_PER_BIN)) or 1.0
+    n_bins = min(n_bins, max(N_LEAST, len(points) // _N_PER_BIN))
+    width = (last - first) / n_bins or 1.0
     bins: dict[int, list[tuple[float, float]]] = {}
     for point in points:
-        bins.setdefault(int((point[0] - first) / width), []).append(point)
+        bins.setdefault(min(n_bins - 1, int((point[0] - first) / width)), []).append(point)
     kept = [bins[number] for number in sorted(bins)]
     times = [statistics.fmean(time for time, _ in span) for span in kept]
     return times, [of_span([value for _, value in span]) for span in kept]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.trend import OfSpan, Trend, Verdict, bound_per_h, fit_trend
+from benchmarks.trend import N_BINS, N_LEAST, OfSpan, Trend, Verdict, bound_per_h, fit_trend
 
 _N = 1200
 _STEP_S = 5.0
@@ -39,9 +39,9 @@ def _bursts(dice: random.Random) -> list[float]:
     return values
 
 
-def _trend(noise: list[float], per_h: float, of_span: OfSpan = statistics.median) -> Trend:
+def _trend(noise: list[float], per_h: float, of_span: OfSpan = statistics.median, n_bins: int = N_BINS) -> Trend:
     points = [(idx * _STEP_S, 60.0 + per_h * idx * _STEP_S / 3600 + each) for idx, each in enumerate(noise)]
-    found = fit_trend(points, of_span)
+    found = fit_trend(points, of_span, n_bins)
     assert found is not None
     return found
 
@@ -66,7 +66,7 @@ def test_noise_is_no_leak(noise: Noise, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_bursts_hide_nothing_where_the_least_counts(seed: int, per_h: float, verdict: Verdict) -> None:
     """What stays when each burst is over rises, or does not."""
-    assert _trend(_bursts(_dice(seed)), per_h, min).against(1.0) is verdict
+    assert _trend(_bursts(_dice(seed)), per_h, min, N_LEAST).against(1.0) is verdict
 
 
 @pytest.mark.parametrize(("noise", "least"), [(_white, 90), (_slow, 90)])
