@@ -19,8 +19,11 @@ from launcher.supervisor.options import RunOptions
 
 _SLACK_S: Final = 20.0
 """Beside any time that is planned for: a busy machine runs everything late."""
-_REPLAN_S: Final = 60.0
-"""To let memory settle, ask drivers, engines and workers, and plan anew; a driver that hangs is given 15 s there."""
+_REPLAN_S: Final = 600.0
+"""To let memory settle, ask drivers, engines and workers, plan anew, and compare the next plan's files with their digests.
+
+That last is most of it: 60 GB at 100 MB/s, a disk that turns.
+"""
 _N_LOOKS: Final = 2
 """So many looks at a ready engine in a row may be without an answer until it is silent."""
 
