@@ -421,6 +421,9 @@ def _wait_s(state: RetryCallState) -> float:
     return float(_BACKOFF(state))
 
 
+_MAX_DIGITS: Final = 19
+
+
 def _check_body(url: str, headers: Mapping[str, str]) -> int | None:
     """Return the announced length of a body that is not compressed, ``None`` where none is announced."""
     if headers.get("content-encoding", "identity").lower() != "identity":
@@ -429,7 +432,7 @@ def _check_body(url: str, headers: Mapping[str, str]) -> int | None:
     text = headers.get("content-length")
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit()):
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         msg = f"{show_url(url)} announces a length that is none"
         raise RemoteError(msg, help="the server is broken: use another one")
     return int(text)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from launcher.errors import LauncherError, RemoteError, RemoteMissingError
 from launcher.fetch import web as web_module
 from launcher.fetch.ranges import BLOCK_BYTES, MAX_REQUEST_BYTES, RangeStream
-from launcher.fetch.web import MAX_ATTEMPTS, MAX_WAIT_S, Token, Web, origin
+from launcher.fetch.web import MAX_ATTEMPTS, MAX_WAIT_S, Token, Web, _check_body, origin
 from tests.fakes.hub import Fault, Handler, Hub, always, serve
 
 CONTENT = b"".join(hashlib.sha256(idx.to_bytes(4, "little")).digest() for idx in range(20 * BLOCK_BYTES // 32)) + b"end"
@@ -381,3 +381,10 @@ def test_garbage_is_no_answer(web: Web) -> None:
         with pytest.raises(LauncherError):
             RangeStream(web, f"http://127.0.0.1:{listener.getsockname()[1]}/f.gguf")
         thread.join()
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "²", "1, 1", ""])
+def test_an_announced_length_that_is_none_is_a_fault(length: str) -> None:
+    """Python refuses to read thousands of digits as a number, and that is no fault of ours to tell (found by `make fuzz`)."""
+    with pytest.raises(RemoteError):
+        _check_body("https://hub.example/x", {"content-length": length})

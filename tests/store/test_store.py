@@ -124,7 +124,8 @@ def test_a_dead_supervisor_is_seen_through(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"{", b"[]", b'{"name": 3}', b"\xff\xfe", b'{"schema_version": 0}', b'{"schema_version": 2}', b"0" * 1000]
+    "data",
+    [b"", b"{", b"[]", b'{"name": 3}', b"\xff\xfe", b'{"schema_version": 0}', b'{"schema_version": 2}', b"0" * 1000],
 )
 def test_a_broken_record_is_shown_and_set_aside(data: bytes, state_dir: Path) -> None:
     """Readers say so and change nothing; the next owner sets it aside and begins anew."""
