@@ -50,6 +50,11 @@ def answer_headers(headers: CIMultiDictProxy[str]) -> CIMultiDict[str]:
     return _without(headers, _HOP_BY_HOP)
 
 
+def answer_reason(reason: str | None) -> str | None:
+    """Return the words behind the status for the client; ``None``, the usual ones, where no line can hold the engine's."""
+    return None if reason is None or _CONTROL.search(reason) else reason
+
+
 def _without(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMultiDict[str]:
     named = headers.get(hdrs.CONNECTION)
     if named is not None:

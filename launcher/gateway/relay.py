@@ -14,7 +14,7 @@ from aiohttp import hdrs, web
 from launcher.gateway import policy
 from launcher.gateway.client import Client
 from launcher.gateway.events import EventStream, Took, dialect_of, error_event, read_took
-from launcher.gateway.headers import answer_headers
+from launcher.gateway.headers import answer_headers, answer_reason
 from launcher.gateway.meters import Meters, Pace
 from launcher.gateway.policy import Limits, Loss, Outcome, Remedy
 
@@ -109,7 +109,7 @@ class Relay:
         headers = answer_headers(self._answer.headers)
         if kind is _Events:
             headers.popall(hdrs.CONTENT_LENGTH, None)  # an event may be added
-        return kind(status=self._answer.status, reason=self._answer.reason, headers=headers)
+        return kind(status=self._answer.status, reason=answer_reason(self._answer.reason), headers=headers)
 
     async def _read(self) -> bytes:
         """Return what came, empty at the end."""
@@ -152,7 +152,9 @@ class Relay:
         self._note_took(read_took(body) or Took())
         headers = answer_headers(self._answer.headers)
         headers.popall(hdrs.CONTENT_LENGTH, None)
-        response = web.Response(status=self._answer.status, reason=self._answer.reason, headers=headers, body=body)
+        response = web.Response(
+            status=self._answer.status, reason=answer_reason(self._answer.reason), headers=headers, body=body
+        )
         return await self._client.finish(response)
 
     async def _pass_in_parts(self, parts: list[bytes]) -> web.StreamResponse:

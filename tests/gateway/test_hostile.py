@@ -45,6 +45,13 @@ async def test_a_field_with_a_control_character_is_left_out() -> None:
     assert said.endswith(b"\r\n\r\n{}")
 
 
+async def test_words_behind_a_status_with_a_control_character_are_the_usual_ones() -> None:
+    """They stood in the first line of the answer, or would have."""
+    said = await _ask(b"HTTP/1.1 200 OK\x1b[2JX: y\r\nContent-Length: 2\r\n\r\n{}")
+    assert said.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert said.endswith(b"{}")
+
+
 @pytest.mark.parametrize("status", [b"101 Switching Protocols", b"099 ?", b"000 ?"])
 async def test_a_status_that_answers_nothing_is_a_lost_engine(status: bytes) -> None:
     """101 begins another protocol; it was passed on, and the client then waited for an answer."""
