@@ -22,7 +22,16 @@ from launcher.errors import ClusterError, LauncherError, RemoteError, UsageError
 from launcher.fetch.hub import Settings, list_files
 from launcher.fetch.names import group_files, parse_name, quantization_of, select, shards_of
 from launcher.fetch.ranges import RangeStream
-from launcher.fetch.web import Answer, _asked_wait_s, _check_body, _check_status, check_url, next_url, show_url
+from launcher.fetch.web import (
+    MAX_WAIT_S,
+    Answer,
+    _asked_wait_s,
+    _check_body,
+    _check_status,
+    check_url,
+    next_url,
+    show_url,
+)
 from launcher.gateway.events import Dialect, EventStream, error_event, read_took
 from launcher.metadata.gguf import read_gguf
 from launcher.render.hardware import render_hardware
@@ -172,7 +181,7 @@ class _Told:
             raise WrongError(msg)
         if status in {301, 302, 303, 307, 308}:
             next_url(url, headers.get("location"))
-        _check_status(url, status, headers)
+        _check_status(url, status, headers, MAX_WAIT_S)
         announced = _check_body(url, headers)
         if len(body) > limit_bytes or (announced is not None and announced != len(body)):
             msg = "the answer is not as long as it says"
