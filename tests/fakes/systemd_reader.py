@@ -36,7 +36,7 @@ def read_unit(files: Mapping[str, str], unit: str) -> dict[str, list[str]]:
     _, _, dump = done.stdout.partition(f"-> Unit {unit}:\n")
     assert dump, done.stdout + done.stderr
     found: dict[str, list[str]] = {}
-    for line in dump.partition("\t-> Unit ")[0].splitlines():
+    for line in dump.partition("\t-> Unit ")[0].split("\n"):
         name, _, value = line.strip("\t").partition(": ")
         found.setdefault(name, []).append(value)
     return found
@@ -58,7 +58,7 @@ _LETTERS = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v
 def words_of(command_line: str) -> list[str]:
     """Return the words of a command line as the dump prints it: double quotes, C escapes within."""
     words = []
-    for match in re.finditer(r'"((?:[^"\\]|\\.)*)"|(\S+)', command_line):
+    for match in re.finditer(r'"((?:[^"\\]|\\.)*)"|([^ ]+)', command_line):
         quoted, bare = match.groups()
         words.append(bare if quoted is None else _ESCAPE.sub(_unescaped, quoted))
     return words

@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from launcher.domain import HOST_MEMORY, SCHEMA_VERSION, Address, Budget, DeviceKind, Footprint, HostUse, Plan, Request
@@ -59,6 +61,9 @@ _NASTY = (
     " ",
     "end\\",
 )
+
+
+_HARD = "\\\"'$%{};#: \t\n@-+!|<>i\x7f"
 
 
 def _plan(**changes: Any) -> Plan:
@@ -144,6 +149,16 @@ def test_systemd_reads_every_word_as_it_was_meant() -> None:
     units = _units(Surroundings(program=(program,), words=_NASTY))
     found = read_unit(_files(units), units.unit)
     assert words_of(found["Command Line"][0]) == [program, "serve", *_NASTY]
+
+
+@needs_systemd
+@given(st.lists(st.text(st.sampled_from(_HARD) | st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12), min_size=50, max_size=80))  # fmt: skip
+@settings(max_examples=8, suppress_health_check=list(HealthCheck))
+def test_systemd_reads_any_words_as_they_were_meant(words: list[str]) -> None:
+    """Drawn from what quoting is about; some fifty in each unit, for each is read by the real program."""
+    units = _units(Surroundings(program=("/opt/l",), words=tuple(words)))
+    found = read_unit(_files(units), units.unit)
+    assert words_of(found["Command Line"][0]) == ["/opt/l", "serve", *words]
 
 
 @needs_systemd
