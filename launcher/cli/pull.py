@@ -32,9 +32,9 @@ def pull(name: opt.Name, quant: opt.Quant = None, json: opt.Json = False) -> Non
     with interruptible() as interruption:
         try:
             profile = _describe(name, quant)
-            artifact = _choose(profile, quant)
+            chosen = _choose(profile, quant)
             with shown() as tell:
-                pulled = _bring(artifact, name, tell)
+                pulled = _bring(profile, chosen, name, tell)
         except KeyboardInterrupt:
             typer.echo("interrupted; what came is kept, and the same command goes on from there", err=True)
             raise typer.Exit(interruption.exit_code) from None
@@ -57,7 +57,7 @@ def pull(name: opt.Name, quant: opt.Quant = None, json: opt.Json = False) -> Non
 def _describe(name: str, quant: str | None) -> "Profile":
     """Return what NAME means; of a repository only what is asked for is read."""
     if name.startswith("hf:") and quant is not None:
-        return opt.read_remote(f"{name}:{quant}", single=True).profile
+        return opt.read_hub(f"{name}:{quant}", single=True)
     return opt.resolve_profile(name)
 
 
@@ -68,6 +68,8 @@ def _choose(profile: "Profile", quant: str | None) -> "Artifact":
         UsageError: there is none of that quantization.
         Exit: nothing can be served here; the refusal is told.
     """
+    from msgspec.structs import replace
+
     from launcher.cli.pulling import obtainable_part
     from launcher.domain import Request, Settings
     from launcher.errors import UsageError
@@ -77,10 +79,11 @@ def _choose(profile: "Profile", quant: str | None) -> "Artifact":
     if not named:
         msg = f"`{profile.name}` has no {wanted}"
         raise UsageError(msg, help=f"it has {', '.join(artifact.quantization for artifact in profile.artifacts)}")
+    profile = opt.find_weights(replace(profile, artifacts=tuple(named)))
     if len(named) == 1:
-        return named[0]
+        return profile.artifacts[0]
     settings = Settings(quantization=wanted)
-    return _plan(Request(profile=obtainable_part(opt.find_weights(profile), settings) or profile, settings=settings))
+    return _plan(Request(profile=obtainable_part(profile, settings) or profile, settings=settings))
 
 
 def _plan(request: "Request") -> "Artifact":
@@ -102,18 +105,21 @@ def _plan(request: "Request") -> "Artifact":
     return outcome.artifact
 
 
-def _bring(artifact: "Artifact", name: str, tell: "Tell") -> "Pulled":
+def _bring(profile: "Profile", chosen: "Artifact", name: str, tell: "Tell") -> "Pulled":
     """Verify what is here, and download what is not, or is not as it should be."""
     from launcher.cli.pulling import fetch
     from launcher.errors import WeightsMissingError
     from launcher.fetch.pull import find_here
     from launcher.profiles import is_local
 
-    if is_local(artifact) or not (artifact.repository or artifact.url):
+    key = (chosen.format, chosen.quantization)
+    published = next(each for each in profile.artifacts if (each.format, each.quantization) == key)
+    has_source = published.repository is not None or published.url is not None
+    if is_local(chosen) or not has_source:
         try:
-            return find_here(artifact)
+            return find_here(chosen)
         except WeightsMissingError as error:
-            if not (artifact.repository or artifact.url):
+            if not has_source:
                 raise
             typer.echo(f"{error.message}; downloading it again", err=True)
-    return fetch(artifact, name, tell)
+    return fetch(published, name, tell)

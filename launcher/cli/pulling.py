@@ -31,6 +31,7 @@ class Interruption:
     """The signal that ended a download, once one has."""
 
     number: int = 2
+    is_heard: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -50,8 +51,9 @@ def interruptible() -> "Iterator[Interruption]":
     heard = Interruption()
 
     def hear(number: int, _frame: object) -> None:
-        heard.number = number
-        raise KeyboardInterrupt
+        if not heard.is_heard:  # one that follows must not break off the putting in order
+            heard.number, heard.is_heard = number, True
+            raise KeyboardInterrupt
 
     is_main = threading.current_thread() is threading.main_thread()
     wanted = [

@@ -339,6 +339,9 @@ class _Transfer:
                 if now_s - began_s >= SLOW_S:
                     self._check_pace(self.n - n_before, now_s - began_s)
                     began_s, n_before = now_s, self.n
+        if self._total is not None and self.n < self._total:
+            msg = f"{show_url(self._source.url)} ended after {self.n} of {self._total} bytes"
+            raise PassingError(msg, help="try again")  # a body without a length, or a shorter part than was asked for
         self._has_ended = True
 
     def _check_pace(self, n_bytes: int, seconds: float) -> None:

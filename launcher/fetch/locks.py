@@ -27,7 +27,7 @@ def exclusive(
         OSError: it cannot be opened, or its file system knows no locks.
     """
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o664)
         try:
             while not _take(lock):
                 waiting()

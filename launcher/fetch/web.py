@@ -8,6 +8,7 @@ urllib3 does the transport: it keeps connections, verifies certificates and spea
 redirects are off, since they neither count bytes nor bound a wait, and follow from https to http.
 """
 
+import re
 import threading
 import time
 import urllib.request
@@ -58,6 +59,7 @@ N_CONNECTIONS: Final = 4
 _CHUNK_BYTES: Final = 64 * 1024
 _STREAM_BYTES: Final = 256 * 1024
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_RATE_LIMIT: Final = re.compile(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d{1,9})", re.ASCII)
 _PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _USABLE: Final = frozenset({200, 206, 416})
 _BACKOFF: Final = wait_exponential(multiplier=0.5, max=8.0) + wait_random(0.0, 0.5)
@@ -397,16 +399,22 @@ def _check_status(url: str, status: int, headers: Mapping[str, str], max_wait_s:
     if status in {404, 410}:
         raise RemoteMissingError(said, help="check the address", reason=reason)
     if status in _PASSING:
-        wait_s = _asked_wait_s(headers.get("retry-after"))
+        wait_s = _asked_wait_s(headers)
         if wait_s is None or wait_s <= max_wait_s:
             raise PassingError(said, help="try again later", wait_s=wait_s)
         said = f"{said} and asks to wait {wait_s:.0f} s"
     raise RemoteError(said, help="try again later" if status in _PASSING else "check the address")
 
 
-def _asked_wait_s(text: str | None) -> float | None:
+def _asked_wait_s(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds that a server asks to be left alone, by Retry-After, or by RateLimit as Hugging Face's hub does.
+
+    The latter is a draft of the IETF: draft-ietf-httpapi-ratelimit-headers-09.
+    """
+    text = headers.get("retry-after")
     if text is None:
-        return None
+        reset = _RATE_LIMIT.search(headers.get("ratelimit", ""))
+        return float(reset[1]) if reset else None
     try:
         return float(Retry().parse_retry_after(text))
     except (InvalidHeader, ValueError, OverflowError):

@@ -326,6 +326,36 @@ def test_several_pulls_share_one_download(start: Start, hub: Hub, environ: dict[
     assert blob(environ) == [tiny]
 
 
+def test_a_damaged_file_is_brought_again(launch: Launch, environ: dict[str, str], tiny: bytes) -> None:
+    """It is said, set aside, and replaced; a file that is as it was is not read again."""
+    path = Path(json.loads(launch("pull", NAME, "--json").stdout)["pulled"]["path"]).resolve()
+    path.write_bytes(tiny[:-1] + b"\1")
+    result = launch("pull", NAME, "--json")
+    assert result.returncode == 0, result.stderr
+    assert "does not have the sha256 that it should" in result.stderr
+    (file,) = json.loads(result.stdout)["pulled"]["files"]
+    assert Path(file["set_aside"]).read_bytes() == tiny[:-1] + b"\1"
+    assert path.read_bytes() == tiny
+    assert file["n_fetched_bytes"] == len(tiny)
+    assert "set aside" not in launch("pull", NAME).stdout
+    assert Path(environ["HF_HOME"]).is_dir()
+
+
+def test_what_is_here_needs_no_place_to_write(launch: Launch, hub: Hub, tiny: bytes, tmp_path: Path) -> None:
+    """A cache that others filled may be read-only: nothing is written, locked or downloaded."""
+    assert launch("pull", NAME).returncode == 0
+    (tmp_path / "hf").rename(tmp_path / "shared")
+    locks = tmp_path / "shared" / "hub" / ".locks"
+    for path in locks.rglob("*.lock"):
+        path.unlink()
+    asked = sum("Range" not in str(request.headers) for request in hub.log)
+    result = launch("pull", NAME, "--json", HF_HOME=str(tmp_path / "shared"))
+    assert json.loads(result.stdout)["pulled"]["n_fetched_bytes"] == 0
+    assert list(locks.rglob("*.lock")) == []
+    assert asked
+    assert tiny
+
+
 # --- Serving what is not here -----------------------------------------------------------------------------------
 
 
@@ -369,6 +399,39 @@ def test_what_is_served_is_downloaded_first(launch: Launch, start: Start, hub: H
     assert again.returncode == 0, again.stderr
     assert launch("stop", "gemma").returncode == 0
     assert len(hub.log) == asked
+
+
+@pytest.mark.engine
+def test_a_service_shares_the_download_of_a_pull(launch: Launch, start: Start, hub: Hub, model: bytes) -> None:
+    """It waits, says so in its status, takes over when the pull is killed, and serves."""
+    hub.files = {"o/gemma-GGUF": {"gemma-Q4_K_M.gguf": model}}
+    gate = Gate(hub, "gemma-Q4_K_M.gguf", model)
+    pulling = start("pull", "hf:o/gemma-GGUF:gemma-Q4_K_M.gguf")
+    assert gate.reached.wait(60)
+    serving = start("serve", "hf:o/gemma-GGUF", "--port", "0", "--context", "512")
+
+    def fetching() -> str:
+        result = launch("status", "gemma", "--json")
+        record = json.loads(result.stdout)["record"] if result.returncode == 0 else None
+        return str((record or {}).get("fetching"))
+
+    poll(lambda: "another process downloads" in fetching())
+    pulling.kill()
+    gate.opened.set()
+    poll(lambda: launch("status", "gemma", "--json").stdout.count('"ready"'), 120)
+    path = next(
+        Path(artifact)
+        for artifact in re.findall(r'"local_path": "([^"]+)"', launch("status", "gemma", "--json").stdout)
+    )
+    assert launch("stop", "gemma").returncode == 0
+    serving.communicate(timeout=30)
+    assert serving.returncode == 0
+    with path.resolve().open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\1")
+    refused = launch("serve", "hf:o/gemma-GGUF", "--port", "0", "--context", "512", "--no-pull")
+    assert refused.returncode == 1
+    assert "does not have the sha256 that it should" in refused.stderr
 
 
 @pytest.mark.engine

@@ -211,6 +211,26 @@ def test_progress_is_told(hub: Hub, web: Web, place: Place) -> None:
     assert told[-1] == (Phase.DOWNLOADING, len(CONTENT))
 
 
+@pytest.mark.parametrize("n", [0, 1, 299_999])
+def test_a_body_without_a_length_may_end_early(
+    run: Run, hub: Hub, place: Place, *, n: int, tried: Counter[str]
+) -> None:
+    """Then nothing says that it was cut but the size that is listed: it is taken up, and given up if that leads nowhere."""
+
+    def short(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(CONTENT[:n])
+        handler.close_connection = True
+
+    hub.fault = always(short)
+    with pytest.raises(RemoteError, match=f"ended after {n} of 300007 bytes"):
+        run()
+    tried["cut connection"] += len(hub.log)
+    assert len(hub.log) <= 2 * MAX_FRUITLESS
+    check_absent(place)
+
+
 # --- Links that break -------------------------------------------------------------------------------------------
 
 
@@ -454,6 +474,26 @@ def test_a_busy_server_is_asked_again(
     tried["busy status"] += 3
     assert waits == [290.0] * 3
     check_whole(place)
+
+
+@pytest.mark.parametrize(
+    ("header", "waited"), [('"resolvers";r=0;t=55', 55.0), ('"api";r=7;t=55', None), ("nonsense", None), ("", None)]
+)
+def test_a_hubs_rate_limit_is_kept_to(
+    run: Run, hub: Hub, waits: list[float], *, header: str, waited: float | None
+) -> None:
+    """Where there is no Retry-After, it says when its window ends."""
+
+    def limited(handler: Handler) -> bool:
+        if len(hub.log) > 1:
+            return False
+        handler.send(429, b"", {"RateLimit": header})
+        return True
+
+    hub.fault = limited
+    run()
+    assert len(waits) == 1
+    assert waits[0] == waited or (waited is None and waits[0] <= 1)
 
 
 def test_a_server_that_stays_busy_is_given_up(run: Run, hub: Hub, waits: list[float]) -> None:
