@@ -217,7 +217,7 @@ fuzz: $(VENV)/.checks
 	$(BIN)/python -m tests.fuzz.described --seed $(SEED) --examples 100 --keys
 
 golden: $(VENV)/.checks
-	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/export/test_goldens.py
+	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/cli/test_doctor.py tests/export/test_goldens.py
 	$(BIN)/python scripts/make_manual.py
 	git diff --stat tests/scenarios tests/export docs
 

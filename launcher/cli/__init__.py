@@ -11,6 +11,8 @@ import typer
 
 from launcher.cli import (
     calibrate,
+    doctor,
+    explain,
     export,
     footprint,
     hardware,
@@ -64,6 +66,8 @@ for module in (
     hardware,
     profiles,
     calibrate,
+    doctor,
+    explain,
     instances,
     systemd,
     worker,

@@ -104,6 +104,24 @@ def is_recorded(path: Path, sha256: str) -> bool:
         return False
 
 
+def what_changed(path: Path) -> tuple[str, ...] | None:
+    """Say what of a file is no longer as it was when its digest was found; ``None`` where none is recorded."""
+    path = path.resolve()
+    try:
+        with _record_path(path).open("rb") as stream:
+            record = msgspec.json.decode(stream.read(_MAX_RECORD_BYTES), type=_Record)
+        now = _look(record.sha256, path.stat())
+    except (OSError, ValueError, RecursionError):
+        return None
+    names = {
+        "size_bytes": "size",
+        "modified_ns": "time of its content",
+        "changed_ns": "time of change",
+        "inode": "file",
+    }
+    return tuple(words for field, words in names.items() if getattr(record, field) != getattr(now, field))
+
+
 def _let_tick_pass(status: os.stat_result) -> None:
     """Wait until a further change of the file would show in its times: within one tick of the clock two changes are one."""
     left_ns = status.st_ctime_ns + _TICK_NS - time.time_ns()

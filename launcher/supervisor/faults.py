@@ -124,12 +124,13 @@ class End(Noun, frozen=True):
 class Fault(Noun, frozen=True):
     """What is wrong with an engine.
 
-    ``memory`` is the one that did not suffice, by the engine's name (``CUDA0``) or ``host``; ``n_bytes`` what it asked
-    for in vain, and ``part`` for what. All three are ``None`` where nobody said.
+    ``sign`` is the code of the text that showed it. ``memory`` is the one that did not suffice, by the engine's name
+    (``CUDA0``) or ``host``; ``n_bytes`` what it asked for in vain, and ``part`` for what. All are ``None`` where nobody said.
     """
 
     cause: Cause
     meaning: str
+    sign: str | None = None
     lines: tuple[str, ...] = ()
     was_ready: bool = False
     memory: str | None = None
@@ -142,6 +143,11 @@ class Fault(Noun, frozen=True):
     def answer(self) -> Answer:
         """What it calls for."""
         return _ANSWERS.get(self.cause, Answer.GIVE_UP)
+
+    @property
+    def code(self) -> str:
+        """What `launch explain` has a page for: the sign's code, or the cause where no text showed it."""
+        return self.sign or self.cause
 
     @property
     def help(self) -> str | None:
@@ -249,6 +255,7 @@ def _signed(sign: Sign, told: Sequence[str], lines: Sequence[str], *, was_ready:
     return Fault(
         cause=sign.cause,
         meaning=sign.meaning,
+        sign=sign.code,
         lines=telling_lines(lines),
         was_ready=was_ready,
         memory=memory,

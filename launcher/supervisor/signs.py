@@ -49,8 +49,9 @@ _SOURCE: Final = "source: "
 
 
 class Sign(Noun, frozen=True):
-    """A text that engines print, searched in each line."""
+    """A text that engines print, searched in each line. `launch explain` has a page for its ``code``."""
 
+    code: str
     pattern: str
     cause: Cause
     meaning: str
@@ -70,6 +71,7 @@ _PYTHON: Final = (Engine.LLAMA_CPP_PYTHON,)
 
 _LLAMA_CPP_SIGNS: Final = (
     Sign(
+        code="port-bind-refused",
         pattern=r"couldn't bind HTTP server socket",
         cause=Cause.PORT,
         meaning="the port is in use",
@@ -77,6 +79,7 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_SERVER,
     ),
     Sign(
+        code="address-in-use",
         pattern=r"[Aa]ddress already in use",
         cause=Cause.PORT,
         meaning="the port is in use",
@@ -84,6 +87,7 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=(*_PYTHON, Engine.VLLM),
     ),
     Sign(
+        code="buffer-beyond-device",
         pattern=r"pre-allocated tensor \(\S+\) in a buffer \(\S+\) that cannot run the operation",
         cause=Cause.MEMORY,
         meaning="a part of the KV cache is larger than the device's largest buffer",
@@ -91,6 +95,7 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.KV_CACHE,
     ),
     Sign(
+        code="kv-cache-refused",
         pattern=r"failed to allocate buffer for (?:kv|rs) cache",
         cause=Cause.MEMORY,
         meaning="the KV cache does not fit",
@@ -104,6 +109,7 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.KV_CACHE,
     ),
     Sign(
+        code="weights-buffer-refused",
         pattern=r"unable to allocate \S+ buffer",
         cause=Cause.MEMORY,
         meaning="the weights do not fit",
@@ -116,6 +122,7 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.WEIGHTS,
     ),
     Sign(
+        code="weights-map-refused",
         pattern=r"mmap failed: Cannot allocate memory",
         cause=Cause.MEMORY,
         meaning="the weights cannot be mapped",
@@ -123,6 +130,7 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.WEIGHTS,
     ),
     Sign(
+        code="compute-buffer-refused",
         pattern=r"failed to allocate compute",
         cause=Cause.MEMORY,
         meaning="the compute buffers do not fit",
@@ -135,6 +143,7 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.COMPUTE,
     ),
     Sign(
+        code="output-buffer-refused",
         pattern=r"failed to allocate output buffer",
         cause=Cause.MEMORY,
         meaning="the memory ran out while it computed",
@@ -142,12 +151,14 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.COMPUTE,
     ),
     Sign(
+        code="cuda-malloc-refused",
         pattern=r"cudaMalloc failed: out of memory",
         cause=Cause.MEMORY,
         meaning="the GPU's memory does not suffice",
         evidence=("source: ggml/src/ggml-cuda/ggml-cuda.cu, ggml_backend_cuda_buffer_type_alloc_buffer",),
     ),
     Sign(
+        code="cuda-out-of-memory",
         pattern=r"(?:CUDA|ROCm|MUSA) error: out of memory",
         cause=Cause.MEMORY,
         meaning="the GPU's memory ran out",
@@ -155,6 +166,7 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.COMPUTE,
     ),
     Sign(
+        code="cublas-alloc-failed",
         pattern=r"CUBLAS_STATUS_ALLOC_FAILED",
         cause=Cause.MEMORY,
         meaning="the GPU's memory ran out",
@@ -162,30 +174,35 @@ _LLAMA_CPP_SIGNS: Final = (
         part=Part.COMPUTE,
     ),
     Sign(
+        code="vulkan-out-of-memory",
         pattern=r"ErrorOutOfDeviceMemory|Device memory allocation of size \d+ failed",
         cause=Cause.MEMORY,
         meaning="the GPU's memory does not suffice",
         evidence=("llama-server/b10434-vulkan-oom.log", "llama-server/b10434-vulkan-oom-weights.log"),
     ),
     Sign(
+        code="buffer-refused",
         pattern=r"failed to allocate \S+ buffer of size \d+",
         cause=Cause.MEMORY,
         meaning="the memory does not suffice",
         evidence=("llama-server/b10434-oom-kv-cache.log", "llama-server/b11434-rpc-oom-kv-cache.log"),
     ),
     Sign(
+        code="host-malloc-refused",
         pattern=r"ggml_aligned_malloc: insufficient memory",
         cause=Cause.MEMORY,
         meaning="the host's memory does not suffice",
         evidence=("llama-server/b10434-oom-kv-cache.log", "llama-server/b11434-oom-weights.log"),
     ),
     Sign(
+        code="bad-alloc",
         pattern=r"std::bad_alloc|\b(?:_Array)?MemoryError\b",
         cause=Cause.MEMORY,
         meaning="the host's memory does not suffice",
         evidence=("llama-server/b10434-oom-host-serving.log", "llama-cpp-python/0.3.36-oom-array.log"),
     ),
     Sign(
+        code="unknown-architecture",
         pattern=r"unknown model architecture|unsupported model architecture",
         cause=Cause.UNSUPPORTED,
         meaning="the engine does not know the architecture",
@@ -196,24 +213,28 @@ _LLAMA_CPP_SIGNS: Final = (
         ),
     ),
     Sign(
+        code="gguf-version",
         pattern=r"this GGUF file is version \d+ but this software only supports|GGUFv1 is no longer supported",
         cause=Cause.UNSUPPORTED,
         meaning="the engine does not read this version of GGUF",
         evidence=("llama-server/b10434-newer-version.log", "llama-server/b11434-newer-version.log"),
     ),
     Sign(
+        code="unknown-tokenizer",
         pattern=r"unknown (?:pre-)?tokenizer",
         cause=Cause.UNSUPPORTED,
         meaning="the engine does not know the tokenizer",
         evidence=("source: src/llama-vocab.cpp, llama_vocab::impl::load",),
     ),
     Sign(
+        code="not-a-gguf",
         pattern=r"invalid magic",
         cause=Cause.WEIGHTS,
         meaning="the weights file is not a GGUF",
         evidence=("llama-server/b10434-not-a-gguf.log",),
     ),
     Sign(
+        code="weights-cut-off",
         pattern=r"corrupted or incomplete",
         cause=Cause.WEIGHTS,
         meaning="the weights file is damaged",
@@ -224,6 +245,7 @@ _LLAMA_CPP_SIGNS: Final = (
         ),
     ),
     Sign(
+        code="header-unreadable",
         pattern=r"gguf_init_from_\w+: failed to read",
         cause=Cause.WEIGHTS,
         meaning="the weights file is damaged",
@@ -234,18 +256,21 @@ _LLAMA_CPP_SIGNS: Final = (
         ),
     ),
     Sign(
+        code="tensor-missing",
         pattern=r"check_tensor_dims: tensor '\S+' not found|missing tensor|wrong number of tensors|has wrong shape",
         cause=Cause.WEIGHTS,
         meaning="the weights file lacks a tensor, or has another than its architecture",
         evidence=("llama-server/b10434-missing-tensor.log", "llama-server/b11434-missing-tensor.log"),
     ),
     Sign(
+        code="weights-not-opened",
         pattern=r"failed to open GGUF file|Model path does not exist",
         cause=Cause.WEIGHTS,
         meaning="the weights file cannot be opened",
         evidence=("llama-server/b10434-file-missing.log", "llama-cpp-python/0.3.36-file-missing.log"),
     ),
     Sign(
+        code="rpc-version",
         pattern=r"RPC server version mismatch|RPC handshake failed",
         cause=Cause.INSTALL,
         meaning="the worker runs another version of llama.cpp",
@@ -253,6 +278,7 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_SERVER,
     ),
     Sign(
+        code="rpc-device-missing",
         pattern=r"invalid device: RPC\d+",  # older builds go on without a worker, and miss its device then
         cause=Cause.DEVICE_LOST,
         meaning="a worker does not answer",
@@ -260,12 +286,14 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_SERVER,
     ),
     Sign(
+        code="library-missing",
         pattern=r"error while loading shared libraries|ModuleNotFoundError|ImportError:",
         cause=Cause.INSTALL,
         meaning="the engine's installation is incomplete",
         evidence=("source: the loader of glibc, and Python",),
     ),
     Sign(
+        code="argument-refused",
         pattern=r"error: invalid argument|error: unknown argument|error while handling argument",
         cause=Cause.ARGUMENT,
         meaning="the engine refused its arguments",
@@ -278,6 +306,7 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_SERVER,
     ),
     Sign(
+        code="python-argument-refused",
         pattern=r"__main__\.py: error: (?:unrecognized arguments|argument )",
         cause=Cause.ARGUMENT,
         meaning="the engine refused its arguments",
@@ -285,18 +314,21 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_PYTHON,
     ),
     Sign(
+        code="driver-mismatch",
         pattern=r"driver version is insufficient|no kernel image is available|forward compatibility was attempted",
         cause=Cause.DRIVER,
         meaning="the GPU's driver and this build of the engine do not go together",
         evidence=("source: cudaGetErrorString, printed by ggml/src/ggml-cuda/ggml-cuda.cu",),
     ),
     Sign(
+        code="device-failed",
         pattern=r"(?:CUDA|ROCm|MUSA) error:|ErrorDeviceLost|DeviceLostError",
         cause=Cause.DEVICE_LOST,
         meaning="the GPU or its driver failed while it computed",
         evidence=("source: ggml/src/ggml-cuda/ggml-cuda.cu, ggml_cuda_error; ggml/src/ggml-vulkan/ggml-vulkan.cpp",),
     ),
     Sign(
+        code="rpc-worker-lost",
         pattern=r"Remote RPC server crashed or returned malformed response",
         cause=Cause.DEVICE_LOST,
         meaning="a worker was lost",
@@ -308,6 +340,7 @@ _LLAMA_CPP_SIGNS: Final = (
         engines=_SERVER,
     ),
     Sign(
+        code="rpc-worker-silent",
         pattern=r"ggml-rpc\.cpp:\d+: Failed to connect to",
         cause=Cause.DEVICE_LOST,
         meaning="a worker does not answer",
@@ -320,6 +353,7 @@ _VLLM: Final = (Engine.VLLM,)
 
 _VLLM_SIGNS: Final = (
     Sign(
+        code="torch-host-refused",
         pattern=r"can't allocate memory: you tried to allocate \d+ bytes",
         cause=Cause.MEMORY,
         meaning="the host's memory does not suffice",
@@ -327,6 +361,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="torch-gpu-refused",
         pattern=r"CUDA out of memory\. Tried to allocate",
         cause=Cause.MEMORY,
         meaning="the GPU's memory does not suffice",
@@ -334,6 +369,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-share-not-free",
         pattern=r"on startup is less than desired (?:GPU|CPU) memory utilization",
         cause=Cause.MEMORY,
         meaning="less is free than the share of the memory that it was to take",
@@ -341,6 +377,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-cache-too-small",
         pattern=r"is less than requested memory for kv|No available memory for the cache blocks|"
         r"To serve at least one request with the model",
         cause=Cause.MEMORY,
@@ -350,6 +387,7 @@ _VLLM_SIGNS: Final = (
         part=Part.KV_CACHE,
     ),
     Sign(
+        code="vllm-unknown-architecture",
         pattern=r"does not recognize this architecture|Model architectures \[.*\] are not supported",
         cause=Cause.UNSUPPORTED,
         meaning="the engine does not know the architecture",
@@ -357,6 +395,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-unknown-quantization",
         pattern=r"Unknown quantization method: ",
         cause=Cause.UNSUPPORTED,
         meaning="the engine does not know the quantization",
@@ -364,6 +403,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-other-shapes",
         pattern=r"The size of tensor a \(\d+\) must match the size of tensor b",
         cause=Cause.WEIGHTS,
         meaning="the weights have other shapes than the configuration says",
@@ -371,6 +411,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="safetensors-damaged",
         pattern=r"SafetensorError: ",
         cause=Cause.WEIGHTS,
         meaning="the weights file is damaged",
@@ -378,6 +419,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-weights-not-found",
         pattern=r"Cannot find any model weights with|Invalid repository ID or local directory specified|"
         r"LocalEntryNotFoundError: |HFValidationError: ",
         cause=Cause.WEIGHTS,
@@ -390,6 +432,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-context-too-long",
         pattern=r"User-specified max_model_len \(\d+\) is greater than the derived max_model_len",
         cause=Cause.ARGUMENT,
         meaning="more context was asked for than the model has",
@@ -397,6 +440,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-argument-refused",
         pattern=r"vllm(?: serve)?: error: |validation errors? for \w+Config|\bValue error, ",
         cause=Cause.ARGUMENT,
         meaning="the engine refused its arguments",
@@ -408,6 +452,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-worker-died",
         pattern=r"Worker proc \S+ died unexpectedly",
         cause=Cause.DEVICE_LOST,
         meaning="one of its workers was lost",
@@ -415,6 +460,7 @@ _VLLM_SIGNS: Final = (
         engines=_VLLM,
     ),
     Sign(
+        code="vllm-core-died",
         pattern=r"engine core exited unexpectedly",
         cause=Cause.DEVICE_LOST,
         meaning="its engine core was lost",

@@ -3,11 +3,13 @@
  * It speaks the C interface of nvml.h (names, argument types, structure layouts, return codes) and answers from a text
  * file named by $NVML_STUB: lines of KEY=VALUE. A value of !N makes the call return error N; a missing key makes it
  * return "not supported". Keys of a device start with its index (0.name), those of a slice with the index of its
- * device and its own (0.mig1.name). Compiled with -DOLD_DRIVER it lacks the calls that drivers before 510 lack.
+ * device and its own (0.mig1.name). With a key "hang" the library never finishes its beginning. Compiled with
+ * -DOLD_DRIVER it lacks the calls that drivers before 510 lack.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef int nvmlReturn_t;
 enum {
@@ -100,6 +102,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags) {
     unsigned long long code = 0;
     nvmlReturn_t result = number(NULL, "init", &code);
     (void)flags;
+    if (number(NULL, "hang", &code) == NVML_SUCCESS) for (;;) pause();
     return result == NVML_ERROR_NOT_SUPPORTED ? NVML_SUCCESS : result;
 }
 nvmlReturn_t nvmlInit_v2(void) { return nvmlInitWithFlags(0); }
@@ -108,6 +111,20 @@ const char *nvmlErrorString(nvmlReturn_t code) {
     static char words[64];
     snprintf(words, sizeof words, "stand-in error %d", code);
     return words;
+}
+static nvmlReturn_t system_text(const char *field, char *out, unsigned int length) {
+    char value[512];
+    nvmlReturn_t result = lookup(NULL, field, value, sizeof value);
+    if (result == NVML_SUCCESS) snprintf(out, length, "%s", value);
+    return result;
+}
+nvmlReturn_t nvmlSystemGetDriverVersion(char *out, unsigned int length) { return system_text("driver", out, length); }
+nvmlReturn_t nvmlSystemGetNVMLVersion(char *out, unsigned int length) { return system_text("nvml", out, length); }
+nvmlReturn_t nvmlSystemGetCudaDriverVersion(int *version) {
+    unsigned long long code = 0;
+    nvmlReturn_t result = number(NULL, "cuda", &code);
+    if (result == NVML_SUCCESS) *version = (int)code;
+    return result;
 }
 nvmlReturn_t nvmlDeviceGetCount_v2(unsigned int *count) {
     unsigned long long n = 0;

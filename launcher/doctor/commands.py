@@ -1,0 +1,35 @@
+"""Commands that a finding may offer: only those whose program is there. Pure.
+
+It must not know what is wrong.
+"""
+
+from typing import Final
+
+from launcher.doctor.facts import Facts
+
+PROGRAMS: Final = (
+    "apt-get", "chmod", "df", "dmesg", "dnf", "free", "journalctl", "kill", "loginctl", "ls", "lsof", "modprobe", "mv",
+    "nvidia-modprobe", "ps", "reboot", "ss", "sudo", "sysctl", "systemctl", "timedatectl", "usermod", "vmstat",
+)  # fmt: skip
+"""What commands of findings begin with, apart from this program and its Python."""
+
+
+def first_there(facts: Facts, *commands: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the first command whose program is there; none where no program is."""
+    return next((command for command in commands if command[0] in facts.programs), ())
+
+
+def as_root(facts: Facts, *command: str) -> tuple[str, ...]:
+    """Return a command that only root may give, with ``sudo`` where one is not root; none where that cannot be."""
+    if command[0] not in facts.programs:
+        return ()
+    if facts.user.uid == 0:
+        return command
+    return ("sudo", *command) if "sudo" in facts.programs else ()
+
+
+def pip_install(facts: Facts) -> tuple[str, ...]:
+    """Return what installs the prebuilt engine beside this program, where this platform has it."""
+    if not facts.python or facts.engine_requirement is None:
+        return ()
+    return (facts.python, "-m", "pip", "install", facts.engine_requirement)

@@ -1,0 +1,133 @@
+"""GPUs and their drivers as the kernel and the file system show them, and NVIDIA's own answer.
+
+It must not know of engines, nor ask a driver itself: that is done in a process of its own, which may hang.
+"""
+
+import ctypes
+import grp
+import json
+import os
+import pwd
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from launcher.doctor.facts import DeviceNode, DisplayCard, Drivers, VulkanDriver
+from launcher.doctor.probes.files import is_there, listed, text_of
+from launcher.inventory.nvidia_driver import has_driver
+from launcher.inventory.nvidia_versions import NvidiaVersions, probe_versions
+from launcher.inventory.text import printable
+
+_DISPLAY_CLASS: Final = "0x03"
+"""Of PCI: display controllers, 3D controllers without an output among them."""
+_NODES: Final = ("dev/nvidia[0-9]*", "dev/nvidiactl", "dev/nvidia-uvm", "dev/kfd", "dev/dri/renderD*")
+_MANIFESTS: Final = ("etc/vulkan/icd.d", "usr/local/share/vulkan/icd.d", "usr/share/vulkan/icd.d")
+"""Where the Vulkan loader looks on Linux, per its ``LoaderDriverInterface``; the user's own folder comes besides."""
+_MANIFEST_VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
+"""Either replaces the search by a list of manifests; the second is the older name."""
+_CONTAINER_SIGNS: Final = (".dockerenv", "run/.containerenv", "run/systemd/container")
+_MAX_MANIFEST_BYTES: Final = 1 << 16
+
+
+def probe_drivers(root: Path = Path("/")) -> Drivers:
+    """Return what can be told without asking a driver."""
+    return Drivers(
+        cards=tuple(_cards(root)),
+        nodes=tuple(_nodes(root)),
+        vulkan=tuple(_vulkan(root)),
+        has_vulkan_loader=_can_load("libvulkan.so.1"),
+        rocm=text_of(root / "opt/rocm/.info/version"),
+        container=next((f"/{sign}" for sign in _CONTAINER_SIGNS if is_there(root / sign)), None),
+    )
+
+
+def probe_nvidia_versions(root: Path = Path("/"), *, timeout_s: float) -> NvidiaVersions | str | None:
+    """Return what NVIDIA's driver says of its versions, half a sentence where it does not; ``None`` without a driver."""
+    return probe_versions(root, timeout_s=timeout_s) if has_driver() else None
+
+
+def _cards(root: Path) -> Iterator[DisplayCard]:
+    for device in listed(root / "sys/bus/pci/devices", "*"):
+        if not (text_of(device / "class") or "").startswith(_DISPLAY_CLASS):
+            continue
+        driver = device / "driver"
+        yield DisplayCard(
+            bus_id=device.name,
+            vendor=text_of(device / "vendor") or "",
+            device=text_of(device / "device") or "",
+            driver=driver.resolve().name if is_there(driver) else None,
+        )
+
+
+def _nodes(root: Path) -> Iterator[DeviceNode]:
+    for pattern in _NODES:
+        for path in listed(root, pattern):
+            try:
+                info = path.stat()
+            except OSError:
+                continue
+            yield DeviceNode(
+                path=f"/{path.relative_to(root)}",
+                is_accessible=os.access(path, os.R_OK | os.W_OK),
+                owner=_user(info.st_uid),
+                group=_group(info.st_gid),
+                mode=stat.S_IMODE(info.st_mode),
+                vendor=text_of(root / "sys/class/drm" / path.name / "device/vendor"),
+            )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def _vulkan(root: Path) -> Iterator[VulkanDriver]:
+    named = next((value for name in _MANIFEST_VARIABLES if (value := os.environ.get(name))), None)
+    if named is not None:
+        manifests = [Path(name) for name in named.split(":") if name]
+    else:
+        own = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vulkan/icd.d"
+        folders = [*(root / folder for folder in _MANIFESTS), own]
+        manifests = [path for folder in folders for path in listed(folder, "*.json")]
+    for manifest in manifests:
+        library = _library_of(manifest)
+        yield VulkanDriver(
+            manifest=str(manifest),
+            library=library,
+            is_there=library is not None and _is_found(library, manifest.parent),
+        )
+
+
+def _library_of(manifest: Path) -> str | None:
+    try:
+        with manifest.open("rb") as file:
+            document = json.loads(file.read(_MAX_MANIFEST_BYTES))
+        library = document["ICD"]["library_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return printable(library) if isinstance(library, str) else None
+
+
+def _is_found(library: str, folder: Path) -> bool:
+    """Tell whether a manifest's library can be found: a bare name by the loader, a path from the manifest's folder."""
+    if "/" in library:
+        return is_there(folder / library)
+    return _can_load(library)
+
+
+def _can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

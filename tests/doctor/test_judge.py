@@ -1,0 +1,287 @@
+"""Facts to findings: each kind of finding from the facts that lead to it, recorded or made up, and laws over all."""
+
+import click
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from launcher.cli import app
+from launcher.doctor.facts import (
+    Clock,
+    EngineBuild,
+    Facts,
+    Kernel,
+    Leftover,
+    Limits,
+    Model,
+    Network,
+    Port,
+    Proxy,
+    Silent,
+    State,
+    StateFolder,
+    Systemd,
+    Told,
+    Unit,
+    User,
+    VulkanDriver,
+    WeightsFile,
+)
+from launcher.doctor.judge import judge
+from launcher.domain import (
+    Address,
+    Advice,
+    DeviceProcess,
+    Host,
+    InstanceRecord,
+    InstanceView,
+    Inventory,
+    ProcessId,
+    Refusal,
+    RefusalCode,
+)
+from launcher.domain import State as Phase
+from launcher.findings import Finding, FindingCode, Severity
+from launcher.units import GIB, MIB
+from tests.doctor.conftest import CARD, CPU_SERVER, GPU, HEALTHY, NVIDIA, SERVER, disk, node
+from tests.fakes.plans import plan_for
+
+AMD_CARD = replace(CARD, vendor="0x1002", device="0x744c", driver="amdgpu")
+HOST = HEALTHY.inventory.host
+FOLDER = StateFolder(path="/s", owner_uid=1000, mode=0o700)
+SUPERVISOR = ProcessId(pid=77, start_time=1, boot_id="b")
+MODEL = Model(name="gemma2-27b", asked="gemma2-27b", source="/p/gemma2-27b.toml", is_local=True, outcome=plan_for())
+UNIT = Unit(name="launch@x.service", scope="user", active="active", sub="running", enabled="enabled", path="/u/x")
+
+
+def drivers(**fields: object) -> Facts:
+    """The healthy machine with other drivers."""
+    return replace(HEALTHY, drivers=replace(HEALTHY.drivers, **fields))
+
+
+def host(**fields: object) -> Facts:
+    """The healthy machine with another host."""
+    return replace(HEALTHY, inventory=replace(HEALTHY.inventory, host=replace(HOST, **fields)))
+
+
+def inventory(**fields: object) -> Facts:
+    """The healthy machine with other devices or engines."""
+    return replace(HEALTHY, inventory=replace(HEALTHY.inventory, **fields))
+
+
+def state(**fields: object) -> Facts:
+    """The healthy machine with another state directory."""
+    return replace(HEALTHY, state=State(**{"folder": FOLDER, **fields}))  # type: ignore[arg-type]  # as each case says
+
+
+def model(**fields: object) -> Facts:
+    """The healthy machine, asked about a model."""
+    return replace(HEALTHY, model=replace(MODEL, **fields))
+
+
+def unit(lingers: bool | None = True, **fields: object) -> Facts:  # noqa: FBT001, FBT002 - a fact, not a switch
+    """The healthy machine with one unit."""
+    return replace(HEALTHY, systemd=Systemd(units=(replace(UNIT, **fields),), lingers=lingers))
+
+
+def view(phase: Phase, *, recorded: Phase | None = None) -> InstanceView:
+    """An instance whose supervisor does not run."""
+    record = InstanceRecord(
+        name="x", state=recorded or phase, supervisor=SUPERVISOR, address=Address(), started_at=1.0, changed_at=2.0
+    )
+    return InstanceView(
+        name="x",
+        state=phase,
+        path="/s/instances/x",
+        log_path="",
+        supervisor_alive=False,
+        reason="it broke",
+        record=record,
+    )
+
+
+CASES: list[tuple[str, Facts, FindingCode, Severity, str]] = [
+    ("two versions", drivers(nvidia=replace(NVIDIA, library_version="550.90.07")), FindingCode.NVIDIA_MISMATCH, Severity.FAULT, "550.90.07"),
+    ("NVML says 18", drivers(nvidia=replace(NVIDIA, error_code=18, error="version mismatch")), FindingCode.NVIDIA_MISMATCH, Severity.FAULT, "code 18"),
+    ("nouveau", drivers(cards=(replace(CARD, driver="nouveau"),), nvidia=None), FindingCode.NVIDIA_NOT_LOADED, Severity.FAULT, "kernel driver nouveau"),
+    ("a container", drivers(nvidia=None, container="/.dockerenv", nodes=()), FindingCode.NVIDIA_NOT_LOADED, Severity.FAULT, "/.dockerenv"),
+    ("NVML says 999", drivers(nvidia=replace(NVIDIA, error_code=999, error="Unknown Error")), FindingCode.NVIDIA_UNUSABLE, Severity.FAULT, "Unknown Error"),
+    ("a lost GPU", replace(HEALTHY, nvidia_notes=("NVIDIA's GPU 1 is out of use: GPU is lost",)), FindingCode.GPU_OUT_OF_USE, Severity.FAULT, "GPU is lost"),
+    ("few lanes", replace(HEALTHY, nvidia_notes=("gpu1 uses 4 of the 16 PCI Express lanes it could",)), FindingCode.GPU_LINK, Severity.NOTE, "4 of the 16"),
+    ("CUDA 13 on 12.4", replace(HEALTHY, builds=(replace(HEALTHY.builds[0], cuda=(13, None)),)), FindingCode.CUDA_TOO_OLD, Severity.FAULT, "12.4"),
+    ("CUDA 12.8 on 12.4", replace(HEALTHY, builds=(replace(HEALTHY.builds[0], cuda=(12, 8)),)), FindingCode.CUDA_OLDER, Severity.NOTE, "12.8"),
+    ("no amdgpu", drivers(cards=(replace(AMD_CARD, driver=None),)), FindingCode.AMD_NOT_LOADED, Severity.FAULT, "0x1002:0x744c"),
+    ("no kfd", replace(drivers(cards=(AMD_CARD,)), builds=(EngineBuild(argv=SERVER.argv, backends=("hip",)),)), FindingCode.KFD_MISSING, Severity.FAULT, "built with hip"),
+    ("no ICD", replace(HEALTHY, builds=(EngineBuild(argv=SERVER.argv, backends=("vulkan",)),)), FindingCode.VULKAN_NO_DRIVER, Severity.WARNING, "no manifest"),
+    ("a dead ICD", replace(drivers(vulkan=(VulkanDriver(manifest="/i/x.json", library="libx.so", is_there=False),)), builds=(EngineBuild(argv=SERVER.argv, backends=("vulkan",)),)), FindingCode.VULKAN_BROKEN_DRIVER, Severity.WARNING, "libx.so"),
+    ("lavapipe", replace(HEALTHY, device_notes=("gpu1 is a software renderer that runs on the processor, no GPU",)), FindingCode.SOFTWARE_RENDERER, Severity.NOTE, "software renderer"),
+    ("no engine", inventory(engines=()), FindingCode.NO_ENGINE_FOUND, Severity.FAULT, "PATH"),
+    ("an engine that hangs", replace(HEALTHY, engine_notes=("`/x` is not used: it did not answer within 5 s",)), FindingCode.ENGINE_UNUSABLE, Severity.FAULT, "did not answer within 5 s"),
+    ("a broken engine", replace(HEALTHY, engine_notes=("`/x` is not used: it ended with exit code 1",)), FindingCode.ENGINE_UNUSABLE, Severity.WARNING, "exit code 1"),
+    ("CPU only on a GPU", replace(inventory(engines=(CPU_SERVER,)), builds=()), FindingCode.ENGINE_WITHOUT_GPU, Severity.FAULT, "devices: none"),
+    ("a back end without its library", replace(inventory(engines=(CPU_SERVER,)), builds=(EngineBuild(argv=CPU_SERVER.argv, backends=("cuda",), missing=("libcudart.so.12 of libggml-cuda.so",)),)), FindingCode.BACKEND_NOT_LOADED, Severity.FAULT, "libcudart.so.12"),
+    ("two engines", inventory(engines=(CPU_SERVER, SERVER)), FindingCode.SEVERAL_ENGINES, Severity.NOTE, "/opt/cpu/llama-server"),
+    ("little memory", replace(host(available_bytes=3 * GIB), holders=(DeviceProcess(pid=9, name="chrome", used_bytes=40 * GIB),)), FindingCode.MEMORY_LOW, Severity.WARNING, "9 (chrome)"),
+    ("programs", replace(HEALTHY, holders=(DeviceProcess(pid=9, name="chrome", used_bytes=4 * GIB),)), FindingCode.MEMORY_USERS, Severity.NOTE, "holds 4.0 GiB"),
+    ("a GPU in use", inventory(devices=(replace(GPU, free_bytes=4 * GIB, processes=(DeviceProcess(pid=8, name="Xorg", used_bytes=20 * GIB),)),)), FindingCode.GPU_MEMORY_USERS, Severity.WARNING, "8 (Xorg)"),
+    ("a GPU in use by nobody", inventory(devices=(replace(GPU, free_bytes=20 * GIB),)), FindingCode.GPU_MEMORY_USERS, Severity.NOTE, "names no process"),
+    ("stalls", replace(HEALTHY, kernel=Kernel(stall_some=0.3, stall_source="/proc/pressure/memory")), FindingCode.MEMORY_STALLS, Severity.WARNING, "avg10=30.00"),
+    ("swapped", host(swap_total_bytes=8 * GIB, swap_free_bytes=GIB), FindingCode.SWAP_IN_USE, Severity.WARNING, "SwapFree 1.0 GiB"),
+    ("a container's limit", host(cgroup_limit_bytes=8 * GIB, cgroup_used_bytes=GIB), FindingCode.CGROUP_LIMIT, Severity.NOTE, f"limit {8 * GIB}"),
+    ("a full group", host(cgroup_limit_bytes=8 * GIB, cgroup_used_bytes=8 * GIB - MIB), FindingCode.CGROUP_FULL, Severity.WARNING, f"limit {8 * GIB}"),
+    ("a quota", host(cpu_quota=1.5), FindingCode.CPU_QUOTA, Severity.NOTE, "1.5"),
+    ("ulimit -v", replace(HEALTHY, limits=Limits(address_space_bytes=16 * GIB)), FindingCode.ADDRESS_SPACE_LIMIT, Severity.WARNING, str(16 * GIB)),
+    ("ulimit -n", replace(HEALTHY, limits=Limits(n_open_files=64)), FindingCode.OPEN_FILES_LIMIT, Severity.WARNING, "64"),
+    ("overcommit 2", replace(HEALTHY, kernel=replace(HEALTHY.kernel, overcommit=2)), FindingCode.STRICT_OVERCOMMIT, Severity.WARNING, "CommitLimit 32.0 GiB"),
+    ("load", replace(HEALTHY, kernel=replace(HEALTHY.kernel, load_1min=20.0)), FindingCode.BUSY_PROCESSORS, Severity.NOTE, "20.00"),
+    ("a full disk", replace(HEALTHY, disks=(disk(free_bytes=1000),)), FindingCode.DISK_FULL, Severity.FAULT, "1000 B free"),
+    ("no inodes", replace(HEALTHY, disks=(disk(n_free_files=0),)), FindingCode.DISK_FULL, Severity.FAULT, "inodes"),
+    ("a disk nearly full", replace(HEALTHY, disks=(disk(free_bytes=100 * MIB),)), FindingCode.DISK_LOW, Severity.WARNING, "100 MiB"),
+    ("weights in memory", replace(HEALTHY, disks=(disk("weights", fs_type="tmpfs"),)), FindingCode.DISK_LOW, Severity.NOTE, "tmpfs"),
+    ("read-only", replace(HEALTHY, disks=(disk(is_read_only=True),)), FindingCode.DISK_READ_ONLY, Severity.FAULT, "read-only"),
+    ("not writable", replace(HEALTHY, disks=(disk(is_writable=False),)), FindingCode.DISK_READ_ONLY, Severity.FAULT, "me may not write there"),
+    ("NFS", replace(HEALTHY, disks=(disk("weights", fs_type="nfs4"),)), FindingCode.DISK_REMOTE, Severity.NOTE, "nfs4"),
+    ("a slow disk", model(files=(WeightsFile(path="/w.gguf", size_bytes=40 * GIB, read_bytes=32 * MIB, read_s=1.0),)), FindingCode.DISK_SLOW, Severity.WARNING, f"{32 * MIB} bytes in 1.00 s"),
+    ("not in the group", replace(drivers(nodes=(node("/dev/dri/renderD128", is_accessible=False, group="render", vendor="0x1002"),)), builds=(EngineBuild(argv=SERVER.argv, backends=("vulkan",)),)), FindingCode.DEVICE_DENIED, Severity.FAULT, "group render"),
+    ("NVIDIA's file is closed", drivers(nodes=(*HEALTHY.drivers.nodes, node("/dev/nvidia1", is_accessible=False))), FindingCode.DEVICE_DENIED, Severity.FAULT, "mode 0660"),
+    ("no nvidiactl", drivers(nodes=(node("/dev/nvidia0"),)), FindingCode.DEVICE_MISSING, Severity.FAULT, "/dev/nvidiactl"),
+    ("an open state", state(folder=replace(FOLDER, mode=0o755)), FindingCode.STATE_OPEN, Severity.WARNING, "0755"),
+    ("an open file of it", state(folder=replace(FOLDER, n_open_files=2, open_file="/s/a")), FindingCode.STATE_OPEN, Severity.NOTE, "/s/a"),
+    ("another's state", state(folder=replace(FOLDER, owner_uid=0)), FindingCode.STATE_NOT_OURS, Severity.FAULT, "belongs to user 0"),
+    ("a link", state(folder=replace(FOLDER, is_link=True)), FindingCode.STATE_NOT_OURS, Severity.FAULT, "symbolic link"),
+    ("an unknown model", replace(HEALTHY, model=Model(name="x", asked="x", told=Told(code="unknown-model", message="no profile is called `x`"))), FindingCode.PROFILE_UNUSABLE, Severity.FAULT, "error[unknown-model]"),
+    ("another profile broken", replace(HEALTHY, broken_profiles=(Told(code="bad-profile", message="/p is wrong", details=("a: b",)),)), FindingCode.PROFILE_BROKEN, Severity.WARNING, "a: b"),
+    ("refused", model(outcome=Refusal(code=RefusalCode.EXCEEDS_MEMORY, model="gemma2-27b", fact="too large", derivation=("1 + 1",), advice=(Advice(text="smaller", argv=("launch", "serve", "gemma2-9b")),))), FindingCode.PLAN_REFUSED, Severity.FAULT, "error[exceeds-memory]"),
+    ("not here", model(is_local=False), FindingCode.WEIGHTS_ABSENT, Severity.FAULT, "no artifact"),
+    ("to be downloaded", model(is_local=False, is_obtainable=True), FindingCode.WEIGHTS_ABSENT, Severity.NOTE, "no artifact"),
+    ("gone", model(files=(WeightsFile(path="/w.gguf", error="no such file or directory"),)), FindingCode.WEIGHTS_UNREADABLE, Severity.FAULT, "no such file"),
+    ("another size", model(files=(WeightsFile(path="/w.gguf", size_bytes=5, published_bytes=6),)), FindingCode.WEIGHTS_DIFFER, Severity.FAULT, "6 bytes"),
+    ("changed", model(files=(WeightsFile(path="/w.gguf", size_bytes=5, changed="time of change", is_recorded=True),)), FindingCode.WEIGHTS_DIFFER, Severity.WARNING, "differs: time of change"),
+    ("a taken port", replace(HEALTHY, port=Port(host="127.0.0.1", port=8080, error="127.0.0.1:8080 is taken", holder="process 5 (nginx)")), FindingCode.PORT_TAKEN, Severity.WARNING, "5 (nginx)"),
+    ("a taken port of a model", replace(model(), port=Port(host="127.0.0.1", port=8080, error="127.0.0.1:8080 is taken", free_port=9)), FindingCode.PORT_TAKEN, Severity.FAULT, "no process that you may look into"),
+    ("failed", state(instances=(view(Phase.FAILED),)), FindingCode.INSTANCE_FAILED, Severity.NOTE, "state failed"),
+    ("stale", state(instances=(view(Phase.FAILED, recorded=Phase.READY),)), FindingCode.INSTANCE_STALE, Severity.WARNING, "supervisor 77"),
+    ("orphans", state(leftovers=(Leftover(instance="x", path="/s/g.json", guard_alive=False, pids=(5, 6)),)), FindingCode.ORPHANS, Severity.FAULT, "/proc/5/environ"),
+    ("set aside", state(corrupt=("/s/instances/x/instance.json.corrupt",)), FindingCode.RECORD_CORRUPT, Severity.NOTE, ".corrupt"),
+    ("a failed unit", unit(active="failed", sub="failed", result="exit-code", exit_status=3), FindingCode.UNIT_FAILED, Severity.FAULT, "ExecMainStatus=3"),
+    ("no linger", unit(lingers=False), FindingCode.UNIT_NO_LINGER, Severity.WARNING, "/var/lib/systemd/linger/me"),
+    ("not enabled", unit(enabled="disabled"), FindingCode.UNIT_NOT_ENABLED, Severity.NOTE, "UnitFileState=disabled"),
+    ("moved", unit(program="/gone/launch", is_program_there=False), FindingCode.UNIT_PROGRAM_MISSING, Severity.FAULT, "ExecStart=/gone/launch"),
+    ("systemd is silent", replace(HEALTHY, systemd=Systemd(notes=("`systemctl show` did not answer within 5 s",))), FindingCode.NOT_ANSWERED, Severity.WARNING, "did not answer"),
+    ("a hung driver", replace(HEALTHY, silent=(Silent(what="NVIDIA's driver", timeout_s=10),)), FindingCode.NOT_ANSWERED, Severity.FAULT, "no answer within 10 s"),
+    ("1970", replace(HEALTHY, clock=Clock(now=1e6, installed_at=1.9e9)), FindingCode.CLOCK_BEHIND, Severity.WARNING, "1000000"),
+    ("nobody keeps time", replace(HEALTHY, clock=Clock(now=2e9, installed_at=1e9, is_synchronised=False)), FindingCode.CLOCK_FREE, Severity.NOTE, "TIME_ERROR"),
+    ("a proxy", replace(HEALTHY, network=Network(proxies=(Proxy(variable="http_proxy", value="http://p:3128"),))), FindingCode.PROXY_FOR_LOOPBACK, Severity.WARNING, "http://p:3128"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "severity", "read"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_each_finding(facts: Facts, code: FindingCode, severity: Severity, read: str) -> None:
+    """What is spoilt is found, as grave as it is, with the very value that was read; all else of that machine is not."""
+    found = [finding for finding in judge(facts).findings if finding.code is code]
+    assert [finding.severity for finding in found] == [severity]
+    assert any(read in f"{evidence.source}: {evidence.value}" for evidence in found[0].evidence), found[0].evidence
+    for finding in judge(facts).findings:
+        check_finding(finding, facts)
+
+
+def test_every_kind_is_reached() -> None:
+    """No kind of finding is there that no facts lead to."""
+    assert {case[2] for case in CASES} | {FindingCode.IN_ORDER} == set(FindingCode)
+
+
+def check_finding(finding: Finding, facts: Facts) -> None:
+    """Fail where a finding has no evidence, or a command that cannot be pasted."""
+    assert finding.evidence or finding.severity is Severity.OK
+    assert (
+        finding.text[0] != finding.text[0].upper() or not finding.text[0].isalpha() or finding.text.startswith("NVIDIA")
+    )
+    assert not finding.text.endswith(".")
+    if finding.command:
+        check_command(finding.command, facts)
+
+
+def check_command(command: tuple[str, ...], facts: Facts) -> None:
+    """Fail where its program is not there, or where it is ours and does not parse."""
+    program = command[0]
+    if program == "launch":
+        group = typer.main.get_command(app)
+        assert isinstance(group, click.Group)
+        sub = group.get_command(click.Context(group), command[1])
+        assert sub is not None, command
+        sub.make_context("launch", list(command[2:]), resilient_parsing=False)
+    else:
+        assert program in {
+            *facts.programs,
+            facts.python,
+            *(install.argv[0] for install in facts.inventory.engines or ()),
+        }
+        assert program != "sudo" or command[1] in facts.programs
+
+
+def test_a_healthy_machine() -> None:
+    """Nothing is wrong with it, and every area that was read is said to be in order."""
+    checkup = judge(HEALTHY)
+    assert {finding.severity for finding in checkup.findings} == {Severity.OK}
+    assert len({finding.area for finding in checkup.findings}) == len(checkup.findings) >= 12
+
+
+UNREAD = Facts(
+    user=User(uid=1000, name="me"), inventory=Inventory(name="", host=Host(total_bytes=0, available_bytes=0))
+)
+
+
+def test_nothing_is_said_of_what_was_not_read() -> None:
+    """Of a machine of which only user, limits and environment are known, nothing else is said: not even that it is well."""
+    found = judge(UNREAD).findings
+    assert {finding.severity for finding in found} == {Severity.OK}
+    assert {finding.area for finding in found} == {"limits", "network"}
+
+
+@given(st.lists(st.sampled_from(CASES), max_size=4), st.booleans())
+def test_findings_stand_together(cases: list[tuple[str, Facts, FindingCode, Severity, str]], is_root: bool) -> None:  # noqa: FBT001 - drawn
+    """However faults are combined, findings are sorted worst first, have evidence, and offer what is there."""
+    facts = HEALTHY
+    for _, spoilt, _, _, _ in cases:
+        changed = {
+            name: getattr(spoilt, name)
+            for name in Facts.__struct_fields__
+            if getattr(spoilt, name) != getattr(HEALTHY, name)
+        }
+        facts = replace(facts, **changed)
+    user = User(uid=0, name="root", groups=("root",)) if is_root else facts.user
+    facts = replace(facts, user=user, programs=facts.programs - {"sudo"} if len(cases) % 2 else facts.programs)
+    findings = judge(facts).findings
+    order = [Severity.FAULT, Severity.WARNING, Severity.NOTE, Severity.OK]
+    assert [order.index(finding.severity) for finding in findings] == sorted(order.index(f.severity) for f in findings)
+    for finding in findings:
+        check_finding(finding, facts)
+
+
+def test_a_gpu_of_a_container_or_another_machine_is_no_fault() -> None:
+    """A card that was handed to a virtual machine (vfio-pci) is not ours to use, and brings no finding."""
+    facts = replace(drivers(cards=(replace(CARD, driver="vfio-pci"),), nvidia=None, nodes=()), builds=())
+    facts = replace(facts, inventory=replace(facts.inventory, devices=(), engines=(CPU_SERVER,)))
+    assert [finding for finding in judge(facts).findings if finding.severity is not Severity.OK] == []
+
+
+def test_a_software_renderer_is_no_gpu() -> None:
+    """An engine for the processor is in order on a machine whose only device is lavapipe."""
+    lavapipe = replace(GPU, description="llvmpipe (LLVM 15.0.6, 256 bits) [software, no GPU]", uuid=None, bus_id=None)
+    facts = replace(drivers(cards=(), nvidia=None, nodes=()), builds=())
+    facts = replace(facts, inventory=replace(facts.inventory, devices=(lavapipe,), engines=(CPU_SERVER,)))
+    assert FindingCode.ENGINE_WITHOUT_GPU not in {finding.code for finding in judge(facts).findings}
+
+
+def test_the_engine_of_the_plan_is_named() -> None:
+    """Asked about a model, the engine that its plan takes is the one that would be used."""
+    facts = replace(
+        inventory(engines=(SERVER, CPU_SERVER)), model=replace(MODEL, outcome=replace(plan_for(), install=CPU_SERVER))
+    )
+    (found,) = [finding for finding in judge(facts).findings if finding.code is FindingCode.SEVERAL_ENGINES]
+    assert "llama-server 6000 would be used: the plan for `gemma3-270m` takes it" in found.text
+    assert found.evidence[0].source == "/opt/cpu/llama-server"
