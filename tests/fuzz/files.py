@@ -118,7 +118,7 @@ def _open_profiles() -> Iterator[Take]:
     """Give what reads profiles, from a folder that is gone afterwards."""
     specs = data_dir("profiles")
     machine = load_machines("rtx4090")
-    with tempfile.TemporaryDirectory(dir=_memory_folder()) as folder:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as folder:
         path = Path(folder) / "hostile.toml"
 
         def take(data: bytes) -> str:
@@ -137,7 +137,7 @@ def _open_profiles() -> Iterator[Take]:
         yield each_by(take)
 
 
-def _memory_folder() -> str | None:
+def memory_folder() -> str | None:
     """Return a folder that is no disk, where there is one."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a folder of our own in it
 
@@ -274,7 +274,7 @@ _TOKEN: Final = "0123456789abcdef" * 2
 def _open_state() -> Iterator[Take]:
     """Give what reads state, from a state directory of its own."""
     before = os.environ.get("LAUNCHER_STATE_DIR")
-    with tempfile.TemporaryDirectory(dir=_memory_folder()) as root:
+    with tempfile.TemporaryDirectory(dir=memory_folder()) as root:
         os.environ["LAUNCHER_STATE_DIR"] = root
         folder = Path(root) / "instances" / "tiny"
         for each in (folder, Path(root) / "calibrations"):

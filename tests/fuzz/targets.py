@@ -7,6 +7,7 @@ from tests.fuzz.files import MACHINES, PROFILES, SPECS, STATE
 from tests.fuzz.http_traffic import CLIENTS, ENGINES
 from tests.fuzz.planning import PLANNER
 from tests.fuzz.printed import LISTINGS, LOGS
+from tests.fuzz.stores import STORES
 from tests.fuzz.target import Target
 from tests.fuzz.weights import GGUF, SAFETENSORS
 
@@ -20,6 +21,7 @@ TARGETS: Final[dict[str, Target]] = {
         MACHINES,
         SPECS,
         STATE,
+        STORES,
         LOGS,
         LISTINGS,
         HUB,

@@ -15,7 +15,14 @@ from tests.fuzz.trees import mutate, shrink
 from tests.fuzz.weights import to_json
 from tests.fuzz.wire import IncompleteError, Request, WireError, read_request, read_responses
 
-_N_INPUTS = {"planner": 50, "profiles": 100, "http-clients": 192, "http-engines": 128, "engine-logs": 150}
+_N_INPUTS = {
+    "planner": 50,
+    "profiles": 100,
+    "http-clients": 192,
+    "http-engines": 128,
+    "engine-logs": 150,
+    "stores": 100,
+}
 _N_OTHERS = 300
 
 

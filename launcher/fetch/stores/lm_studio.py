@@ -62,7 +62,8 @@ def _chosen(home: Path) -> Path | None:
 
 
 def _absolute(text: str) -> Path | None:
-    return Path(text) if text.startswith("/") and text.isprintable() else None
+    path = Path(text) if text.startswith("/") and text.isprintable() else None
+    return path if path != Path("/") else None  # nobody keeps models so, and the whole system would be walked
 
 
 def look(walk: Walk) -> Iterator[StoredModel]:

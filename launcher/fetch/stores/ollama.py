@@ -50,8 +50,8 @@ _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _MODEL: Final = re.compile(_PART)
 _DIGEST: Final = re.compile(r"(sha256)[:-]([0-9a-fA-F]{64})")
 
-_LAYER: Final = "application/vnd.ollama.image."
-_LIST: Final = "application/vnd.ollama.manifest.list.v2+json"
+LAYER: Final = "application/vnd.ollama.image."
+LIST: Final = "application/vnd.ollama.manifest.list.v2+json"
 _RUNNERS: Final = ("llamacpp", "ollama", "ggml", "", "mlx")
 """Of the manifests in a list, by what engine each is for: the first of these is taken."""
 OWN_TEMPLATE: Final = "Ollama's template: the file's own chat template is used"
@@ -191,7 +191,7 @@ def blob_name(digest: str) -> str:
 def kinds(manifest: Manifest) -> tuple[str, ...]:
     """Return of each layer what it is for: ``model``, ``template``, ...; empty for a media type of somebody else."""
     types = (layer.media_type.partition(";")[0].strip() for layer in manifest.layers or ())
-    return tuple(name.removeprefix(_LAYER) if name.startswith(_LAYER) else "" for name in types)
+    return tuple(name.removeprefix(LAYER) if name.startswith(LAYER) else "" for name in types)
 
 
 def why_unusable(manifest: Manifest, config: "_Config | None" = None) -> str:
@@ -280,7 +280,7 @@ def _load(walk: Walk, *parts: str) -> Manifest:
 
 def _resolved(walk: Walk, manifest: Manifest) -> Manifest:
     """Return the manifest of a list that is for an engine like ours, or what is no list as it is."""
-    if manifest.media_type != _LIST:
+    if manifest.media_type != LIST:
         return manifest
     for runner in _RUNNERS:
         for child in manifest.manifests or ():
@@ -288,7 +288,7 @@ def _resolved(walk: Walk, manifest: Manifest) -> Manifest:
                 continue
             if child.digest and not child.layers:
                 child = _load(walk, "blobs", blob_name(child.digest))  # noqa: PLW2901  an entry stands for its blob
-            if child.media_type == _LIST:
+            if child.media_type == LIST:
                 break
             return child
     msg = "its list of manifests has none for this machine"

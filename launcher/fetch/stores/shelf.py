@@ -17,8 +17,8 @@ from launcher.domain import WeightsFormat
 from launcher.errors import ModelStoreError
 from launcher.metadata.files import label
 
-MAX_ENTRIES: Final = 100_000
-"""Names that are listed of one store. Assumed: a hundred times what large ones have."""
+MAX_ENTRIES: Final = 20_000
+"""Names that are listed of one store. Assumed: twenty times what large ones have."""
 
 _SHOWN: Final = 4096
 
@@ -89,6 +89,9 @@ class Walk:
             os.stat(self.root / ".")  # a folder that cannot be entered is told now, once  # noqa: PTH116
         except (OSError, RuntimeError, ValueError) as error:
             raise self._refused(root, error) from error
+        if not str(self.root).isprintable():
+            msg = f"{self.store} is at `{self._show(self.root)}`, a path that cannot be shown"
+            raise ModelStoreError(msg, help="give the path of the weights themselves")
 
     def names(self, *parts: str) -> list[str]:
         """Return the sorted names in a folder of the store; none where there is no such folder."""
@@ -97,7 +100,7 @@ class Walk:
             return []
         try:
             with os.scandir(folder) as entries:
-                found = sorted(entry.name for entry in islice(entries, self._n_left + 1))
+                found = [entry.name for entry in islice(entries, self._n_left + 1)]
         except NotADirectoryError:
             return []
         except OSError as error:
@@ -106,13 +109,17 @@ class Walk:
             msg = f"{self.store} at `{self._show(self.root)}` has more than {MAX_ENTRIES} entries"
             raise ModelStoreError(msg, help="give the path of the weights themselves")
         self._n_left -= len(found)
-        return found
+        if odd := [name for name in found if not name.isprintable()]:
+            # Nobody can give such a name to a command, and one that is no UTF-8 cannot even be written as JSON.
+            self.faults.append(
+                f"{self.store} has names that cannot be shown, {label(odd[0])} for one: they are left out"
+            )
+        return sorted(name for name in found if name.isprintable())
 
     def files(self, *parts: str, depth: int) -> Iterator[tuple[str, ...]]:
         """Yield the parts of each path below a folder that may be a file, at most ``depth`` folders deeper."""
         for name in self.names(*parts):
-            path = self.root.joinpath(*parts, name)
-            if depth and path.is_dir() and not path.is_symlink():
+            if depth and self._is_folder(self.root.joinpath(*parts, name)):
                 yield from self.files(*parts, name, depth=depth - 1)
             else:
                 yield (*parts, name)
@@ -154,6 +161,14 @@ class Walk:
             msg = f"`{self._show(found[0])}` in {self.store} has more than {limit} bytes"
             raise ModelStoreError(msg)
         return content
+
+    @staticmethod
+    def _is_folder(path: Path) -> bool:
+        """Whether it is a folder itself: what a link leads to is not asked."""
+        try:
+            return stat.S_ISDIR(path.lstat().st_mode)
+        except OSError:
+            return False
 
     def _inside(self, *parts: str) -> Path | None:
         path = self.root.joinpath(*parts)
