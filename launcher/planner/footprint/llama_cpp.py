@@ -237,10 +237,15 @@ def _cache_sums(architecture: Architecture, cells: Cells, type_k: CacheType, typ
 def block_caches(architecture: Architecture, config: LlamaCppConfig) -> tuple[int, ...]:
     """Return the bytes of each block's cache, wherever the block is."""
     config = _as_engine(architecture, config)
-    sums = _cache_sums(architecture, _cells(architecture, config), config.cache_type_k, config.cache_type_v)
-    return tuple(after - before for before, after in pairwise(sums))
+    return _caches(architecture, _cells(architecture, config), config.cache_type_k, config.cache_type_v)
 
 
+@lru_cache(maxsize=1024)
+def _caches(architecture: Architecture, cells: Cells, type_k: CacheType, type_v: CacheType) -> tuple[int, ...]:
+    return tuple(after - before for before, after in pairwise(_cache_sums(architecture, cells, type_k, type_v)))
+
+
+@lru_cache(maxsize=64)
 def is_compressed(architecture: Architecture) -> bool:
     """Tell whether cached rows stand for several tokens."""
     return any(isinstance(layer, CompressedAttention) for layer in architecture.layers)
@@ -257,8 +262,13 @@ def _cells(architecture: Architecture, config: LlamaCppConfig) -> Cells:
         return cells_by_slot(cells)
     if config.flash_attn:
         return cells
-    longest = max((head.head_v * head.n_head_kv for head in architecture.heads), default=0)
-    return replace(cells, n_embd_v_padded=longest)
+    return replace(cells, n_embd_v_padded=_longest_row(architecture))
+
+
+@lru_cache(maxsize=64)
+def _longest_row(architecture: Architecture) -> int:
+    """Return the elements of the longest row of V that any block caches."""
+    return max((head.head_v * head.n_head_kv for head in architecture.heads), default=0)
 
 
 def _as_engine(architecture: Architecture, config: LlamaCppConfig) -> LlamaCppConfig:
