@@ -97,8 +97,11 @@ def running_program() -> tuple[str, ...]:
 # --- What the service needs to see ---------------------------------------------------------------------------------------
 
 
-def needed_paths(program: str, plans: Sequence[Plan], profile_source: str) -> tuple[Path, ...]:
-    """Return what a service reads that serves one of the plans: the launcher, its Python, the engine, the profile, the weights."""
+def needed_paths(program: str, plans: Sequence[Plan], profile_source: str, root: Path) -> tuple[Path, ...]:
+    """Return what a service reads that serves one of the plans: the launcher, its Python, the engine, the profile, the weights.
+
+    What is in the service's own cache it reads anyway.
+    """
     package = Path(__file__).resolve().parent
     engines = [plan.install.argv[0] for plan in plans if plan.install is not None and plan.install.argv]
     paths = [Path(program), Path(sys.prefix), Path(sys.base_prefix)]
@@ -107,7 +110,8 @@ def needed_paths(program: str, plans: Sequence[Plan], profile_source: str) -> tu
     paths += [Path(word).parent for word in engines if word.startswith("/")]
     paths += [Path(profile_source)] if profile_source else []
     paths += [path for plan in plans for path in _weights_paths(plan.artifact)]
-    return tuple(dict.fromkeys(path.absolute() for path in paths if path.exists()))
+    own = root / _CACHE_FOLDER
+    return tuple(dict.fromkeys(path.absolute() for path in paths if path.exists() and not path.is_relative_to(own)))
 
 
 def _weights_paths(artifact: Artifact) -> list[Path]:

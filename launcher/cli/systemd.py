@@ -8,11 +8,11 @@ import typer
 from launcher.cli import serve as serving
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import click
 
-    from launcher.domain import DeviceKind, Plan, Profile, Refusal
+    from launcher.domain import DeviceKind, Outcome, Plan, Profile, Refusal, Request, Settings
     from launcher.gateway.keys import Keys
     from launcher.render.systemd import Scope, Units
 
@@ -183,16 +183,19 @@ def _make_units(
     key_file = _existing(params["api_key_file"], "--api-key-file")
     token_file = _existing(hub_token_file, "--hub-token-file")
     keys = _read_keys(key_file)
+    if token_file is not None:
+        os.environ["HF_TOKEN_PATH"] = token_file
     profile, plans, kinds = _plan(params)
     check_exposure(profile.address, keys)
     sys.stderr.write(render_outcome(plans if isinstance(plans, Refusal) else plans[0]))
     if isinstance(plans, Refusal):
         raise typer.Exit(EXIT_REFUSED)
+    _tell_download(plans[0])
     program = installation.running_program()
     names = _check_groups(groups or [])
     bound: tuple[str, ...] = ()
     if scope is Scope.SYSTEM:
-        needed = installation.needed_paths(program[0], plans, profile.source)
+        needed = installation.needed_paths(program[0], plans, profile.source, root)
         _check_readable(installation.find_unreadable(needed, names))
         bound = installation.hidden_paths(needed)
     around = Surroundings(
@@ -288,6 +291,7 @@ def _plan(params: "Mapping[str, Any]") -> "tuple[Profile, tuple[Plan, ...] | Ref
     from launcher.cli import options as opt
     from launcher.cli.calibrate import read_known
     from launcher.domain import HOST_MEMORY, DeviceKind, Plan, Refusal, Request
+    from launcher.fetch.places import is_offline
     from launcher.planner.advice import plan as decide
     from launcher.planner.freed import give_back
 
@@ -300,12 +304,16 @@ def _plan(params: "Mapping[str, Any]") -> "tuple[Profile, tuple[Plan, ...] | Ref
     profile = replace(profile, address=opt.with_address(profile.address, host=params["host"], port=params["port"]))
     inventory, rpc = params["inventory"], params["rpc"]
     workers = opt.parse_rpc(rpc, inventory)
-    request = Request(profile=opt.keep_local(profile, settings), settings=settings, force=params["force"])
     machine = opt.read_inventory(inventory, workers)
     argv = opt.echo_argv("plan", inventory=inventory, rpc=rpc, **limits)
     others = opt.find_alternatives(inventory=inventory, **limits)
     known = read_known(machine, inventory)
-    outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
+
+    def weigh(weights: "Profile") -> "tuple[Request, Outcome]":
+        request = Request(profile=weights, settings=settings, force=params["force"])
+        return request, decide(request, machine, argv=argv, alternatives=others, calibration=known)
+
+    request, outcome = _weigh_as_serve(profile, settings, weigh, may_pull=not (params["no_pull"] or is_offline()))
     if isinstance(outcome, Refusal):
         return profile, outcome, frozenset()
     everything = {HOST_MEMORY: machine.host.total_bytes, **{each.name: each.total_bytes for each in machine.devices}}
@@ -314,6 +322,41 @@ def _plan(params: "Mapping[str, Any]") -> "tuple[Profile, tuple[Plan, ...] | Ref
     used = {use.name for each in plans for use in each.footprint.devices}
     kinds = frozenset(device.kind for device in machine.devices if device.name in used) - {DeviceKind.RPC}
     return profile, plans, kinds
+
+
+def _weigh_as_serve(
+    profile: "Profile", settings: "Settings", weigh: "Callable[[Profile], tuple[Request, Outcome]]", *, may_pull: bool
+) -> "tuple[Request, Outcome]":
+    """Plan with the weights that are here, else with what the service would download at its first start.
+
+    Raises:
+        WeightsMissingError: nothing is here, and nothing is to be or can be downloaded.
+    """
+    from launcher.cli import options as opt
+    from launcher.cli.pulling import local_part, obtainable_part
+    from launcher.domain import Plan
+
+    weights = opt.find_weights(profile)
+    here = local_part(weights, settings)
+    weighed = weigh(here) if here is not None else None
+    if weighed is not None and isinstance(weighed[1], Plan):
+        return weighed
+    there = obtainable_part(weights, settings) if may_pull else None
+    if there is not None:
+        return weigh(there)
+    return weighed or weigh(opt.keep_local(profile, settings))
+
+
+def _tell_download(plan: "Plan") -> None:
+    """Say that the first start takes a while, where it will."""
+    import sys
+
+    from launcher.profiles import is_local
+    from launcher.units import format_bytes
+
+    if not is_local(plan.artifact):
+        size = format_bytes(plan.footprint.weights_bytes)
+        sys.stderr.write(f"note: its weights are not here; the first start downloads them, about {size}\n")
 
 
 def _environment(plan: "Plan", scope: "Scope", token_file: str | None) -> "list[tuple[str, str]]":
@@ -326,7 +369,7 @@ def _environment(plan: "Plan", scope: "Scope", token_file: str | None) -> "list[
     names = ["LAUNCHER_LLAMA_SERVER", "LAUNCHER_VLLM"]
     if scope is Scope.USER:
         names += ["LAUNCHER_PROFILES", "LAUNCHER_STATE_DIR", "LAUNCHER_CACHE_DIR"]
-        names += ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "OLLAMA_MODELS"]
+        names += ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OLLAMA_MODELS"]
     found = [(name, os.environ[name]) for name in names if os.environ.get(name)]
     path = installation.search_path(plan, os.environ)
     if path is not None:

@@ -427,3 +427,26 @@ def test_a_service_that_reads_its_weights_first_is_waited_for(tmp_path: Path, mo
     ours.close()
     manager.close()
     assert len(manager.messages) == n_told
+
+
+def test_what_is_not_here_is_the_services_to_download(launch: Launch, root: Path) -> None:
+    """It is planned, said, and left to the first start; who wants no download is told what is missing."""
+    done = launch("install", *_on_gpu("gemma2-27b"))
+    assert done.returncode == 0, done.stderr
+    assert "the first start downloads them, about " in done.stderr
+    assert "gguf" not in "".join(_files(root).values())
+    assert launch("uninstall", "gemma2-27b").returncode == 0
+    done = launch("install", *_on_gpu("gemma2-27b", "--no-pull"))
+    assert (done.returncode, "weights-missing" in done.stderr) == (1, True)
+    assert _files(root) == {}
+
+
+def test_what_the_service_has_downloaded_needs_no_rights_of_others(tmp_path: Path) -> None:
+    """Its own cache is closed to all but it, and nothing of it is bound."""
+    weights = tmp_path / "var/cache/launcher/huggingface/w.gguf"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    plan = plan_for()
+    plan = replace(plan, artifact=replace(plan.artifact, local_path=str(weights)))
+    assert weights not in installation.needed_paths("/bin/sh", [plan], "", tmp_path)
+    assert weights in installation.needed_paths("/bin/sh", [plan], "", Path("/"))
