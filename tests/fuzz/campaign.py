@@ -15,12 +15,16 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+
+import msgspec
 
 from tests.fuzz.chunk import Finding, Report, replay, run_chunk
 from tests.fuzz.targets import TARGETS
 
 _ADDRESS_SPACE: Final = 6 << 30
+_Job: TypeAlias = tuple[str, int, int]
+"""Target, chunk, number of inputs."""
 
 
 def main() -> int:
@@ -31,8 +35,11 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="only this one; may be repeated")
     parser.add_argument("--chunk", type=int, help="only the chunk of this number, as a finding names it")
-    parser.add_argument("--chunks", type=int, default=8, help="into how many the inputs of each target are divided")
+    parser.add_argument("--chunks", type=int, default=6, help="into how many the inputs of each target are divided")
     parser.add_argument("--findings", type=Path, default=Path("build/fuzz"), help="the folder for what is found")
+    parser.add_argument(
+        "--resume", type=Path, metavar="FOLDER", help="keep each chunk's report there, and take those that are"
+    )
     parser.add_argument("--missing", action="store_true", help="print the lines that no input reached")
     parser.add_argument(
         "--replay", type=Path, metavar="FILE", help="take the input in a file again; --target says of which"
@@ -51,7 +58,7 @@ def main() -> int:
     return 1 if findings else 0
 
 
-def _jobs(asked: argparse.Namespace) -> Iterator[tuple[str, int, int]]:
+def _jobs(asked: argparse.Namespace) -> Iterator[_Job]:
     """Yield target, chunk and number of inputs, the chunks of all targets in turn."""
     chosen = asked.target or list(TARGETS)
     whole = sum(TARGETS[name].share for name in chosen)
@@ -71,19 +78,42 @@ def work(name: str, seed: int, chunk: int, n_inputs: int) -> Report:
 
 def _run_all(asked: argparse.Namespace) -> dict[str, Report]:
     reports: dict[str, Report] = {}
+    for (name, chunk, n), report in _reports(asked):
+        _keep(report.findings, asked.findings)
+        reports[name] = _joined(reports.get(name), report)
+        print(f"  {name} {chunk}: {n} inputs, {len(report.findings)} findings", file=sys.stderr)  # noqa: T201
+    return {name: reports[name] for name in TARGETS if name in reports}
+
+
+def _reports(asked: argparse.Namespace) -> Iterator[tuple[_Job, Report]]:
+    """Yield the report of each chunk, those first that are kept of an earlier run with the same seed and sizes."""
+    left = []
+    for job in _jobs(asked):
+        kept = _kept_path(asked, job)
+        if kept is not None and kept.exists():
+            yield job, msgspec.json.decode(kept.read_bytes(), type=Report)
+        else:
+            left.append(job)
     with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
-        running = {pool.submit(work, name, asked.seed, chunk, n): (name, chunk, n) for name, chunk, n in _jobs(asked)}
+        running = {pool.submit(work, name, asked.seed, chunk, n): (name, chunk, n) for name, chunk, n in left}
         for done in as_completed(running):
-            name, chunk, n = running[done]
+            job = running[done]
             try:
                 report = done.result()
             except (BrokenProcessPool, Exception) as error:  # noqa: BLE001 - told, and the others go on
+                name, chunk, _ = job
                 finding = Finding(target=name, chunk=chunk, kind="Died", where="process", trace=repr(error), data=b"")
                 report = Report(target=name, n_inputs=0, findings=[finding])
-            _keep(report.findings, asked.findings)
-            reports[name] = _joined(reports.get(name), report)
-            print(f"  {name} {chunk}: {n} inputs, {len(report.findings)} findings", file=sys.stderr)  # noqa: T201
-    return {name: reports[name] for name in TARGETS if name in reports}
+            if (kept := _kept_path(asked, job)) is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                kept.write_bytes(msgspec.json.encode(report))
+            yield job, report
+
+
+def _kept_path(asked: argparse.Namespace, job: _Job) -> Path | None:
+    """Return where the report of a chunk is kept, if any is."""
+    name, chunk, n = job
+    return None if asked.resume is None else asked.resume / f"{name}-{asked.seed}-{chunk}-{n}.json"
 
 
 def _joined(one: Report | None, other: Report) -> Report:

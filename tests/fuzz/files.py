@@ -107,10 +107,15 @@ _KEYS: Final = (
 )
 
 
+_N_ARTIFACTS: Final = 3
+"""Of a seed: each is expanded tensor by tensor, which would take most of the time."""
+
+
 @cache
 def _profiles() -> list[Tree]:
     folder = data_dir("profiles")
-    return [document(tomllib.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.toml"))]
+    read = [tomllib.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.toml"))]
+    return [document({**each, "artifact": each["artifact"][:_N_ARTIFACTS]}) for each in read]
 
 
 @contextmanager
@@ -168,10 +173,9 @@ PROFILES: Final = Target(
 @cache
 def _machine_seeds() -> list[Tree]:
     folder = data_dir("profiles") / "machines"
-    seeds = [document(tomllib.loads(path.read_text(encoding="utf-8"))) for path in sorted(folder.glob("*.toml"))]
-    seeds += [
-        document(json.loads(msgspec.json.encode(load_machines(name)))) for name in ("8xh100", "2x8xa100-80g", "t4")
-    ]
+    paths = [path for path in sorted(folder.glob("*.toml")) if not path.name.startswith(("4x", "8x"))]
+    seeds = [document(tomllib.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    seeds += [document(json.loads(msgspec.json.encode(load_machines(name)))) for name in ("2xh100", "2x2xh100", "t4")]
     return seeds
 
 
@@ -211,7 +215,13 @@ MACHINES: Final = Target(
 @cache
 def _spec_seeds() -> list[Tree]:
     paths = sorted((data_dir("profiles") / "specs").glob("*.json"))
-    return [document(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+    return [document(_cut(json.loads(path.read_text(encoding="utf-8")))) for path in paths]
+
+
+def _cut(spec: Tree) -> Tree:
+    kept = dict(list(spec["quantizations"].items())[:_N_ARTIFACTS])
+    layouts = dict(list(spec.get("safetensors", {}).items())[:1])
+    return {**spec, "quantizations": kept, "safetensors": layouts}
 
 
 def _take_spec(data: bytes) -> str:
