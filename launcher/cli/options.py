@@ -253,7 +253,7 @@ def read_hub(name: str, *, single: bool = False) -> "Profile":
             if not isinstance(fault, WeightsMissingError):
                 error.details = (*error.details, f"and what is here of it cannot be used: {fault.message}")
             raise error from None
-        typer.echo(f"the hub was not asked: {error.message}", err=True)
+        typer.echo(f"the hub is no help, what is here is used: {error.message}", err=True)
         if not single:
             return profile
         wanted = tuple(each for each in profile.artifacts if quant is None or each.quantization == quant.lower())

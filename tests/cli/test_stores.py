@@ -118,7 +118,7 @@ def test_a_repository_is_described_by_what_is_here_where_the_hub_is_not_asked(ru
     result = run(*asked)
     assert result.returncode == 0, result.stderr
     assert "used in place" in result.stdout
-    assert "the hub was not asked: HF_HUB_OFFLINE is set" in result.stderr
+    assert "the hub is no help, what is here is used: HF_HUB_OFFLINE is set" in result.stderr
     assert run("inspect", f"hf:{REPOSITORY}:Q8_0").returncode == 0
     other = run("inspect", f"hf:{REPOSITORY}:Q4_0")
     assert other.returncode == 1
