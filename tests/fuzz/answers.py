@@ -3,11 +3,15 @@
 It must not know how inputs are changed.
 """
 
+import io
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+
+import urllib3
 
 from launcher.backends.canary import listed_models
 from launcher.backends.ray_serve import marked_model, read_bundles
@@ -22,16 +26,7 @@ from launcher.errors import ClusterError, LauncherError, RemoteError, UsageError
 from launcher.fetch.hub import Settings, list_files
 from launcher.fetch.names import group_files, parse_name, quantization_of, select, shards_of
 from launcher.fetch.ranges import RangeStream
-from launcher.fetch.web import (
-    MAX_WAIT_S,
-    Answer,
-    _asked_wait_s,
-    _check_body,
-    _check_status,
-    check_url,
-    next_url,
-    show_url,
-)
+from launcher.fetch.web import Web, check_url, show_url
 from launcher.gateway.events import Dialect, EventStream, error_event, read_took
 from launcher.metadata.gguf import read_gguf
 from launcher.render.hardware import render_hardware
@@ -44,6 +39,8 @@ from tests.fuzz.weights import number, octets, to_json
 
 _RAY: Final = Path(__file__).parent.parent / "transcripts/ray"
 _URL: Final = "http://127.0.0.1:8265"
+_MOST_ASKED: Final = 200
+_LONGEST_WAIT_S: Final = 60.0
 
 
 def _joined(tree: Tree) -> bytes:
@@ -162,31 +159,49 @@ RAY: Final = Target(
 # --- A hub ------------------------------------------------------------------------------------------------------
 
 
-class _Told:
-    """A server in the place of ``Web`` that says what an input says; what it sends is checked as real answers are."""
+class _Pool:
+    """Connections to a server that says what an input says, the last answer again and again."""
 
-    def __init__(self, answers: Sequence[tuple[int, Mapping[str, str], bytes]]) -> None:
+    def __init__(self, answers: Sequence[tuple[int, list[tuple[str, str]], bytes]]) -> None:
         self._answers = answers
         self.n_asked = 0
 
-    def get(
-        self, url: str, *, limit_bytes: int, span: tuple[int, int] | None = None, if_range: str | None = None
-    ) -> Answer:
-        """Give the next answer, the last one again and again."""
-        del span, if_range
+    def urlopen(self, method: str, url: str, **more: object) -> urllib3.BaseHTTPResponse:
+        """Give the next answer."""
+        del more
         status, headers, body = self._answers[min(self.n_asked, len(self._answers) - 1)]
         self.n_asked += 1
-        if self.n_asked > 200:
+        if self.n_asked > _MOST_ASKED:
             msg = "asked without end"
             raise WrongError(msg)
-        if status in {301, 302, 303, 307, 308}:
-            next_url(url, headers.get("location"))
-        _check_status(url, status, headers, MAX_WAIT_S)
-        announced = _check_body(url, headers)
-        if len(body) > limit_bytes or (announced is not None and announced != len(body)):
-            msg = "the answer is not as long as it says"
-            raise RemoteError(msg)
-        return Answer(status=status, url=url, headers=headers, body=body)
+        return urllib3.HTTPResponse(
+            body=io.BytesIO(body),
+            headers=urllib3.HTTPHeaderDict(headers),
+            status=status,
+            request_method=method,
+            request_url=url,
+            preload_content=False,
+            decode_content=False,
+        )
+
+
+class _FedWeb(Web):
+    """The real client, with such connections."""
+
+    def __init__(self, pool: _Pool) -> None:
+        super().__init__(sleep=_check_wait)
+        self._fed = pool
+
+    def _pool(self, url: str) -> Any:
+        del url
+        return self._fed
+
+
+def _check_wait(wait_s: float) -> None:
+    """Wait for nothing, but look at how long it would be."""
+    if not 0 <= wait_s <= _LONGEST_WAIT_S:
+        msg = f"told to wait {wait_s} s"
+        raise WrongError(msg)
 
 
 @cache
@@ -247,11 +262,10 @@ def _take_hub(data: bytes) -> str:
     answers = []
     for head, body in zip(told[::2], told[1::2], strict=True):
         if head:
-            status, *lines = head.decode("utf-8", "replace").split("\n")
+            status, *lines = head.decode("latin-1").split("\n")
             pairs = (line.partition(": ") for line in lines)
-            answers.append((int(status), {key.lower(): value for key, _, value in pairs}, body))
-    answers = answers or [(200, {}, b"")]
-    web: Any = _Told(answers)
+            answers.append((int(status), [(key, value) for key, _, value in pairs], body))
+    web = _FedWeb(_Pool(answers or [(200, [], b"")]))
     match ask:
         case 0:
             return _list(web)
@@ -260,16 +274,18 @@ def _take_hub(data: bytes) -> str:
         case 2:
             return _name_all([body.decode("utf-8", "replace") for _, _, body in answers])
         case _:
-            for _, headers, _ in answers:
-                wait_s = _asked_wait_s(headers.get("retry-after"))
-                if wait_s is not None and not wait_s >= 0:
-                    msg = f"told to wait {wait_s} s"
-                    raise WrongError(msg)
-                check_printable(show_url(next_url("https://huggingface.co/x", headers.get("location"))), "an address")
-            return "headers read"
+            return _download(web)
 
 
-def _list(web: Any) -> str:
+def _download(web: Web) -> str:
+    with web.stream("https://huggingface.co/a/b/resolve/main/x.gguf") as incoming:
+        check_figures([incoming.announced_bytes or 0], "announced")
+        check_printable(show_url(incoming.url), "an address")
+        n_bytes = sum(map(len, itertools.islice(incoming.chunks, 64)))
+    return "downloaded" if n_bytes else "nothing to download"
+
+
+def _list(web: Web) -> str:
     files = list_files(web, Settings(), "owner/name")
     groups = group_files(files)
     for group in groups:
@@ -279,7 +295,7 @@ def _list(web: Any) -> str:
     return "files listed" if groups else "no file of weights"
 
 
-def _read_ranges(web: Any) -> str:
+def _read_ranges(web: Web) -> str:
     stream = RangeStream(web, "https://huggingface.co/a/b/resolve/main/x.gguf")
     try:
         read_gguf(stream, stream.size_bytes, window_bytes=1 << 16)
@@ -304,7 +320,7 @@ def _name_all(names: list[str]) -> str:
 
 HUB: Final = Target(
     name="hub",
-    modules=("launcher.fetch.hub", "launcher.fetch.names", "launcher.fetch.ranges"),
+    modules=("launcher.fetch.hub", "launcher.fetch.names", "launcher.fetch.ranges", "launcher.fetch.web"),
     seeds=_hub_seeds,
     encode=_encode_hub,
     take=_take_hub,
