@@ -1,9 +1,11 @@
 """``launch pull``, and ``serve`` of what is not here yet, as processes against a hub on loopback."""
 
+import contextlib
 import json
 import os
 import pty
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -74,14 +76,14 @@ def start(environ: dict[str, str]) -> Iterator[Start]:
     """Start the command; what still runs after the test is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def call(*words: str, **more: str) -> "subprocess.Popen[str]":
+    def call(*words: str, limit: int | None = None, **more: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "launcher", *words]
-        started.append(
-            subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environ, **more}
-            )
-        )
-        return started[-1]
+        env = {**environ, **more}
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        if limit is not None:
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        started.append(process)
+        return process
 
     yield call
     for process in started:
@@ -324,6 +326,55 @@ def test_several_pulls_share_one_download(start: Start, hub: Hub, environ: dict[
         fetched.append(json.loads(output)["pulled"]["n_fetched_bytes"])
     assert sorted(fetched) == [0] * (n - 2) + [len(tiny) - len(tiny) // 2]
     assert blob(environ) == [tiny]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path | None]:
+    """A file system of 64 MiB; ``None`` where this user may not mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode != 0:
+        yield None
+        return
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Write a file until there is no more room."""
+    descriptor = os.open(disk / "filler", os.O_WRONLY | os.O_CREAT)
+    with contextlib.suppress(OSError):
+        while True:
+            os.write(descriptor, bytes(1 << 20))
+    os.close(descriptor)
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    start: Start, launch: Launch, hub: Hub, tiny: bytes, small_disk: Path | None
+) -> None:
+    """Others write while it downloads: told as what it is, what came is kept, and with room again the rest comes.
+
+    Where no file system can be mounted, a limit on the size of files stands for the full one.
+    """
+    gate = Gate(hub, "tiny-Q8_0.gguf", tiny)
+    half = len(tiny) // 2
+    more = {} if small_disk is None else {"HF_HOME": str(small_disk)}
+    process = start("pull", NAME, limit=None if small_disk is not None else half + 4096, **more)
+    assert gate.reached.wait(60)
+    if small_disk is not None:
+        poll(lambda: [path for path in small_disk.rglob("*.incomplete") if path.stat().st_size == half])
+        fill(small_disk)
+    gate.opened.set()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "error[disk-full]" in said
+    assert "what has come is kept" in said
+    if small_disk is not None:
+        (small_disk / "filler").unlink()
+    result = launch("pull", NAME, "--json", **more)
+    assert result.returncode == 0, result.stderr
+    assert 0 < json.loads(result.stdout)["pulled"]["n_fetched_bytes"] <= len(tiny) - half
 
 
 def test_a_damaged_file_is_brought_again(launch: Launch, environ: dict[str, str], tiny: bytes) -> None:
