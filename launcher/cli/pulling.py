@@ -162,6 +162,7 @@ def choose(
         WeightsMissingError: nothing is here, and nothing is to be or can be downloaded.
     """
     from launcher.domain import Plan, Request
+    from launcher.profiles import is_local
 
     profile = opt.find_weights(profile)
     machine = measure()
@@ -178,13 +179,12 @@ def choose(
     if bring is None or there is None:
         return chosen or planned(opt.keep_local(profile, settings), machine)
     wanted = planned(there, machine)
-    if not isinstance(wanted.outcome, Plan):
+    if not isinstance(wanted.outcome, Plan) or is_local(wanted.outcome.artifact):
         return wanted
     brought = bring(wanted.outcome)
     profile = _with_artifact(profile, wanted.outcome.artifact, brought)
-    final = planned(
-        opt.keep_local(profile, settings), measure()
-    )  # a download may take hours: others take memory in them
+    machine = measure()  # a download may take hours, in which others take memory
+    final = planned(opt.keep_local(profile, settings), machine)
     return final._replace(is_told=isinstance(final.outcome, Plan) and _is_same(wanted.outcome, final.outcome))
 
 
