@@ -2,7 +2,7 @@
 
     python -m benchmarks.soak [--duration 7200] [--seed 1] [--out build/soak] [--limit group|address-space]
     python -m benchmarks.soak --report build/soak.json          the report of a run, or of what there is of it
-    python -m benchmarks.soak --page build/soak.json            the same as a page of docs
+    python -m benchmarks.soak --page build/soak.json ...        the same as a page of docs, of one run or several
 
 Run from the checkout's root. One `launch serve` with its own restart policy, engine llama-server, lives all the time.
 Load (``soak_load``) is paced so that launcher and engine take a third of a core (``--share``); faults (``soak_faults``) come at random
@@ -356,7 +356,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", type=float, default=CPU_SHARE, help="of a core, for launcher and engine on average")
     parser.add_argument("--limit", choices=("group", "address-space"), default="group")
     parser.add_argument("--report", type=Path, metavar="FILE", help="print the report of a run's JSON, run nothing")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="the same, as a page of docs")
+    parser.add_argument("--page", type=Path, nargs="+", metavar="FILE", help="the same of runs, as a page of docs")
     return parser.parse_args(words)
 
 
@@ -364,7 +364,7 @@ def main() -> int:
     """Run or read, print, judge."""
     args = parse()
     if args.page is not None:
-        print(page(read(args.page)), end="")
+        print(page([read(path) for path in args.page]), end="")
         return 0
     if args.report is not None:
         record = read(args.report)

@@ -352,25 +352,35 @@ def _render_bars(missed: Mapping[str, int]) -> str:
     return "\n".join(["bars (0 is kept)", *(f"{n:6}  {bar}" for bar, n in missed.items())])
 
 
-def page(record: Record) -> str:
-    """Return the report as a page of docs: what was done, the text, what it says."""
+def page(records: Sequence[Record]) -> str:
+    """Return the reports as a page of docs: what was done, and each run's text with what it says."""
+    runs = "\n".join(
+        _RUN.format(minutes=record.lasted_s / 60, report=_indented(record), **_said(record)) for record in records
+    )
+    return _PAGE.format(n_blocks=N_BLOCKS, runs=runs)
+
+
+def _indented(record: Record) -> str:
+    return "\n".join(f"    {line}".rstrip() for line in render(record).splitlines())
+
+
+def _said(record: Record) -> dict[str, str]:
     missed = [bar for bar, n in bars(record).items() if n]
     result = "Every bar was kept." if not missed else f"Missed: {'; '.join(missed)}."
-    opening = fill(_OPENING.format(result=result), width=_WIDTH)
-    indented = "\n".join(f"    {line}".rstrip() for line in render(record).splitlines())
-    return _PAGE.format(minutes=record.lasted_s / 60, opening=opening, n_blocks=N_BLOCKS, report=indented)
+    return {"result": fill(result, width=_WIDTH)}
 
 
 _WIDTH: Final = 132
-_OPENING: Final = (
-    "Written by `python -m benchmarks.soak --page build/soak.json` from what `make soak` recorded; `make soak-short` does "
-    "the same in ten minutes. {result}"
-)
+_RUN: Final = """## {minutes:.0f} minutes
 
+{result}
 
-_PAGE: Final = """# A soak of {minutes:.0f} minutes
+{report}
+"""
+_PAGE: Final = """# Soaks
 
-{opening}
+Written by `python -m benchmarks.soak --page build/soak.json` from what `make soak` recorded; `make soak-short` does the same in ten
+minutes.
 
 One `launch serve` as users run it, the real model, the real llama-server, all the time the same process. It is asked what users and
 their mistakes ask (`benchmarks/soak_load.py`), disturbed at random moments (`benchmarks/soak_faults.py`), and looked at every five
@@ -391,5 +401,4 @@ those of many processes one after another.
 - **Faults** keep within the launcher's own restart policy, which gives up after five deaths in ten minutes: after three only what is
   to be borne is done, until an engine has been ready for ten minutes. A `missed` one found the engine being replaced.
 
-{report}
-"""
+{runs}"""
