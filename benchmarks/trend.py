@@ -38,9 +38,9 @@ class Verdict(StrEnum):
     FLAT = "flat"
     """All of the interval is below the bound."""
     RISES = "rises"
-    """Some of it is above, and none of it at zero or below."""
+    """All of it is above."""
     UNDECIDED = "undecided"
-    """Some of it is above, but it might as well not rise at all: measured too short, or too noisy."""
+    """The bound is in it: measured too short, or too noisy."""
 
 
 class Trend(Noun, frozen=True):
@@ -58,7 +58,7 @@ class Trend(Noun, frozen=True):
         """Return what the interval says of a bound per hour."""
         if self.high < bound:
             return Verdict.FLAT
-        return Verdict.RISES if self.low > 0 else Verdict.UNDECIDED
+        return Verdict.RISES if self.low > bound else Verdict.UNDECIDED
 
 
 def fit_trend(

@@ -284,6 +284,14 @@ def test_each_bar_can_be_missed(record: Record, bar: str) -> None:
     assert [name for name, n in bars(record).items() if n] == [bar]
 
 
+@pytest.mark.parametrize(("at_once", "per_h", "n"), [(0.7, 0.0, 0), (0.0, 40.0, 1)])
+def test_a_short_run_is_held_to_what_it_can_show(at_once: float, per_h: float, n: int) -> None:
+    """In five minutes less than an arena taken at once is no leak; what rises all the time is one."""
+    samples = [_sample(t, 40.0 + per_h * t / 3600 + at_once * (t > 150)) for t in range(0, 300, 5)]
+    record = replace(_record(), warm_up_s=-1.0, samples=tuple(samples))
+    assert bars(record)["launcher's anonymous not shown to be flat"] == n
+
+
 def test_what_is_written_gives_the_same_report(tmp_path: Path) -> None:
     """The JSON holds all that the report is made from; a page holds the report of each run."""
     record = _record(0.5)
