@@ -61,6 +61,13 @@ def complete_instance(incomplete: str) -> _Offers:
     return []
 
 
+def complete_code(incomplete: str) -> _Offers:
+    """Offer the codes that have a page; a log's name is completed as any file's."""
+    from launcher.pages import PAGES
+
+    return _beginning(((page.code, page.means) for page in PAGES.values()), incomplete)
+
+
 def complete_engine(incomplete: str) -> _Offers:
     """Offer the engines."""
     from launcher.domain import Engine

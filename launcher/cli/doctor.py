@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher.cli.completion import complete_model
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -28,7 +30,11 @@ def register(app: typer.Typer) -> None:
 def doctor(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="Also look into this model: profile, plan, weights, port, unit."),
+        typer.Argument(
+            metavar="NAME",
+            help="Also look into this model: profile, plan, weights, port, unit.",
+            autocompletion=complete_model,
+        ),
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON with a stable schema.")] = False,

@@ -6,9 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher.cli.completion import complete_code
+
 if TYPE_CHECKING:
+    from launcher.doctor.log_file import ReadLog
     from launcher.errors import UsageError
     from launcher.findings import LogReading
+
+_READ_S = 20.0
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +24,11 @@ def register(app: typer.Typer) -> None:
 def explain(
     what: Annotated[
         str | None,
-        typer.Argument(metavar="CODE|LOGFILE", help="A code as in error[CODE], a log file, or - for standard input."),
+        typer.Argument(
+            metavar="CODE|LOGFILE",
+            help="A code as in error[CODE], a log file, or - for standard input.",
+            autocompletion=complete_code,
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -47,14 +56,13 @@ def _code_in(word: str) -> str:
 
 def _read(source: str) -> "LogReading":
     """Read a log within bounds, and judge it by the supervisor's own signs."""
-    from launcher.doctor.log_file import read_log
     from launcher.doctor.log_text import parse_log
     from launcher.findings import Diagnosis, LogReading
     from launcher.pages import PAGES
     from launcher.supervisor.faults import End
     from launcher.supervisor.post_mortem import examine, last_words
 
-    log = read_log(source)
+    log = _read_in_time(source)
     parsed = parse_log(log.text)
     fault = examine(
         End(
@@ -87,6 +95,21 @@ def _read(source: str) -> "LogReading":
     )
 
 
+def _read_in_time(source: str) -> "ReadLog":
+    """Read a log; a file that does not come, on a disk that hangs, is given up, and what a pipe brings is waited for."""
+    from launcher.doctor.log_file import read_log
+    from launcher.errors import UsageError
+    from launcher.inventory.bounded import Bounded
+
+    if source == "-":
+        return read_log(source)
+    call = Bounded(lambda: read_log(source))
+    if not call.wait(_READ_S):
+        message = f"the log `{ascii(source)[1:-1]}` was not read within {_READ_S:g} s"
+        raise UsageError(message, help="its disk does not answer; `launch doctor` tells more")
+    return call.value()
+
+
 def _unknown(word: str) -> "UsageError":
     from launcher.errors import NotServedError, UsageError
     from launcher.pages import near
@@ -99,6 +122,6 @@ def _unknown(word: str) -> "UsageError":
         return UsageError(message, help=f"did you mean {' or '.join(f'`{code}`' for code in close)}?")
     try:
         log = find_instance(word).log_path
-    except NotServedError:
+    except (NotServedError, UsageError):
         return UsageError(message, help="`launch explain` lists all codes; a log file is given by its path")
     return UsageError(message, help=f"the log of the instance is explained by `launch explain {log}`")

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from launcher.errors import UsageError
 
 HEAD_BYTES: Final = 1 << 20
-TAIL_BYTES: Final = 7 << 20
+TAIL_BYTES: Final = 3 << 20
 """What is between beginning and end is left out: the end tells why an engine ended, the beginning how it was started."""
 _CHUNK_BYTES: Final = 1 << 16
 _STDIN: Final = "-"

@@ -7,9 +7,10 @@ import msgspec
 
 from launcher.domain import SCHEMA_VERSION
 from launcher.findings import Checkup, Finding, Severity
-from launcher.render.text import wrapped
+from launcher.render.text import encodable, wrapped
 
 _INDENT = "  "
+_MAX_NAME = 60
 
 
 def render_checkup(checkup: Checkup) -> str:
@@ -28,13 +29,17 @@ def _printable(line: str) -> str:
 
 
 def _head(checkup: Checkup) -> str:
-    whom = f"`{checkup.name}` on this machine" if checkup.name is not None else "this machine"
+    whom = f"`{_short(checkup.name)}` on this machine" if checkup.name is not None else "this machine"
     counted = [
         f"{n} {severity}{'s' if n > 1 else ''}"
         for severity in (Severity.FAULT, Severity.WARNING, Severity.NOTE)
         if (n := checkup.count(severity))
     ]
     return f"{whom}: {', '.join(counted) or 'nothing is wrong'}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _MAX_NAME else f"{name[:_MAX_NAME]}..."
 
 
 def _finding(finding: Finding) -> Iterator[str]:
@@ -57,7 +62,7 @@ def _in_order(checkup: Checkup) -> Iterator[str]:
 
 def checkup_json(checkup: Checkup) -> str:
     """Return the same as one JSON object, with the evidence of what is in order as well."""
-    return msgspec.json.encode({"schema_version": SCHEMA_VERSION, "checkup": _body(checkup)}).decode() + "\n"
+    return msgspec.json.encode({"schema_version": SCHEMA_VERSION, "checkup": encodable(_body(checkup))}).decode() + "\n"
 
 
 def _body(checkup: Checkup) -> dict[str, object]:

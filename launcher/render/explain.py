@@ -7,7 +7,7 @@ import msgspec
 from launcher.domain import SCHEMA_VERSION
 from launcher.findings import Diagnosis, LogReading
 from launcher.pages import PAGES, Kind, Page
-from launcher.render.text import wrapped
+from launcher.render.text import encodable, wrapped
 from launcher.units import format_bytes
 
 _ANSWERS = {
@@ -30,7 +30,7 @@ def _text(lines: Iterable[str]) -> str:
 
 
 def _json(value: object) -> str:
-    return msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n"
+    return msgspec.json.format(msgspec.json.encode(encodable(value)), indent=2).decode() + "\n"
 
 
 # --- Pages ------------------------------------------------------------------------------------------------------

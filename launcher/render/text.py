@@ -1,5 +1,6 @@
 """Faults and notices as the lines that a person reads."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -28,6 +29,17 @@ def wrapped(text: str, *, first: str, rest: str) -> list[str]:
 def shown(text: str) -> str:
     """Return a text as it may be shown, escaped where it could steer a terminal: it is of a file that nobody vouches for."""
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def encodable(value: object) -> object:
+    """Return a value for JSON, with what of its texts is no Unicode replaced: a file's name may hold any bytes."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()
+    if isinstance(value, Mapping):
+        return {key: encodable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [encodable(item) for item in value]
+    return encodable(msgspec.to_builtins(value)) if isinstance(value, msgspec.Struct) else value
 
 
 def error_json(error: LauncherError) -> str:

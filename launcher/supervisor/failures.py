@@ -55,11 +55,12 @@ def of_end(found: faults.Fault, how: str, *, plan: Plan | None, name: str, log: 
     """Word an engine's end; with a ``plan`` that can be stepped down from, a want of memory or a lost worker is a setback."""
     when = "while it served" if found.was_ready else "while it loaded"
     words = f"the engine ended {when} ({how}): {faults.describe(found)}"
+    explained = f"; `launch explain {found.sign}` tells more" if found.sign is not None else ""
     may_step = plan is not None and (found.answer is faults.Answer.STEP_DOWN or _lost_worker(found, plan))
     return Failure(
         kind=PortInUseError if found.cause is Cause.PORT else EngineFailedError,
         message=words,
-        help=found.help or f"read its whole log with `launch logs {name}`",
+        help=(found.help or f"read its whole log with `launch logs {name}`") + explained,
         lines=found.lines or faults.telling_lines(log),
         setback=setback_of(found, plan, words) if plan is not None and may_step else None,
     )

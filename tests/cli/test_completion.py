@@ -32,6 +32,8 @@ def _offers(line: str, state: Path) -> list[str]:
         ("launch plan gemma2-27b --cache-type-k f", ["f16"]),
         ("launch plan gemma2-27b --engine vl", ["vllm"]),
         ("launch plan gemma2-27b --n-gpu", ["--n-gpu-layers"]),
+        ("launch explain exceeds-h", ["exceeds-host-memory"]),
+        ("launch doctor gemma3-27", ["gemma3-270m"]),
         ("launch plan no-such-model-", []),
         ("launch stop ", []),
     ],

@@ -13,8 +13,9 @@ import jsonschema
 import msgspec
 import pytest
 
-from launcher.domain import Address, InstanceRecord, ProcessId, State
+from launcher.domain import Address, EngineInstall, InstanceRecord, ProcessId, State
 from launcher.inventory.cgroup import probe_memory
+from launcher.inventory.proc import run_bounded
 from launcher.render.doctor import checkup_schema
 from launcher.units import GIB, MIB
 from tests.fakes.memory_group import inside, memory_group
@@ -23,17 +24,18 @@ from tests.fakes.nvml import StandIn, compile_stub
 _SCHEMA = Path(__file__).parents[2] / "docs" / "doctor.schema.json"
 
 _IMPATIENT = """
-import sys
+import os, sys
 import launcher.inventory.engines, launcher.inventory.probe
 from launcher.doctor import gather
-launcher.inventory.engines._ANSWER_S = launcher.inventory.engines._DEVICES_S = 1.0
-launcher.inventory.probe._NVML_S = 1.0
-gather._DRIVER_S = 1.0
+if "PATIENCE_S" in os.environ:
+    patience_s = float(os.environ["PATIENCE_S"])
+    launcher.inventory.engines._ANSWER_S = launcher.inventory.engines._DEVICES_S = patience_s
+    launcher.inventory.probe._NVML_S = gather._DRIVER_S = patience_s
 sys.argv[0] = "launch"
 from launcher.cli import main
 main()
 """
-"""The program with less patience for drivers and engines that hang, so that the test need not have its own."""
+"""The program, where asked for with less patience for drivers and engines that hang, so that a test need not have its own."""
 
 GPU = {
     "count": 1, "0.name": "NVIDIA GeForce RTX 4090", "0.uuid": "GPU-1", "0.total": 24564 * MIB, "0.free": 24000 * MIB,
@@ -217,7 +219,8 @@ def program(folder: Path, body: str) -> str:
 
 def test_an_engine_that_hangs(doctor: Doctor) -> None:
     """It is given up after its bound, and is a fault: what it waits for is mostly a driver."""
-    code, found = doctor.find(env={"LAUNCHER_LLAMA_SERVER": program(doctor.folder, "sleep 300")})
+    env = {"LAUNCHER_LLAMA_SERVER": program(doctor.folder, "sleep 300"), "PATIENCE_S": "1"}
+    code, found = doctor.find(env=env)
     assert code == 1
     assert found["engine-unusable"]["severity"] == "fault"
     assert "did not answer within 1 s" in found["engine-unusable"]["text"]
@@ -264,6 +267,18 @@ def test_an_engine_that_reaches_the_gpu(doctor: Doctor, gpu: StandIn) -> None:
         assert "llama-server 6123 (abc1234) would be used" in found["several-engines"]["text"]
 
 
+@pytest.mark.engine
+def test_a_software_renderer(doctor: Doctor, llama_server: EngineInstall) -> None:
+    """With a real Vulkan device that is a program, it is told to be none; that no GPU is reached is not said, for none is there."""
+    env = {"GGML_VK_VISIBLE_DEVICES": "0"}
+    listed = run_bounded((*llama_server.argv, "--list-devices"), timeout_s=60, env={**llama_server.env, **env})
+    if "llvmpipe" not in listed.stdout:
+        pytest.skip("needs Mesa's software Vulkan: apt-get install mesa-vulkan-drivers")
+    _, found = doctor.find(env=env)
+    assert found["software-renderer"]["severity"] == "note"
+    assert not {"engine-without-gpu", "backend-not-loaded"} & set(found)
+
+
 def test_a_driver_whose_parts_differ(doctor: Doctor, gpu: StandIn) -> None:
     """NVML's own code for it is a fault with the remedy."""
     gpu.answer({"init": "!18"})
@@ -276,7 +291,7 @@ def test_a_driver_whose_parts_differ(doctor: Doctor, gpu: StandIn) -> None:
 def test_a_driver_that_hangs(doctor: Doctor, gpu: StandIn) -> None:
     """The library never answers: said, and all else is found all the same."""
     gpu.answer({"hang": 1})
-    code, found = doctor.find()
+    code, found = doctor.find(env={"PATIENCE_S": "1"})
     assert code == 1
     assert "NVIDIA's driver" in found["not-answered"]["text"]
     assert "did not answer within" in evidence(found["not-answered"])

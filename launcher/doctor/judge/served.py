@@ -195,6 +195,10 @@ def _options(unit: Unit) -> tuple[str, ...]:
     return ("--user",) if unit.scope == "user" else ()
 
 
+def _instance_of(unit: Unit) -> str:
+    return unit.name.partition("@")[2].removesuffix(".service")
+
+
 def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
     told = Evidence(
         source=f"systemctl {' '.join((*_options(unit), 'show', unit.name))}",
@@ -209,7 +213,7 @@ def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
             text=f"{unit.name} starts {unit.program}, which is not there",
             evidence=(told, Evidence(source=unit.path, value=f"ExecStart={unit.program}")),
             help="install the unit anew, from where the launcher is now",
-            command=first_there(facts, ("systemctl", *_options(unit), "cat", unit.name)),
+            command=("launch", "systemd", "install", _instance_of(unit), *_options(unit), "--overwrite"),
         )
     elif unit.active == _FAILED:
         yield Finding(
