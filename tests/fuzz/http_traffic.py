@@ -27,8 +27,8 @@ from tests.fuzz.wire import IncompleteError, Request, Response, WireError, read_
 _BATCH: Final = 64
 _QUIET_S: Final = 0.04
 """Nothing has come for so long, and nothing is under way: nothing will. All of it is one event loop."""
-_LONG_S: Final = 30.0
-_SETTLE_S: Final = 10.0
+_LONG_S: Final = 120.0
+_SETTLE_S: Final = 60.0
 _PART_BYTES: Final = 1 << 16
 _GOOD: Final = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
 _LIMITS: Final = Limits(body_bytes=MIB, bodies_bytes=8 * MIB, n_replays=1, max_wait_s=20.0, answer_bytes=MIB // 4)

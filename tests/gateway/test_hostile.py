@@ -1,6 +1,7 @@
 """Engines that answer what no client may get: inputs that `make fuzz` found, kept."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -8,6 +9,8 @@ import pytest
 
 from launcher.gateway.events import Took, read_took
 from tests.fakes.gateway import serving
+
+_ENDLESS = 64 << 20
 
 
 @asynccontextmanager
@@ -66,3 +69,32 @@ async def test_a_status_that_answers_nothing_is_a_lost_engine(status: bytes) -> 
 def test_negative_figures_count_as_none(answer: bytes) -> None:
     """A counter of Prometheus' cannot fall."""
     assert read_took(answer) == Took(n_prompt=0, n_generated=0)
+
+
+@pytest.mark.parametrize(
+    "endless", [b"X-A: b\r\n", b"x" * 4096, b" folded\r\n"], ids=["fields", "a line", "a folded field"]
+)
+async def test_a_head_without_end_is_a_lost_engine(endless: bytes) -> None:
+    """It is read to a bound, and not to its end."""
+    sent = 0
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nX: y\r\n")
+        with contextlib.suppress(ConnectionError):
+            while sent < _ENDLESS:
+                writer.write(endless * 64)
+                sent += len(endless) * 64
+                await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    try:
+        async with serving(n_replays=0) as served:
+            served.gateway.attach(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            said = await served.raw(b"GET /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    finally:
+        server.close()
+    assert said.startswith(b"HTTP/1.1 502 ")
+    assert sent < _ENDLESS
