@@ -7,6 +7,7 @@ import pytest
 
 from launcher.errors import InventoryError, UsageError
 from launcher.inventory.cgroup import parse_cpu_max, parse_stat
+from launcher.inventory.class_fields import annotated_fields
 from launcher.inventory.host import CpuInfo, parse_cpuinfo, parse_meminfo
 from launcher.inventory.llama_text import parse_devices
 from launcher.inventory.machines import parse_machines
@@ -35,6 +36,12 @@ def test_a_release_of_thousands_of_digits_is_none() -> None:
     """A version is what a file beside the engine says."""
     assert parse_release(_LONG) is None
     assert parse_release(f"0.22.{_LONG}") == (0, 22)
+
+
+def test_another_programs_style_is_not_told(recwarn: pytest.WarningsRecorder) -> None:
+    """Python's parser warns on stderr of what it may not take in a later version."""
+    assert list(annotated_fields("class A:\n    x: int = 1if 2else 3\n    y: str = '\\d'\n", {"A"})) == ["x", "y"]
+    assert not recwarn.list
 
 
 def test_control_groups_count_in_64_bits() -> None:
