@@ -7,6 +7,7 @@ import pty
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -450,6 +451,18 @@ def test_what_is_served_is_downloaded_first(launch: Launch, start: Start, hub: H
     assert again.returncode == 0, again.stderr
     assert launch("stop", "gemma").returncode == 0
     assert len(hub.log) == asked
+
+
+@pytest.mark.engine
+def test_a_port_that_is_taken_is_told_before_the_download(launch: Launch, hub: Hub, model: bytes) -> None:
+    """Nobody waits for weights that could not be served then."""
+    hub.files = {"o/gemma-GGUF": {"gemma-Q4_K_M.gguf": model}}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = launch("serve", "hf:o/gemma-GGUF", "--port", port, "--context", "512")
+    assert result.returncode == 1
+    assert "error[port-in-use]" in result.stderr
+    assert hub.n_sent < len(model)
 
 
 @pytest.mark.engine
