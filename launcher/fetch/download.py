@@ -137,7 +137,7 @@ def _named_faults(source: Source, place: Place) -> Iterator[None]:
         if error.errno in _FULL:
             msg = f"`{label(source.name)}` finds no more room in {place.path.parent}: {why}"
             raise DiskFullError(msg, help=f"{FREE_SPACE}; what has come is kept") from error
-        msg = f"`{label(source.name)}` cannot be written in {place.path.parent}: {why}"
+        msg = f"`{label(source.name)}` cannot be kept in {place.path.parent}: {why}"
         raise DownloadError(msg, help="check who owns that folder and its disk, or name another one") from error
 
 
@@ -166,6 +166,8 @@ def _look(source: Source, place: Place, tell: TellFile) -> tuple[bool, Path | No
 def _has_digest(source: Source, place: Place, size_bytes: int, tell: TellFile) -> bool:
     if source.kind is DigestKind.GIT_SHA1:
         return hash_of(place.path, source.kind) == source.digest
+    with place.path.open("rb"):
+        pass  # one that cannot be read may be whole: that is a fault of its own
     try:
         check_digest(place.path, source.digest, on_hash=lambda _: tell(Phase.CHECKING, size_bytes))
     except WeightsMissingError:

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import random
 import re
@@ -318,14 +319,17 @@ def test_a_link_that_breaks_often_is_used_to_the_end(
     assert len(hub.log) == 30
 
 
+@pytest.mark.parametrize("lengths", [(200_000,), (200_000, 100_000)], ids=str)
 def test_a_server_that_only_begins_anew_is_given_up(
-    run: Run, hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
+    run: Run, hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch, *, lengths: tuple[int, ...]
 ) -> None:
-    """It brings as much each time, and never more: that is no progress."""
+    """However much it brings each time: what is never more than was here before is no progress."""
     monkeypatch.setattr(download_module, "FRUITFUL_BYTES", 10_000)
+    each = itertools.cycle(lengths)
 
     def short(handler: Handler) -> None:
-        handler.send(200, CONTENT[:200_000], {"Content-Length": str(len(CONTENT))})
+        assert len(hub.log) < 100
+        handler.send(200, CONTENT[: next(each)], {"Content-Length": str(len(CONTENT))})
         handler.close_connection = True
 
     hub.fault = always(short)
@@ -579,6 +583,8 @@ def test_a_server_without_ranges_is_read_from_the_start(run: Run, hub: Hub, plac
         "",
         "bytes",
         "bytes 0-300006/300007",
+        "bytes 0-299006/300007",
+        "bytes 999-300005/300007",
         "bytes 999-300006/300007",
         "bytes 1001-300006/300007",
         "bytes 1000-300007/300007",
@@ -788,6 +794,25 @@ def test_a_damaged_file_is_set_aside(run: Run, place: Place, damaged: bytes, tri
     assert fetched.set_aside is not None
     assert fetched.set_aside.read_bytes() == damaged
     assert place.path.read_bytes() == CONTENT
+
+
+def test_a_file_that_cannot_be_read_is_left(
+    run: Run, place: Place, monkeypatch: pytest.MonkeyPatch, tried: Counter[str]
+) -> None:
+    """It may be whole, and another user's: it is told, not set aside."""
+    run()
+    real = Path.open
+
+    def refusing(path: Path, *words: object, **named: object) -> object:
+        if path == place.path:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *words, **named)  # type: ignore[call-overload]  # whatever was given
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DownloadError, match="permission denied"):
+        run()
+    tried["planted file"] += 1
+    assert place.path.exists()
 
 
 def test_a_hub_that_lists_a_wrong_size_does_not_cost_the_file(run: Run, hub: Hub, place: Place) -> None:
