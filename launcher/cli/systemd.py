@@ -71,20 +71,20 @@ def install(
     import os
     import sys
 
-    from launcher import installation
+    from launcher.installation import files, places, standing
     from launcher.render.systemd import next_commands
 
-    folder = installation.units_folder(_scope(user), root, os.environ)
-    installation.check_writable(folder, (*installation.running_program(), *sys.argv[1:]))
+    folder = places.units_folder(_scope(user), root, os.environ)
+    places.check_writable(folder, (*places.running_program(), *sys.argv[1:]))
     units, folder = _make_units(ctx, user=user, root=root, groups=groups, hub_token_file=hub_token_file)
-    changes = installation.install(units, folder, overwrite=overwrite)
+    changes = files.install(units, folder, overwrite=overwrite)
     for change in changes:
         typer.echo(f"{change.act:9} {change.path}")
     instance = units.unit.partition("@")[2].removesuffix(".service")
     is_changed = any(change.act != "unchanged" for change in changes)
-    standing = installation.look_up(instance, units.scope, folder, ask=root == _ROOT)
+    state = standing.look_up(instance, units.scope, folder, ask=root == _ROOT)
     commands = list(next_commands(units, str(root)))
-    if standing.is_active:
+    if state.is_active:
         commands = [commands[0], commands[0].replace("daemon-reload", f"restart {units.unit}")] if is_changed else []
     typer.echo("next:" if commands else f"{units.unit} runs as it is installed")
     for command in commands:
@@ -102,23 +102,23 @@ def uninstall(
     import os
     import sys
 
-    from launcher import installation
     from launcher.errors import UnitError
+    from launcher.installation import files, places, standing
     from launcher.render.systemd import unit_name
 
     scope = _scope(user)
-    folder = installation.units_folder(scope, root, os.environ)
+    folder = places.units_folder(scope, root, os.environ)
     instance = _installed_name(name, folder)
     unit, option = unit_name(instance), " --user" if user else ""
-    standing = installation.look_up(instance, scope, folder, ask=root == _ROOT)
-    if standing.is_active or standing.is_enabled:
-        how = "runs" if standing.is_active else "is enabled"
+    state = standing.look_up(instance, scope, folder, ask=root == _ROOT)
+    if state.is_active or state.is_enabled:
+        how = "runs" if state.is_active else "is enabled"
         at = f" --root={root}" if root != _ROOT else ""
         msg = f"{unit} {how}"
         raise UnitError(msg, help=f"systemctl{option}{at} disable{'' if at else ' --now'} {unit}")
     if folder.exists():
-        installation.check_writable(folder, (*installation.running_program(), *sys.argv[1:]))
-    changes = installation.uninstall(instance, folder, overwrite=overwrite)
+        places.check_writable(folder, (*places.running_program(), *sys.argv[1:]))
+    changes = files.uninstall(instance, folder, overwrite=overwrite)
     for change in changes:
         typer.echo(f"{change.act:9} {change.path}")
     if not any(change.act == "removed" for change in changes):
@@ -166,10 +166,10 @@ def _make_units(
     import sys
     from tempfile import TemporaryDirectory
 
-    from launcher import installation
     from launcher.domain import Refusal
     from launcher.errors import EXIT_REFUSED
     from launcher.gateway.keys import check_exposure
+    from launcher.installation import places, reach
     from launcher.render.plan import render_outcome
     from launcher.render.systemd import TEMPLATE_NAME, Scope, Surroundings, render_units
     from launcher.resources import data_dir
@@ -177,7 +177,7 @@ def _make_units(
 
     scope = _scope(user)
     if scope is Scope.SYSTEM:
-        installation.see_as_service(os.environ, root, cache=ctx.with_resource(TemporaryDirectory(prefix="launcher-")))
+        places.see_as_service(os.environ, root, cache=ctx.with_resource(TemporaryDirectory(prefix="launcher-")))
     parsed = _parse(ctx)
     params = parsed.params
     key_file = _existing(params["api_key_file"], "--api-key-file")
@@ -191,13 +191,13 @@ def _make_units(
     if isinstance(plans, Refusal):
         raise typer.Exit(EXIT_REFUSED)
     _tell_download(plans[0])
-    program = installation.running_program()
+    program = places.running_program()
     names = _check_groups(groups or [])
     bound: tuple[str, ...] = ()
     if scope is Scope.SYSTEM:
-        needed = installation.needed_paths(program[0], plans, profile.source, root)
-        _check_readable(installation.find_unreadable(needed, names))
-        bound = installation.hidden_paths(needed)
+        needed = reach.needed_paths(program[0], plans, profile.source, root)
+        _check_readable(reach.find_unreadable(needed, names))
+        bound = reach.hidden_paths(needed)
     around = Surroundings(
         program=program,
         words=_words(parsed, without=frozenset({"api_key_file"} if scope is Scope.SYSTEM else set())),
@@ -206,13 +206,13 @@ def _make_units(
         token_file=token_file,
         bound_paths=bound,
         groups=names,
-        gpu_groups=installation.gpu_groups(),
+        gpu_groups=reach.gpu_groups(),
     )
     template = data_dir("systemd") / ("user" if user else "") / TEMPLATE_NAME
     units = render_units(
         template.read_text(encoding="utf-8"), instance_name(profile.name), plans, around, scope=scope, kinds=kinds
     )
-    return units, installation.units_folder(scope, root, os.environ)
+    return units, places.units_folder(scope, root, os.environ)
 
 
 def _parse(ctx: typer.Context) -> "click.Context":
@@ -363,7 +363,7 @@ def _environment(plan: "Plan", scope: "Scope", token_file: str | None) -> "list[
     """Return what the service finds in its environment: what led this command to what it found."""
     import os
 
-    from launcher import installation
+    from launcher.installation import reach
     from launcher.render.systemd import Scope
 
     names = ["LAUNCHER_LLAMA_SERVER", "LAUNCHER_VLLM"]
@@ -371,7 +371,7 @@ def _environment(plan: "Plan", scope: "Scope", token_file: str | None) -> "list[
         names += ["LAUNCHER_PROFILES", "LAUNCHER_STATE_DIR", "LAUNCHER_CACHE_DIR"]
         names += ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OLLAMA_MODELS"]
     found = [(name, os.environ[name]) for name in names if os.environ.get(name)]
-    path = installation.search_path(plan, os.environ)
+    path = reach.search_path(plan, os.environ)
     if path is not None:
         found.append(("PATH", path))
     if scope is Scope.USER and token_file is not None:

@@ -13,10 +13,10 @@ import click
 import pytest
 from msgspec.structs import replace
 
-from launcher import installation
 from launcher.cli import app, service
 from launcher.domain import ArtifactFile
 from launcher.errors import LauncherError, UnitError
+from launcher.installation import places, reach, standing
 from launcher.render.systemd import Scope, is_unchanged, mark
 from launcher.render.text import render_error
 from launcher.supervisor.service_manager import ServiceManager
@@ -355,7 +355,7 @@ def test_without_the_rights_the_command_to_type_is_said(tmp_path: Path, monkeypa
     """`sudo` has another PATH: the program is named by its own."""
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UnitError) as raised:
-        installation.check_writable(tmp_path / "etc/systemd/system", ("/opt/l/bin/launch", "systemd", "install", "a b"))
+        places.check_writable(tmp_path / "etc/systemd/system", ("/opt/l/bin/launch", "systemd", "install", "a b"))
     assert "sudo /opt/l/bin/launch systemd install 'a b'" in str(raised.value.help)
 
 
@@ -366,10 +366,10 @@ def test_what_runs_is_asked_of_systemd(tmp_path: Path, monkeypatch: pytest.Monke
     program.write_text(f"#!/bin/sh\necho {state}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert installation.look_up("x", Scope.SYSTEM, tmp_path, ask=True).is_active is (
+    assert standing.look_up("x", Scope.SYSTEM, tmp_path, ask=True).is_active is (
         state not in {"inactive", "failed", ""}
     )
-    assert installation.look_up("x", Scope.SYSTEM, tmp_path, ask=False).is_active is False
+    assert standing.look_up("x", Scope.SYSTEM, tmp_path, ask=False).is_active is False
 
 
 def test_what_is_hidden_is_bound_once_and_with_what_it_is_a_link_to(
@@ -379,14 +379,14 @@ def test_what_is_hidden_is_bound_once_and_with_what_it_is_a_link_to(
     real, link, seen = tmp_path / "real/x", tmp_path / "link", tmp_path / "seen"
     real.mkdir(parents=True)
     link.symlink_to(real)
-    monkeypatch.setattr(installation, "_HIDDEN", (tmp_path / "real", tmp_path / "link"))
-    found = installation.hidden_paths([link, real / "y", seen])
+    monkeypatch.setattr(reach, "_HIDDEN", (tmp_path / "real", tmp_path / "link"))
+    found = reach.hidden_paths([link, real / "y", seen])
     assert found == (str(link), str(real))
 
 
 def test_each_folder_on_the_way_must_let_others_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a path is not bound; a group that the service is in counts."""
-    monkeypatch.setattr(installation, "_HIDDEN", ())
+    monkeypatch.setattr(reach, "_HIDDEN", ())
     inner = tmp_path / "a/b"
     inner.mkdir(parents=True)
     for path in (inner, *inner.parents):
@@ -395,14 +395,14 @@ def test_each_folder_on_the_way_must_let_others_through(tmp_path: Path, monkeypa
     file = inner / "w.gguf"
     file.write_text("w")
     file.chmod(0o640)
-    assert installation.find_unreadable([file], ()) == (f"{file} cannot be read by others: chmod o+r {file}",)
+    assert reach.find_unreadable([file], ()) == (f"{file} cannot be read by others: chmod o+r {file}",)
     own_group = grp.getgrgid(file.stat().st_gid).gr_name
-    assert installation.find_unreadable([file], (own_group,)) == ()
+    assert reach.find_unreadable([file], (own_group,)) == ()
     file.chmod(0o644)
     inner.chmod(0o700)
-    assert installation.find_unreadable([file], ()) == (f"{inner} is closed to others: chmod o+x {inner}",)
+    assert reach.find_unreadable([file], ()) == (f"{inner} is closed to others: chmod o+x {inner}",)
     inner.chmod(0o755)
-    assert installation.find_unreadable([file, inner], ()) == ()
+    assert reach.find_unreadable([file, inner], ()) == ()
 
 
 def test_a_service_that_reads_its_weights_first_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,5 +448,25 @@ def test_what_the_service_has_downloaded_needs_no_rights_of_others(tmp_path: Pat
     weights.touch()
     plan = plan_for()
     plan = replace(plan, artifact=replace(plan.artifact, local_path=str(weights)))
-    assert weights not in installation.needed_paths("/bin/sh", [plan], "", tmp_path)
-    assert weights in installation.needed_paths("/bin/sh", [plan], "", Path("/"))
+    assert weights not in reach.needed_paths("/bin/sh", [plan], "", tmp_path)
+    assert weights in reach.needed_paths("/bin/sh", [plan], "", Path("/"))
+
+
+def test_what_links_and_profiles_lead_to_is_needed_too(tmp_path: Path) -> None:
+    """The shards of the hub's cache are links, and a profile may name a description of its model beside it."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots/c"
+    for folder in (blobs, snapshot):
+        folder.mkdir(parents=True)
+    shards = [f"w-{n:05}-of-00002.gguf" for n in (1, 2)]
+    for name in shards:
+        (blobs / f"{name}-sha").touch()
+        (snapshot / name).symlink_to(blobs / f"{name}-sha")
+    profile = tmp_path / "p/mine.toml"
+    (profile.parent / "specs").mkdir(parents=True)
+    (profile.parent / "specs/s.json").touch()
+    profile.write_text('name = "mine"\n[model]\nspec = "specs/s.json"\n')
+    plan = plan_for()
+    parts = tuple(ArtifactFile(name=name) for name in shards)
+    plan = replace(plan, artifact=replace(plan.artifact, files=parts, local_path=str(snapshot / shards[0])))
+    needed = reach.needed_paths("/bin/sh", [plan], str(profile), Path("/"))
+    assert {snapshot, blobs, profile, profile.parent / "specs/s.json"} <= set(needed)
