@@ -846,6 +846,10 @@ class Command(Noun, frozen=True):
     temp_env: str | None = None
     """Name of the environment variable for a temporary folder of its own, which is removed with it; ``None``: it needs none."""
 
+    def __repr__(self) -> str:
+        """Tell what is started, without the environment: it may hold a key."""
+        return f"Command(argv={self.argv!r})"
+
 
 class State(StrEnum):
     """The life of a served instance; ``launcher.supervisor.machine`` holds the transitions."""

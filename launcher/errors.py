@@ -4,12 +4,21 @@ A fault is an exception that ends the command with exit code 1 (2 for wrong usag
 a value, see ``domain.Refusal``. Messages are lower case without a final stop; only ``help`` proposes.
 """
 
+import re
 from typing import ClassVar, Final
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_REFUSED: Final = 3
+
+
+_USERINFO: Final = re.compile(r"(?:(?<=//)|(?<=:/))[^/\s@]+@(?=[\w\[])")
+
+
+def hide_passwords(text: str) -> str:
+    """Return the text with user and password of each address (``https://user:password@host``) replaced by asterisks."""
+    return _USERINFO.sub("***@", text) if "@" in text else text
 
 
 class LauncherError(Exception):
@@ -20,10 +29,10 @@ class LauncherError(Exception):
 
     def __init__(self, message: str, *, help: str | None = None, details: tuple[str, ...] = ()) -> None:  # noqa: A002
         """Hold the facts: one line of ``message``, further lines of ``details``, and one line of ``help``."""
-        super().__init__(message)
-        self.message = message
-        self.help = help
-        self.details = details
+        self.message = hide_passwords(message)
+        super().__init__(self.message)
+        self.help = None if help is None else hide_passwords(help)
+        self.details = tuple(map(hide_passwords, details))
 
 
 class UsageError(LauncherError):

@@ -1,8 +1,17 @@
-"""Where the data files that ship with the program are: inside the wheel, or beside the package in a checkout."""
+"""Where files are that are named without their folder: those that ship with the program, and those in a home.
 
+It must not know what is in them.
+"""
+
+import os
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
+
+
+def from_home(name: str) -> Path:
+    """Return the path that a name means, `~` and `~USER` read as a shell reads them; those of an unknown user stay as they are."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 - pathlib's own raises where the user is unknown
 
 
 def data_dir(name: str) -> Path:

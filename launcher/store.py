@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import os
 import re
-import stat
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -31,6 +30,15 @@ from launcher.domain import (
     State,
 )
 from launcher.errors import AlreadyServedError, NewerStateError, NotServedError, StateError, UsageError
+from launcher.private import (
+    NotOursError,
+    create_private,
+    find_open_parent,
+    open_private,
+    open_regular,
+    own_directory,
+    read_own,
+)
 from launcher.state_schema import decode_state
 
 T = TypeVar("T")
@@ -135,22 +143,37 @@ def _refuse(error: OSError, path: Path | str, act: str) -> NoReturn:
 def _own_directory(path: Path) -> int:
     """Create the folder for its owner alone where it is missing, and open it; refuse one of somebody else."""
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        return own_directory(path)
+    except NotOursError as error:
+        message = f"the state directory {path} belongs to user {error.uid}, not to you ({os.geteuid()})"
+        raise StateError(message, help="set LAUNCHER_STATE_DIR to a folder of your own") from error
     except OSError as error:
         _refuse(error, path, "use the state directory")
-    info = os.fstat(fd)
-    if info.st_uid != os.geteuid():
-        os.close(fd)
-        message = f"the state directory {path} belongs to user {info.st_uid}, not to you ({os.geteuid()})"
-        raise StateError(message, help="set LAUNCHER_STATE_DIR to a folder of your own")
-    if stat.S_IMODE(info.st_mode) & 0o077:
-        try:
-            os.fchmod(fd, 0o700)
-        except OSError as error:
-            os.close(fd)
-            _refuse(error, path, "close to others the state directory")
-    return fd
+
+
+def own_state_folder(*names: str) -> int:
+    """Create a folder below the state directory for its owner alone where it is missing, and open it.
+
+    Raises:
+        StateError: it cannot be used.
+    """
+    path = state_root()
+    directory = _own_directory(path)
+    for name in names:
+        os.close(directory)
+        path /= name
+        directory = _own_directory(path)
+    return directory
+
+
+def find_exposure() -> str | None:
+    """Say in words where other users could exchange the whole state directory; ``None`` where they cannot."""
+    parent = find_open_parent(state_root())
+    if parent is None:
+        return None
+    return (
+        f"every user of this machine can rename what is in {parent}, the state directory among it: `chmod o-w {parent}`"
+    )
 
 
 def replace_file(directory: int, name: str, data: bytes) -> None:
@@ -160,7 +183,7 @@ def replace_file(directory: int, name: str, data: bytes) -> None:
         OSError: the disk is full or cannot be written; the old file then stands and no temporary one is left.
     """
     temporary = f".{name}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode=0o600, dir_fd=directory)
+    fd = create_private(temporary, directory=directory)
     try:
         with open(fd, "wb") as file:  # noqa: PTH123 - opened relative to the folder, which a path cannot be
             file.write(data)
@@ -173,10 +196,14 @@ def replace_file(directory: int, name: str, data: bytes) -> None:
         raise
 
 
-def _read_file(directory: int, name: str) -> bytes | None:
-    """Return a file's bytes without following a link, or ``None`` where there is none."""
+def read_file(directory: int, name: str) -> bytes | None:
+    """Return the bytes of a file of the open folder ``directory``, or ``None`` where there is none.
+
+    Raises:
+        OSError: it is no file, a link among others, or cannot be read.
+    """
     try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+        fd = open_regular(name, directory=directory)
     except FileNotFoundError:
         return None
     with open(fd, "rb") as file:  # noqa: PTH123 - opened relative to the folder, which a path cannot be
@@ -244,7 +271,7 @@ class Instance:
 
 
 def _decode_or_set_aside(directory: int, name: str, kind: type[T]) -> T | None:
-    data = _read_file(directory, name)
+    data = read_file(directory, name)
     if data is None:
         return None
     try:
@@ -266,11 +293,8 @@ def open_instance(name: str) -> Iterator[Instance]:
         StateError: the state directory cannot be used.
     """
     folder = instance_name(name)
-    root = state_root()
-    os.close(_own_directory(root))
-    path = root / "instances" / folder
-    os.close(_own_directory(path.parent))
-    directory = _own_directory(path)
+    path = state_root() / "instances" / folder
+    directory = own_state_folder("instances", folder)
     try:
         lock = _take_lock(directory, path, folder)
         try:
@@ -283,7 +307,7 @@ def open_instance(name: str) -> Iterator[Instance]:
 
 def _take_lock(directory: int, path: Path, name: str) -> int:
     try:
-        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600, dir_fd=directory)
+        lock = open_private(_LOCK, os.O_RDWR | os.O_CREAT, directory=directory)
     except OSError as error:
         _refuse(error, path / _LOCK, "open the lock")
     for _ in range(_LOCK_ATTEMPTS):
@@ -312,7 +336,7 @@ def _take_lock(directory: int, path: Path, name: str) -> int:
 def _peek(directory: int) -> tuple[InstanceRecord | None, str | None]:
     """Read the record without changing anything: the record, or why it cannot be had; neither where there is none."""
     try:
-        data = _read_file(directory, _RECORD)
+        data = read_file(directory, _RECORD)
     except OSError as error:
         return None, f"its record cannot be read: {(error.strerror or str(error)).lower()}"
     if data is None:
@@ -390,12 +414,9 @@ def find_instance(name: str) -> InstanceView:
 
 def supervisor_log_path(name: str) -> Path:
     """Return where a detached supervisor's own output goes; its folder is made."""
-    root = state_root()
-    os.close(_own_directory(root))
-    path = root / "instances" / instance_name(name)
-    os.close(_own_directory(path.parent))
-    os.close(_own_directory(path))
-    return path / _SUPERVISOR_LOG
+    folder = instance_name(name)
+    os.close(own_state_folder("instances", folder))
+    return state_root() / "instances" / folder / _SUPERVISOR_LOG
 
 
 # --- Measurements -----------------------------------------------------------------------------------------------
@@ -428,7 +449,7 @@ def require_readable_calibration(machine: str) -> None:
         NewerStateError: a newer launcher wrote it.
     """
     try:
-        data = (state_root() / "calibrations" / f"{machine}.json").read_bytes()
+        data = read_own(state_root() / "calibrations" / f"{machine}.json", _MAX_RECORD_BYTES)
         decode_state(data, Calibration)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return  # none yet, or one that will be set aside
@@ -436,7 +457,7 @@ def require_readable_calibration(machine: str) -> None:
 
 def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibration | None, str | None]:
     name = f"{machine}.json"
-    data = _read_file(directory, name)
+    data = read_file(directory, name)
     if data is None:
         return None, None
     try:
@@ -488,14 +509,10 @@ def update_calibration(machine: str, change: Callable[[Calibration], Calibration
         StateError: the state directory cannot be used.
         NewerStateError: a newer launcher wrote what is known; it is left as it is.
     """
-    root = state_root()
-    os.close(_own_directory(root))
-    path = root / "calibrations"
-    directory = _own_directory(path)
+    path = state_root() / "calibrations"
+    directory = own_state_folder("calibrations")
     try:
-        lock = os.open(
-            f"{machine}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600, dir_fd=directory
-        )
+        lock = open_private(f"{machine}.lock", os.O_RDWR | os.O_CREAT, directory=directory)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)  # held by any process for the time of a small write
             known, _ = _read_calibration(directory, machine, path)

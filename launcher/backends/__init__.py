@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from launcher.backends import llama_cpp_python, llama_server, vllm
 from launcher.domain import Address, Command, Engine, EngineInstall, Plan
-from launcher.errors import EngineMissingError
+from launcher.errors import EngineMissingError, EngineTooOldError
 
 _NO_BACKTRACE: Final = {"GGML_NO_BACKTRACE": "1"}
 """An aborting llama.cpp starts gdb on itself where it is installed: 2 s on a busy machine in which nobody is served
@@ -41,11 +41,14 @@ def build_command(
 
     Raises:
         EngineMissingError: the plan names no installed engine, or one that this release cannot start.
-        EngineTooOldError: the installed build lacks an option that the plan depends on.
+        EngineTooOldError: the installed build lacks an option that the plan depends on, or has a published fault.
     """
     if plan.install is None:
         msg = f"{plan.engine} is not installed on this machine"
         raise EngineMissingError(msg, help="`launch hardware` lists the engines found; README.md says how to get one")
+    if plan.install.holes:
+        msg = f"{plan.engine} {plan.install.version or 'of unknown version'} is not started: {plan.install.holes[0]}"
+        raise EngineTooOldError(msg, help="install a newer one; `launch hardware` lists the engines found")
     command = _build(plan, plan.install, weights_path, address, alias, cache_path=cache_path)
     return replace(command, env={**_NO_BACKTRACE, **command.env})
 

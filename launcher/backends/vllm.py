@@ -1,7 +1,6 @@
 """The command line and environment of vLLM's server for a plan.
 
-Options are those of vLLM 0.32.0; a build that lacks one that the plan depends on is refused, as is one with a published fault
-that a served model is open to. Code of a model's folder is never run (``--trust-remote-code`` is not given, and off by
+Options are those of vLLM 0.32.0; a build that lacks one that the plan depends on is refused. Code of a model's folder is never run (``--trust-remote-code`` is not given, and off by
 default), and nothing but safetensors is loaded: pickled weights would run code too.
 """
 
@@ -89,15 +88,12 @@ def build_command(
 
     Raises:
         EngineMissingError: the plan was not made for vLLM.
-        EngineTooOldError: the build lacks an option that the plan depends on, or has a published fault.
+        EngineTooOldError: the build lacks an option that the plan depends on.
     """
     if plan.vllm is None:
         msg = f"the plan of `{plan.model}` has no terms for vllm"
         raise EngineMissingError(msg, help="plan it again with `--engine vllm`")
     version = install.version or "unknown version"
-    if install.holes:
-        msg = f"vllm {version} is not started: {install.holes[0]}"
-        raise EngineTooOldError(msg, help="install a newer vllm; `launch hardware` lists the engines found")
     options: list[_Option] = [
         ("--host", address.host),
         ("--port", str(address.port)),

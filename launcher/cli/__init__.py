@@ -78,7 +78,9 @@ for module in (
 def main() -> NoReturn:
     """Run the command line; a named fault becomes its message on stderr and its exit code."""
     from launcher.errors import EXIT_FAILED, LauncherError
+    from launcher.private import close_to_others
 
+    close_to_others()
     _open_closed_streams()
     try:
         try:
@@ -94,6 +96,9 @@ def main() -> NoReturn:
         _drop_output()
         message = f"the system refused{f' `{error.filename}`' if error.filename else ''}: {error.strerror or error}"
         sys.exit(_tell(LauncherError(message, help="check space and permissions, also of where the output goes")))
+    except Exception as error:  # noqa: BLE001 - a fault of our own, which is told as any is, but for secrets
+        _drop_output()
+        sys.exit(_confess(error))
     sys.exit(0)
 
 
@@ -109,6 +114,20 @@ def _tell(error: "LauncherError") -> int:
         except OSError:
             _drop_output()
     return error.exit_code
+
+
+def _confess(error: Exception) -> int:
+    """Write the traceback of a fault of our own without the secrets that its words may hold; return the exit code."""
+    import os
+    import traceback
+
+    from launcher.errors import EXIT_FAILED, hide_passwords
+    from launcher.inventory.environment import redact, secrets_of
+
+    text = "".join(traceback.format_exception(error))
+    sys.stderr.write(hide_passwords(redact(text, secrets_of(os.environ))))
+    sys.stderr.write("error: a fault of launcher itself; please report it with these lines\n")
+    return EXIT_FAILED
 
 
 def _open_closed_streams() -> None:

@@ -64,6 +64,7 @@ def export(
     from launcher.export import export as render
     from launcher.planner.advice import plan as decide
     from launcher.render.plan import render_outcome
+    from launcher.resources import from_home
 
     name, quant = opt.split_quant(name, quant)
     settings = opt.parse_settings(
@@ -97,7 +98,7 @@ def export(
         sys.stderr.write(render_outcome(outcome))
         raise typer.Exit(EXIT_REFUSED)
     if weights is None and outcome.artifact.local_path is not None:
-        weights = str(Path(outcome.artifact.local_path).expanduser().absolute())
+        weights = str(from_home(outcome.artifact.local_path).absolute())
     address = opt.with_address(profile.address, host=host, port=port)
     text = render(outcome, machine, target, weights=weights, address=address)
     if output is None:

@@ -29,6 +29,9 @@ _MAX_INT = 2**31 - 1
 _MAX_THREADS = 512
 """llama.cpp's own limit (``GGML_MAX_N_THREADS``, build 11434)."""
 
+_HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.:_%-")
+"""Of a host name, or of an address with or without its zone."""
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 Name = Annotated[
@@ -292,8 +295,9 @@ def resolve_profile(name: str) -> "Profile":
     if is_remote(name):
         return read_address(name) or read_hub(name)
     from launcher.profiles import load_profile, profile_for_weights
+    from launcher.resources import from_home
 
-    path = Path(name).expanduser()
+    path = from_home(name)
     if name and (name.endswith((".gguf", ".safetensors")) or _is_weights(path, name)):
         from launcher.metadata.load import read_spec
 
@@ -523,10 +527,22 @@ def echo_argv(
 
 
 def with_address(address: "Address", *, host: str | None, port: int | None) -> "Address":
-    """Lay ``--host`` and ``--port`` over the profile's address; port 0 asks for any free one."""
+    """Lay ``--host`` and ``--port`` over the profile's address; port 0 asks for any free one.
+
+    Raises:
+        UsageError: what is no name and no address, and so would be told and kept without ever being of use.
+    """
     from msgspec.structs import replace
 
     if host is not None:
+        if not host or not set(host) <= _HOST_CHARACTERS:
+            from launcher.errors import UsageError
+            from launcher.inventory.text import printable
+
+            msg = f"--host takes a host name or an address, not `{printable(host)}`"
+            raise UsageError(
+                msg, help="leave it out for 127.0.0.1, or give an address of this machine, ::1 for example"
+            )
         address = replace(address, host=host)
     if port is not None:
         address = replace(address, port=port or None)

@@ -112,6 +112,7 @@ def serve(
     check_exposure(profile.address, keys)
     if detach:
         raise typer.Exit(_detach(profile.name))
+    _warn_of_exposure()
     if cluster is not None:
         request = Request(profile=profile, settings=settings, force=force)
         argv = opt.echo_argv("serve", cluster=cluster, min_quant=min_quant, min_tps=min_tps)
@@ -151,8 +152,35 @@ def serve(
         if isinstance(outcome, Refusal):
             manager.tell({"STATUS": f"refused: {outcome.fact}"})
             raise typer.Exit(EXIT_REFUSED)
+        _check_engine(outcome, inventory)
         service = build_service(outcome, request, machine, keys=keys, argv=argv, alternatives=others, workers=workers)
         _run(outcome, instance, service, stall_timeout, manager)
+
+
+def _warn_of_exposure() -> None:
+    """Say where other users could exchange the state directory: it is not ours to close."""
+    from launcher.store import find_exposure
+
+    if (exposed := find_exposure()) is not None:
+        sys.stderr.write(f"warning: {exposed}\n")
+
+
+def _check_engine(plan: "Plan", inventory: str | None) -> None:
+    """Make sure that a plan for a machine from a file starts an engine of this one: a file may name any program.
+
+    Raises:
+        EngineMissingError: the program that the file names is no engine found here.
+    """
+    from launcher.errors import EngineMissingError
+    from launcher.inventory import probe_inventory
+
+    install = plan.install
+    if install is None or inventory is None:
+        return
+    here = probe_inventory().engines or ()
+    if not any((found.argv, found.env) == (install.argv, install.env) for found in here):
+        message = f"the inventory names `{' '.join(install.argv)}`, which is no engine found on this machine"
+        raise EngineMissingError(message, help="leave --inventory out, or plan with it: launch plan --inventory ...")
 
 
 def _detach(name: str) -> int:
@@ -164,7 +192,7 @@ def _detach(name: str) -> int:
         pass  # a name in use is said here, where the user looks; the lock is free again for the one that will serve
     words = [word for word in sys.argv[1:] if word != "--detach"]
     code = spawn_detached(
-        [sys.executable, "-m", "launcher", *words], name=name, relay=lambda line: typer.echo(line, err=True)
+        [sys.executable, "-P", "-m", "launcher", *words], name=name, relay=lambda line: typer.echo(line, err=True)
     )
     if code == 0:
         typer.echo(f"serving in the background; `launch stop {name}` ends it")

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from launcher.cluster.answers import decode
+from launcher.cluster.ray_holes import find_holes
 from launcher.domain import Cluster, Device, DeviceKind, Host, Inventory, Provenance
 from launcher.errors import ClusterError
 from launcher.inventory import list_machines, load_inventory
@@ -151,6 +152,7 @@ def build_cluster(
         provenance=Provenance.MEASURED if is_measured else Provenance.ASSUMED,
         notes=(
             f"Ray {ray}: {len(found)} node{'s' if len(found) > 1 else ''}",
+            *(f"Ray {ray}: {hole}: update it" for hole in find_holes(ray)),
             *(f"{node.name}: {note}" for node in found for note in node.notes),
         ),
     )

@@ -18,6 +18,8 @@ from launcher.errors import WeightsMissingError
 from launcher.fetch.digests import check_digest
 from launcher.fetch.names import shards_of
 from launcher.fetch.places import CACHE_VARIABLE, models_dir
+from launcher.private import make_private, open_private
+from launcher.resources import from_home
 
 _CHUNK_BYTES: Final = 1 << 20
 
@@ -36,7 +38,7 @@ def require_weights(
     Raises:
         WeightsMissingError: they are not on this machine, or not what the profile, or the store that they are in, says.
     """
-    if artifact.local_path is not None and (path := Path(artifact.local_path).expanduser()).exists():
+    if artifact.local_path is not None and (path := from_home(artifact.local_path)).exists():
         for file, sha256 in _promised(artifact, path):
             begin = None if on_hash is None else partial(on_hash, file)
             check_digest(file, sha256, on_hash=begin, on_read=partial(on_read, file))
@@ -79,8 +81,8 @@ def _join_package(artifact: Artifact, package: str) -> Path:
     if _is_whole(target, expected.size_bytes if expected else None):
         return target
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f".{target.name}.lock").open("w") as lock:
+        make_private(folder)
+        with open(open_private(folder / f".{target.name}.lock", os.O_RDWR | os.O_CREAT), "w") as lock:  # noqa: PTH123 - a path would follow links
             fcntl.flock(lock, fcntl.LOCK_EX)  # two serves at once join it once
             if not _is_whole(target, expected.size_bytes if expected else None):
                 _write_verified(module.chunk_paths(), target, expected.sha256 if expected else None)

@@ -84,16 +84,27 @@ class Front(web.Server):
         self._is_leaving = False
         self.clients: set[Client] = set()
 
-    async def listen(self, host: str, port: int) -> int:
-        """Listen, and return the port.
+    async def listen(self, host: str, port: int, check: Callable[[str], None]) -> int:
+        """Listen, and return the port; ``check`` sees each address that is bound, before anybody is let in.
 
         Raises:
             OSError: the address cannot be had.
+            LauncherError: as ``check`` says.
         """
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self, host, port, backlog=_N_BACKLOG, reuse_address=True)
+        listener = await loop.create_server(
+            self, host, port, backlog=_N_BACKLOG, reuse_address=True, start_serving=False
+        )
+        try:
+            for listening in listener.sockets:
+                check(listening.getsockname()[0])
+            await listener.start_serving()
+        except BaseException:
+            listener.close()
+            raise
+        self._listener = listener
         self._sweep()
-        bound: int = self._listener.sockets[0].getsockname()[1]
+        bound: int = listener.sockets[0].getsockname()[1]
         return bound
 
     @property

@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from msgspec.structs import replace
 
 from launcher.domain import Address, Noun
-from launcher.errors import PortInUseError
+from launcher.errors import PortInUseError, UsageError
 from launcher.gateway.client import Client, HttpError
 from launcher.gateway.exchange import Exchange, open_session
 from launcher.gateway.front import Front, check_reads, reply
@@ -77,10 +77,18 @@ class Gateway:
         check_exposure(address, self._keys)
         self._exchange = Exchange(line=self._line, limits=self._limits, meters=self._meters, session=open_session())
         try:
-            port = await self._front.listen(address.host, address.port or 0)
+            # A name may mean anything: what counts is what it turned out to be.
+            port = await self._front.listen(
+                address.host, address.port or 0, lambda host: check_exposure(Address(host=host), self._keys)
+            )
+        except UsageError:
+            await self._exchange.session.close()
+            raise
         except OSError as error:
             await self._exchange.session.close()
-            why = os.strerror(error.errno or 0).lower()  # asyncio's own words repeat the address
+            # asyncio's own words repeat the address; a name that nobody knows has a number of its own, below 0
+            number = error.errno or 0
+            why = (os.strerror(number) if number > 0 else str(error.strerror or error)).lower()
             message = f"{address.host}:{address.port} cannot be listened on: {why}"
             raise PortInUseError(message, help="choose another with `--port`, or end what listens there") from error
         return replace(address, port=port)

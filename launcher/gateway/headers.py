@@ -26,10 +26,14 @@ _HOP_BY_HOP: Final = frozenset(
 _FOR_GATEWAY: Final = _HOP_BY_HOP | {
     "accept-encoding",  # events in a compressed stream could not be told apart
     "authorization",  # the client's key is for the gateway; many clients send one of another service
+    "api-key",  # Azure's name of the same
     "content-length",  # follows from the body that is sent
+    "cookie",  # of other services on this host: a browser sends them to every port of it
     "expect",
     "host",
     "x-api-key",
+    "x-auth-token",
+    "x-goog-api-key",
 }
 
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")

@@ -114,7 +114,9 @@ def _replace_all(texts: Mapping[Path, str]) -> None:
     try:
         for path, text in texts.items():
             staged[path] = path.with_name(f".{path.name}.{os.getpid()}")
-            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not path.parent.is_dir():
+                path.parent.mkdir(parents=True)
+                path.parent.chmod(0o755)  # whatever the umask, which is strict here
             fd = os.open(staged[path], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
             with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - opened as a new file
                 os.fchmod(fd, 0o644)

@@ -15,9 +15,12 @@ from typing import Final
 import msgspec
 
 from launcher.domain import SCHEMA_VERSION
+from launcher.private import make_private, read_own
 
 _LIBRARY_PREFIXES: Final = ("libllama", "libggml", "libmtmd")
 _EDGE_BYTES: Final = 1 << 16
+_MAX_BYTES: Final = 1 << 20
+"""Of what is kept of one binary: its options take some tens of KiB."""
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,7 +80,7 @@ def _files(binary: Path) -> Iterator[Path]:
 def read_capabilities(folder: Path, binary: Path, mark: str) -> Capabilities | None:
     """Return what is remembered of the binary whose ``fingerprint`` is ``mark``."""
     try:
-        kept = msgspec.json.decode(_file(folder, binary).read_bytes(), type=Capabilities)
+        kept = msgspec.json.decode(read_own(_file(folder, binary), _MAX_BYTES), type=Capabilities)
     except (OSError, msgspec.DecodeError):
         return None
     same = (kept.path, kept.fingerprint, kept.schema_version) == (str(binary.resolve()), mark, SCHEMA_VERSION)
@@ -87,7 +90,7 @@ def read_capabilities(folder: Path, binary: Path, mark: str) -> Capabilities | N
 def write_capabilities(folder: Path, binary: Path, capabilities: Capabilities) -> None:
     """Remember, replacing what was known as one act; where the disk does not allow it, nothing is remembered."""
     with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".")
         try:
             with os.fdopen(descriptor, "wb") as stream:

@@ -22,6 +22,8 @@ from launcher.inventory.engine_cache import (
     read_capabilities,
     write_capabilities,
 )
+from launcher.inventory.holes import tell_holes
+from launcher.inventory.llama_holes import find_build_holes, find_python_holes
 from launcher.inventory.llama_text import parse_devices, parse_flags, parse_version
 from launcher.inventory.proc import ProcResult, run_bounded
 from launcher.inventory.vllm_install import probe_vllm
@@ -147,19 +149,22 @@ def _probe_native(candidate: Candidate, cache_dir: Path | None) -> EnginesProbe:
         devices = listing.result()
     if isinstance(answer, str):
         return EnginesProbe(notes=(f"`{binary}` is not used: it {answer}",))
+    version = _full_version(candidate.package_version, answer.version)
     install = EngineInstall(
         engine=Engine.LLAMA_SERVER,
         argv=(binary,),
-        version=_full_version(candidate.package_version, answer.version),
+        version=version,
         build=answer.build,
         flags=answer.flags,
         devices=parse_devices(devices.stdout) if devices.ok else (),
         env=candidate.env,
+        holes=find_build_holes(version),
     )
+    notes = tell_holes(f"`{binary}` ({version})", install.holes)
     if devices.ok or "--list-devices" not in answer.flags:
-        return EnginesProbe((install,))
+        return EnginesProbe((install,), notes)
     return EnginesProbe(
-        (install,), (f"`{binary}` cannot list its devices: it {devices.describe(timeout_s=_DEVICES_S)}",)
+        (install,), (*notes, f"`{binary}` cannot list its devices: it {devices.describe(timeout_s=_DEVICES_S)}")
     )
 
 
@@ -225,8 +230,9 @@ def _probe_llama_cpp_python(cache_dir: Path | None = None) -> EnginesProbe:
         build=build,
         flags=flags,
         devices=devices,
+        holes=find_python_holes(told),
     )
-    return EnginesProbe((install,), notes)
+    return EnginesProbe((install,), (*notes, *tell_holes(f"llama-cpp-python {told}", install.holes)))
 
 
 def _python_capabilities(folder: Path, told: str | None, cache_dir: Path | None) -> tuple[str | None, frozenset[str]]:

@@ -17,7 +17,7 @@ import msgspec
 from launcher.domain import READABLE_VERSIONS, SCHEMA_VERSION, Cluster, Inventory, Machines, Provenance
 from launcher.errors import InventoryError
 from launcher.inventory.text import printable
-from launcher.resources import data_dir
+from launcher.resources import data_dir, from_home
 
 _MAX_FILE_BYTES: Final = 4 << 20
 """An inventory takes a few KiB; a larger file is something else, given by mistake."""
@@ -90,7 +90,7 @@ def _find(name_or_path: str) -> Machines | None:
     is_path = path.suffix.lower() in _SUFFIXES or "/" in name_or_path
     if not is_path or (_MULTIPLE.fullmatch(name_or_path) is not None and not path.exists()):
         return None
-    return _read(path.expanduser())
+    return _read(from_home(str(path)))
 
 
 def _multiply(n: int, inner: Machines, rest: str, whole: str) -> Machines:

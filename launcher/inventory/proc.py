@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Final, NamedTuple
 
+from launcher.inventory.environment import inherited
 from launcher.inventory.text import printable
 
 _POLL_S: Final = 0.05
@@ -62,7 +63,7 @@ def run_bounded(
 
     It runs in a session of its own, and nothing of that process group survives the call: not at the end, not after
     ``timeout_s`` seconds, not when it has printed more than ``max_output_bytes`` on one stream. ``env`` is laid over
-    the inherited environment. Text that is no UTF-8 is kept readable by replacement.
+    what any program inherits, which is without secrets. Text that is no UTF-8 is kept readable by replacement.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - no shell; callers pass programs they found, with fixed options
@@ -71,7 +72,7 @@ def run_bounded(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **(env or {})},
+            env={**inherited(), **(env or {})},
         )
     except (OSError, ValueError) as error:
         return ProcResult(None, "", "", error=getattr(error, "strerror", None) or str(error))

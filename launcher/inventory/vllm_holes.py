@@ -5,17 +5,9 @@ request, other users of the machine. Faults of several machines talking to each 
 how a version was found.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
-
-class Hole(NamedTuple):
-    """One advisory of vLLM's project: versions from ``since`` on have it, those from ``mended`` on no longer."""
-
-    ids: str
-    since: tuple[int, ...]
-    mended: tuple[int, ...]
-    what: str
-
+from launcher.inventory.holes import Hole, describe_holes, parse_release
 
 HOLES: Final = (
     Hole(
@@ -49,6 +41,12 @@ HOLES: Final = (
         what="a model's folder can run code although that was not allowed",
     ),
     Hole(
+        ids="CVE-2025-62164",
+        since=(0, 10, 2),
+        mended=(0, 11, 1),
+        what="a request can write beyond the engine's memory",
+    ),
+    Hole(
         ids="CVE-2025-59425",
         since=(0,),
         mended=(0, 11, 0),
@@ -70,32 +68,7 @@ HOLES: Final = (
 """From vLLM's advisories as databases of vulnerabilities repeat them, looked up in November 2026; newest first."""
 
 
-_MAX_DIGITS: Final = 9
-
-
-def parse_release(version: str) -> tuple[int, ...] | None:
-    """Return the numbers of a release (``0.32.0+cpu``, ``0.18.0rc1``); ``None`` where it begins with none.
-
-    A release candidate counts as its release, a local build (after ``+``) as what it was built from.
-    """
-    numbers = []
-    for part in version.partition("+")[0].split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits or len(digits) > _MAX_DIGITS:
-            break
-        numbers.append(int(digits))
-        if digits != part:
-            break
-    return tuple(numbers) or None
-
-
 def find_holes(version: str | None) -> tuple[str, ...]:
     """Return the faults of a version in words; none where it is unknown, as of a build from a working copy."""
     release = parse_release(version) if version and "dev" not in version else None
-    if release is None:
-        return ()
-    return tuple(
-        f"{hole.what} ({hole.ids}; mended in {'.'.join(map(str, hole.mended))})"
-        for hole in HOLES
-        if hole.since <= release < hole.mended
-    )
+    return () if release is None else describe_holes(HOLES, release)

@@ -15,6 +15,7 @@ from launcher.domain import Engine, EngineInstall
 from launcher.inventory.class_fields import annotated_fields
 from launcher.inventory.distributions import read_version
 from launcher.inventory.engine_cache import Capabilities, read_capabilities, write_capabilities
+from launcher.inventory.holes import tell_holes
 from launcher.inventory.vllm_holes import find_holes
 
 EXPLICIT_VARIABLE: Final = "LAUNCHER_VLLM"
@@ -99,7 +100,7 @@ def _describe(python: Path, package: Path, cache_dir: Path | None) -> VllmProbe:
         flags=flags,
         holes=find_holes(version),
     )
-    return VllmProbe((install,), tuple(f"vllm {version} is not used: {hole}" for hole in install.holes[:1]))
+    return VllmProbe((install,), tell_holes(f"vllm {version}", install.holes))
 
 
 def _version(package: Path) -> tuple[str | None, bool]:

@@ -22,7 +22,7 @@ from launcher.domain import (
     RefusalCode,
     Request,
 )
-from launcher.planner.abilities import describe_lack, has_option, missing_options
+from launcher.planner.abilities import describe_lack, has_option, is_usable, missing_options
 from launcher.planner.ask import Ask
 from launcher.planner.calibration import prefer_fastest
 from launcher.planner.footprint.llama_cpp import Backend
@@ -189,12 +189,14 @@ def choose_target(
             fact=f"none of the engines that can serve `{ask.model}` is installed",
             derivation=(f"wanted {', '.join(engines)}; found {have}",),
         )
-    usable = [install for install in found if not missing_options(install)]
+    usable = [install for install in found if is_usable(install)]
     if not usable:
+        lacking = all(missing_options(install) for install in found)
+        what = "has the options that a plan for `{}` is made of" if lacking else "may be used for `{}`"
         return Refusal(
             code=RefusalCode.ENGINE_TOO_OLD,
             model=ask.model,
-            fact=f"no engine found has the options that a plan for `{ask.model}` is made of",
+            fact=f"no engine found {what.format(ask.model)}",
             derivation=tuple(describe_lack(install) for install in found),
         )
     found = usable

@@ -28,6 +28,7 @@ from launcher.domain import (
 from launcher.errors import ProfileError
 from launcher.profiles.checks import Faults, flag, many, one_of, propose, rate, show, table, text, whole
 from launcher.profiles.specs import CompactSpec, SpecError, count_parameters, expand, parse_spec
+from launcher.resources import from_home
 
 _T = TypeVar("_T")
 
@@ -50,11 +51,11 @@ NAME: Final = r"[a-z0-9][a-z0-9._-]{0,63}"
 _name = text("a name of lower-case letters, digits, `.`, `_` and `-`", NAME)
 _alias = text("an alias of letters, digits, `.`, `_`, `:` and `-`", r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _line = text("one line of at most 200 characters", r".{0,200}")
-_url = text("an http or https address", r"https?://\S{1,500}")
+_url = text("an http or https address without a user or a password", r"(?=.{1,508}\Z)https?://[^\s/@?#]+(?:[/?#]\S*)?")
 _quantization = text("a quantization's name in lower case, like `q4_k_m` or `awq-int4`", r"[a-z0-9][a-z0-9_.-]{0,31}")
 _relative = text(
     "a relative path with `/` between its parts and no `.` or `..` among them",
-    r"(?!~)(?!\.{1,2}(?:/|$))[^/\\:]+(?:/(?!\.{1,2}(?:/|$))[^/\\:]+)*",
+    r"(?![~-])(?!\.{1,2}(?:/|$))[^/\\:]+(?:/(?!\.{1,2}(?:/|$))[^/\\:]+)*",
 )
 
 _file_table = table(
@@ -118,7 +119,12 @@ _PROFILE: Final = table(
             },
             synonyms=_LONG_OPTIONS,
         ),
-        "serve": table({"host": text("a host name or an address", r"[A-Za-z0-9.:_-]{1,253}"), "port": whole(0, 65535)}),
+        "serve": table(
+            {
+                "host": text("a host name or an address", r"[A-Za-z0-9.:_][A-Za-z0-9.:_-]{0,252}"),
+                "port": whole(0, 65535),
+            }
+        ),
         "fallback": table({"ladder": many(one_of(Rung)), "step_up": flag}),
         "model": table({"spec": _relative, "license": _line, "urls": many(_url)}),
         "artifact": many(
@@ -126,11 +132,13 @@ _PROFILE: Final = table(
                 {
                     "format": one_of(WeightsFormat),
                     "quantization": _quantization,
-                    "repository": text("OWNER/NAME", r"(?!\.)[\w.-]+/(?!\.)[\w.-]+"),
+                    "repository": text("OWNER/NAME", r"(?![.-])[\w.-]+/(?![.-])[\w.-]+"),
                     "files": many(_file),
                     "url": text("an https:// address that ends in .gguf", r"https://[^\s?#@\\]+\.gguf"),
                     "local_path": text("a path of printable characters", r".+"),
-                    "package": text("the name of a Python package", r"[A-Za-z_]\w*"),
+                    "package": text(
+                        "the name of a Python package of weights, which ends in `_gguf`", r"[A-Za-z_]\w*_gguf"
+                    ),
                 },
                 required=("quantization",),
                 synonyms={"quant": "quantization", "repo": "repository", "path": "local_path"},
@@ -259,7 +267,7 @@ def _artifact(raw: dict[str, Any], specs: dict[tuple[WeightsFormat, str], ModelS
         quantization=raw["quantization"],
         repository=raw.get("repository"),
         files=tuple(ArtifactFile(**file) for file in raw.get("files", ())),
-        local_path=None if local_path is None else str(folder / Path(local_path).expanduser()),
+        local_path=None if local_path is None else str((folder / from_home(local_path)).absolute()),
         package=raw.get("package"),
         url=raw.get("url"),
         spec=specs.get((_format(raw), raw["quantization"])),

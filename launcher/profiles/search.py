@@ -13,7 +13,7 @@ from typing import Any, Final
 from launcher.domain import Profile
 from launcher.errors import ProfileError, ProfileNotFoundError
 from launcher.profiles.document import MAX_FILE_BYTES, count_profile_parameters, parse_toml, read_profile
-from launcher.resources import data_dir
+from launcher.resources import data_dir, from_home
 
 DIRECTORY_VARIABLE: Final = "LAUNCHER_PROFILES"
 """Names the user's directory of profiles instead of the one that XDG gives."""
@@ -29,7 +29,7 @@ def shipped_directory() -> Path:
 def user_directory() -> Path:
     """Return the folder of the user's own profiles, which need not exist."""
     if chosen := os.environ.get(DIRECTORY_VARIABLE):
-        return Path(chosen).expanduser()
+        return from_home(chosen)
     # What platformdirs does on Linux, without the 6 ms that its import would take of every plan's start.
     base = os.environ.get("XDG_CONFIG_HOME", "")
     return (Path(base) if base.startswith("/") else Path.home() / ".config") / "launcher" / "profiles"
@@ -45,7 +45,7 @@ def load_profile(name: str) -> Profile:
         ProfileError: the file is wrong, or two of one directory claim the name.
     """
     if name.endswith(_SUFFIX):
-        path = Path(name).expanduser()
+        path = from_home(name)
         if not _is_file(path):
             message = f"there is no profile file `{_short(name)}`"
             raise ProfileNotFoundError(message, help="`launch list` shows the profiles that are known")

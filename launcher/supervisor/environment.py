@@ -1,27 +1,23 @@
-"""What an engine finds in its environment: all of the launcher's but the keys, and the ways to them, that are not for it.
+"""What an engine finds in its environment: all of the launcher's that is no secret, and what its command lays over it.
 
 It must not know how an engine is started, nor keep any key.
 """
 
 import os
 from collections.abc import Mapping
-from typing import Final
 
 from launcher.domain import Command
-
-_NOT_THE_ENGINES: Final = frozenset(
-    {"LAUNCHER_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "CREDENTIALS_DIRECTORY"}
-)
-
-
-def inherited() -> dict[str, str]:
-    """Return what any engine or worker inherits."""
-    return {name: value for name, value in os.environ.items() if name not in _NOT_THE_ENGINES}
+from launcher.inventory.environment import inherited, secrets_of
 
 
 def environment_of(command: Command) -> dict[str, str]:
     """Return what the command's engine inherits, with what the command lays over it."""
     return {**inherited(), **command.env}
+
+
+def known_secrets(env: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what no log may hold: the secrets of an engine's environment, and the launcher's own."""
+    return secrets_of({**os.environ, **env})
 
 
 def key_of(command: Command, env: Mapping[str, str]) -> str | None:

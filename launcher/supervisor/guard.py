@@ -107,11 +107,20 @@ def _identity(pid: int) -> str:
     return f'{{"pid":{pid},"start_time":{start},"boot_id":"{boot_id()}"}}'
 
 
+def remove(path: str) -> None:
+    """Remove a file, where there is one."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return
+
+
 def write_record(path: str, token: str, engine: int | None) -> None:
     """Replace the record that the next start reads when both supervisor and guard were killed."""
     described = "null" if engine is None else _identity(engine)
     text = f'{{"schema_version":1,"token":"{token}","guard":{_identity(os.getpid())},"engine":{described}}}'
-    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    remove(f"{path}.new")  # whatever stands there is not written into, nor waited for
+    fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         os.write(fd, text.encode("ascii"))
     finally:

@@ -5,16 +5,15 @@ It must not know what a line means. A disk that is full or broken costs log line
 
 import errno
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+from launcher.private import open_private
 
 MAX_LINE_BYTES: Final = 8192
 """Longer lines are cut there: llama.cpp's own stay below 2 KiB, chat templates printed on one line do not."""
 _CUT: Final = b" [...]"
-_SECRET_NAME: Final = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?$", re.IGNORECASE)
-_MIN_SECRET_LENGTH: Final = 6  # shorter values are words of ordinary log lines
 
 
 class LineSplitter:
@@ -94,8 +93,7 @@ class RotatingFile:
 
     def _open(self) -> int:
         if self._fd is None:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(self._path, flags, 0o600)
+            self._fd = open_private(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             self._size = os.fstat(self._fd).st_size
         return self._fd
 
@@ -108,19 +106,3 @@ class RotatingFile:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-
-
-def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the values that must never be written: of variables whose names end in key, token, secret, password."""
-    found = {
-        value for name, value in environment.items() if _SECRET_NAME.search(name) and len(value) >= _MIN_SECRET_LENGTH
-    }
-    return tuple(sorted(found, key=len, reverse=True))
-
-
-def redact(line: str, secrets: tuple[str, ...]) -> str:
-    """Return the line with every secret replaced by asterisks."""
-    for secret in secrets:
-        if secret in line:
-            line = line.replace(secret, "***")
-    return line

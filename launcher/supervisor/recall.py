@@ -14,13 +14,16 @@ from typing import Final
 import msgspec
 
 from launcher.domain import SCHEMA_VERSION, Command, EngineInstall, Noun
+from launcher.errors import StateError
 from launcher.planner.calibration import build_of
-from launcher.store import replace_file, state_root
+from launcher.private import read_own
+from launcher.store import own_state_folder, replace_file, state_root
 from launcher.supervisor.breakdown import Breakdown
 
 _FOLDER: Final = "accounts"
 _MAX_KEPT: Final = 256
 """Accounts on one machine, of a few hundred bytes each; the oldest go."""
+_MAX_BYTES: Final = 1 << 20
 _INDIFFERENT: Final = frozenset(
     {
         "--host",
@@ -59,7 +62,7 @@ class Recall:
         if key is None:
             return None
         try:
-            kept = msgspec.json.decode((_folder(self._machine) / f"{key}.json").read_bytes(), type=_Kept)
+            kept = msgspec.json.decode(read_own(_folder(self._machine) / f"{key}.json", _MAX_BYTES), type=_Kept)
         except (OSError, msgspec.DecodeError, UnicodeDecodeError):
             return None
         return kept.told if kept.told.complete and kept.schema_version == SCHEMA_VERSION else None
@@ -69,15 +72,13 @@ class Recall:
         key = key_of(command, install)
         if key is None:
             return
-        with contextlib.suppress(OSError):
-            folder = _folder(self._machine)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        with contextlib.suppress(OSError, StateError):
+            directory = own_state_folder(_FOLDER, self._machine)
             try:
                 replace_file(directory, f"{key}.json", msgspec.json.encode(_Kept(told=told)))
             finally:
                 os.close(directory)
-            _drop_oldest(folder)
+            _drop_oldest(_folder(self._machine))
 
 
 def forget(machine: str) -> bool:

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from launcher.domain import InstanceView, ProcessId, State
 from launcher.errors import EngineFailedError, NotServedError
+from launcher.private import open_private, open_regular
 from launcher.store import LIVE_STATES, find_instance, is_alive, open_instance, supervisor_log_path
 from launcher.supervisor.reclaim import reclaim
 
@@ -93,7 +94,7 @@ def _clear(view: InstanceView) -> bool:
 
 def _open_log(path: Path) -> BinaryIO | None:
     try:
-        return open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")  # noqa: PTH123 - a path would follow links
+        return open(open_regular(path), "rb")  # noqa: PTH123 - a path would follow links
     except FileNotFoundError:
         return None
 
@@ -164,14 +165,13 @@ def spawn_detached(
         stops it.
     """
     log = supervisor_log_path(name)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_NOFOLLOW
     with contextlib.ExitStack() as stack:
-        output = os.open(log, flags, 0o600)
+        output = open_private(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
         stack.callback(os.close, output)
         process = subprocess.Popen(  # noqa: S603 - our own program
             argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, env=env
         )
-        file = stack.enter_context(log.open("rb"))
+        file = stack.enter_context(open(open_regular(log), "rb"))  # noqa: PTH123 - a path would follow links
         try:
             return _await_ready(process, name, file, relay)
         except KeyboardInterrupt:

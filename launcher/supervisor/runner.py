@@ -14,16 +14,16 @@ from typing import Final
 
 from launcher.domain import Command, InstanceRecord, Noun, Plan, State
 from launcher.errors import LauncherError
+from launcher.inventory.environment import redact
 from launcher.store import Instance
 from launcher.supervisor import failures, placement
 from launcher.supervisor.account import Account, without_tensors
 from launcher.supervisor.checks import check_start
-from launcher.supervisor.environment import environment_of, key_of
+from launcher.supervisor.environment import environment_of, key_of, known_secrets
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.guard import become_subreaper
 from launcher.supervisor.heard import Heard
 from launcher.supervisor.herald import Herald
-from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.machine import ENDS, GUARDED, LOADING, Effect, Event, Phase, state_of, step
 from launcher.supervisor.memory_watch import MemoryWatch
 from launcher.supervisor.notices import Notice, Report
@@ -388,7 +388,7 @@ class _Supervision:
     def _use(self, command: Command) -> None:
         self._command = command
         self._env = environment_of(command)
-        self._secrets = secrets_of(self._env)
+        self._secrets = known_secrets(self._env)
 
     def _is_overdrawn_at_once(self) -> bool:
         """Judge the start by what is free now; nothing is started where it is known not to fit.

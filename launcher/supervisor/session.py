@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from launcher.domain import Command, Plan
 from launcher.errors import EngineFailedError, PlacementError
+from launcher.inventory.environment import redact
 from launcher.store import Instance
 from launcher.supervisor import faults, placement
 from launcher.supervisor.checks import check_start
-from launcher.supervisor.environment import environment_of
+from launcher.supervisor.environment import environment_of, known_secrets
 from launcher.supervisor.holding import Holding
-from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.reclaim import reclaim
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class _Engine:
     def __init__(self, command: Command, instance: Instance) -> None:
         self._command = command
         self.env = environment_of(command)
-        secrets = secrets_of(self.env)
+        secrets = known_secrets(self.env)
         self._lines: deque[str] = deque(maxlen=_N_LINES)
         self.holding = Holding(
             command.argv,

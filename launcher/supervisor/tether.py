@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from launcher.inventory.environment import inherited
 from launcher.store import identify
 from launcher.supervisor import guard
 from launcher.supervisor.logs import LineSplitter
@@ -65,6 +66,7 @@ class Tether:
                 stdout=subprocess.DEVNULL,
                 stderr=err_in,
                 start_new_session=True,
+                env=inherited(),
             )
             ours.pop_all()
         for fd, splitter in (

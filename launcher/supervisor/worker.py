@@ -12,14 +12,14 @@ from typing import Any, Final
 
 from launcher.domain import Address, ProcessId, State
 from launcher.errors import EngineFailedError
+from launcher.inventory.environment import inherited, redact
 from launcher.store import Instance
 from launcher.supervisor import faults
 from launcher.supervisor.account import Account
 from launcher.supervisor.checks import check_port
-from launcher.supervisor.environment import inherited
+from launcher.supervisor.environment import known_secrets
 from launcher.supervisor.guard import descendants
 from launcher.supervisor.holding import Holding
-from launcher.supervisor.logs import redact, secrets_of
 from launcher.supervisor.notices import Report
 from launcher.supervisor.options import RunOptions
 from launcher.supervisor.processes import probe_listeners, socket_owners
@@ -88,7 +88,7 @@ class _Keeper:
     ) -> None:
         self._argv = argv
         self._env = env
-        self._secrets = secrets_of(env)
+        self._secrets = known_secrets(env)
         self._address = address
         self._instance = instance
         self._account = account

@@ -7,6 +7,7 @@ import yaml
 from msgspec.structs import replace
 
 from launcher.backends import build_command
+from launcher.cluster.ray_holes import find_holes as find_ray_holes
 from launcher.domain import (
     Address,
     Artifact,
@@ -22,9 +23,20 @@ from launcher.domain import (
 from launcher.errors import UsageError
 from launcher.export import Target, export
 from launcher.export.handover import Surroundings, hand_over, renumbered
-from launcher.export.images import LLAMA_IMAGES, RAY_IMAGE, RAY_VLLM_VERSION, SKYPILOT_GPUS, VLLM_IMAGE, VLLM_VERSION
+from launcher.export.images import (
+    LLAMA_BUILD,
+    LLAMA_IMAGES,
+    RAY_IMAGE,
+    RAY_VERSION,
+    RAY_VLLM_VERSION,
+    SKYPILOT_GPUS,
+    VLLM_IMAGE,
+    VLLM_VERSION,
+)
 from launcher.inventory import list_machines, load_inventory
-from launcher.inventory.vllm_holes import find_holes, parse_release
+from launcher.inventory.holes import parse_release
+from launcher.inventory.llama_holes import find_build_holes
+from launcher.inventory.vllm_holes import find_holes
 from launcher.units import GIB, MIB
 from tests.fakes.exports import planned
 
@@ -148,6 +160,9 @@ def test_images_are_pinned_to_versions_without_known_holes() -> None:
     for version in (VLLM_VERSION, RAY_VLLM_VERSION):
         assert not find_holes(version)
         assert (parse_release(version) or ()) >= (0, 22)
+    assert not find_build_holes(LLAMA_BUILD)
+    assert find_build_holes("b8000")
+    assert not find_ray_holes(RAY_VERSION)
 
 
 def test_a_cpu_plan_asks_for_no_gpu() -> None:

@@ -24,12 +24,13 @@ from launcher.inventory.cgroup import (
 )
 from launcher.inventory.devices import join_devices
 from launcher.inventory.engines import parse_settings_flags
+from launcher.inventory.holes import parse_release
 from launcher.inventory.host import parse_cpuinfo, parse_meminfo
 from launcher.inventory.llama_text import parse_devices, parse_flags, parse_version
 from launcher.inventory.machines import load_machines
 from launcher.inventory.programs import parse_status
 from launcher.inventory.psi import parse_psi
-from launcher.inventory.vllm_holes import find_holes, parse_release
+from launcher.inventory.vllm_holes import find_holes
 from launcher.inventory.vllm_install import parse_flags as parse_vllm_flags
 from launcher.inventory.workers import Worker, _limited, _named, _shared, parse_workers
 from launcher.planner.advice import plan

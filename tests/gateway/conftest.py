@@ -1,10 +1,14 @@
 """Engines that are gone after a test."""
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.fakes.gateway import Engine
+
+collect_ignore = [] if shutil.which("nginx") and shutil.which("openssl") else ["test_reverse_proxy.py"]
+"""A reverse proxy is nobody's duty to install for the checks of this project."""
 
 
 @pytest.fixture

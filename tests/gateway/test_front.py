@@ -74,12 +74,26 @@ async def test_what_concerns_one_connection_is_not_passed_on(engine: Engine) -> 
     async with serving() as served:
         served.gateway.attach(engine.url + "/", api_key="the-engine's")
         fields = ("Connection: close, X-Mine", "X-Mine: 1", "TE: trailers", "Authorization: Bearer sk-secret")
-        more = ("X-Api-Key: sk-other", "Accept-Encoding: gzip", "X-Kept: yes", "User-Agent: me")
+        secrets = (
+            "X-Api-Key: sk-other",
+            "Api-Key: sk-other",
+            "Cookie: k=sk-other",
+            "X-Auth-Token: sk-other",
+            "X-Goog-Api-Key: sk-x",
+        )
+        more = (
+            *secrets,
+            "Proxy-Authorization: Basic sk-other",
+            "Accept-Encoding: gzip",
+            "X-Kept: yes",
+            "User-Agent: me",
+        )
         assert _answers(await served.raw(_post(STREAM, *fields, *more))) == [200]
         seen = engine.seen()["last"]["headers"]
         assert seen["authorization"] == "Bearer the-engine's"
         assert (seen["x-kept"], seen["user-agent"], seen["accept-encoding"]) == ("yes", "me", "identity")
         assert {"x-mine", "te", "x-api-key"}.isdisjoint(seen)
+        assert "sk-" not in str(seen)
         assert "secret" not in json.dumps(seen)
 
 

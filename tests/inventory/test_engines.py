@@ -26,7 +26,7 @@ NO_LLAMA_CPP = pytest.mark.skipif(
 
 ANSWERS = """
 case "$1" in
---version) echo 'version: 6123 (abc1234)' >&2 ;;
+--version) echo 'version: 9123 (abc1234)' >&2 ;;
 --help) printf -- '-m,    --model FNAME    model\\n--port PORT   port\\n-c,    --ctx-size N   context\\n--list-devices   list\\n' ;;
 --list-devices) printf 'Available devices:\\n  CUDA0: NVIDIA GeForce RTX 3090 (24124 MiB, 23000 MiB free)\\n' ;;
 esac
@@ -57,7 +57,7 @@ def test_well_behaved(program: Program, only: Callable[[Path], None]) -> None:
     found = probe_engines()
     (install,) = found.installs
     assert found.notes == ()
-    assert (install.engine, install.argv, install.version) == (Engine.LLAMA_SERVER, (str(path),), "6123 (abc1234)")
+    assert (install.engine, install.argv, install.version) == (Engine.LLAMA_SERVER, (str(path),), "9123 (abc1234)")
     assert install.flags == {"--model", "--port", "--ctx-size", "--list-devices"}
     assert [(d.name, d.total_bytes) for d in install.devices] == [("CUDA0", 24124 * MIB)]
     assert install.has_gpu

@@ -8,10 +8,10 @@ import pytest
 from launcher.errors import InventoryError, UsageError
 from launcher.inventory.cgroup import parse_cpu_max, parse_stat
 from launcher.inventory.class_fields import annotated_fields
+from launcher.inventory.holes import parse_release
 from launcher.inventory.host import CpuInfo, parse_cpuinfo, parse_meminfo
 from launcher.inventory.llama_text import parse_devices
 from launcher.inventory.machines import parse_machines
-from launcher.inventory.vllm_holes import parse_release
 from launcher.inventory.workers import parse_workers
 
 _LONG = "9" * 5000

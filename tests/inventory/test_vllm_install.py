@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from launcher.domain import Engine, EngineInstall
-from launcher.inventory.vllm_holes import HOLES, find_holes, parse_release
+from launcher.inventory.holes import parse_release
+from launcher.inventory.vllm_holes import HOLES, find_holes
 from launcher.inventory.vllm_install import EXPLICIT_VARIABLE, parse_flags, probe_vllm
 
 ARGUMENTS = """

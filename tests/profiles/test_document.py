@@ -84,7 +84,7 @@ def test_every_key_reaches_its_noun(tmp_path: Path) -> None:
         repository = "some.one/some-model"
         files = ["a/b-00001-of-00002.gguf", { name = "b.gguf", size_bytes = 5, sha256 = "%s" }]
         local_path = "weights/first.gguf"
-        package = "some_package"
+        package = "some_weights_gguf"
         [[artifact]]
         format = "safetensors"
         quantization = "q4_k_m"
@@ -115,7 +115,7 @@ def test_every_key_reaches_its_noun(tmp_path: Path) -> None:
     assert [file.name for file in gguf.files] == ["a/b-00001-of-00002.gguf", "b.gguf"]
     assert (gguf.files[1].size_bytes, gguf.files[1].sha256) == (5, "0" * 64)
     assert gguf.local_path == str(tmp_path / "weights/first.gguf")
-    assert (gguf.package, gguf.repository) == ("some_package", "some.one/some-model")
+    assert (gguf.package, gguf.repository) == ("some_weights_gguf", "some.one/some-model")
     assert gguf.spec is not None
     assert gguf.spec.architecture == "llama"
     assert (safetensors.format, safetensors.spec) == (WeightsFormat.SAFETENSORS, None)

@@ -267,10 +267,9 @@ def test_two_serves_of_one_name(serve: Serve) -> None:
     assert len(first.tree()) == 1
 
 
-def test_a_secret_is_in_no_file(serve: Serve, state_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A key from the environment reaches the engine, and neither log, record nor events."""
-    monkeypatch.setenv("FAKE_API_KEY", "s3cret-s3cret")
-    served = serve("--echo-env", "FAKE_API_KEY")
+def test_a_secret_is_in_no_file(serve: Serve, state_dir: Path) -> None:
+    """A key in the command's environment reaches the engine, and neither log, record nor events."""
+    served = serve("--echo-env", "FAKE_API_KEY", command={"env": {"FAKE_API_KEY": "s3cret-s3cret"}})
     served.await_event("engine.ready")
     served.process.terminate()
     served.end()
