@@ -85,8 +85,12 @@ class EngineBuild(Noun, frozen=True):
 
 
 class Limits(Noun, frozen=True):
-    """The resource limits that an engine would inherit; ``None`` means unlimited."""
+    """The limits that an engine would inherit; ``None`` means unlimited.
 
+    ``memory_files`` are the files of the control groups around this process that hold a memory limit, each with its text.
+    """
+
+    memory_files: tuple[tuple[str, str], ...] = ()
     address_space_bytes: int | None = None
     memlock_bytes: int | None = None
     n_open_files: int | None = None

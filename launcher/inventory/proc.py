@@ -10,7 +10,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Final, NamedTuple
 
 from launcher.inventory.environment import inherited
@@ -19,6 +19,8 @@ from launcher.inventory.text import printable
 _POLL_S: Final = 0.05
 """How often to look whether a program ended whose output stays open, held by a child of its own."""
 
+_REAP_S: Final = 5.0
+"""A killed program is gone within milliseconds, unless it has much memory to give back (assumed)."""
 _CHUNK_BYTES: Final = 1 << 16
 
 
@@ -76,7 +78,7 @@ def run_bounded(
         )
     except (OSError, ValueError) as error:
         return ProcResult(None, "", "", error=getattr(error, "strerror", None) or str(error))
-    with process:
+    with _released(process):
         try:
             captured = _capture(process, deadline=time.monotonic() + timeout_s, max_output_bytes=max_output_bytes)
         finally:
@@ -124,9 +126,27 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+@contextlib.contextmanager
+def _released(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Close the streams at the end, as ``with process`` does, but without waiting for a program that cannot end."""
+    try:
+        yield
+    finally:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
+
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the process group, then reap the program."""
+    """Kill what is left of the process group, then reap the program.
+
+    One that hangs in the kernel, in a GPU's driver mostly, is not ended by any signal: it is left behind, and the system
+    reaps it once the driver lets go of it.
+    """
     # The group may hold nothing but a zombie, which some kernels answer with "no such process".
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        process.wait(_REAP_S)
+    except subprocess.TimeoutExpired:
+        process.returncode = -signal.SIGKILL  # else its object would warn, and be kept, until it is gone

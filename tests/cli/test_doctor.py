@@ -189,7 +189,7 @@ def test_a_control_group(doctor: Doctor) -> None:
     with memory_group(limit) as folder:
         _, found = doctor.find(before=tuple(inside(folder, [])))
     assert (probe_memory().limit_bytes or 1 << 60) > limit
-    assert f"limit {limit}" in evidence(found["cgroup-limit"])
+    assert f"{folder}/memory.limit_in_bytes: limit {limit}" in evidence(found["cgroup-limit"])
 
 
 def test_open_to_others(doctor: Doctor) -> None:

@@ -1,12 +1,14 @@
 """A program asked within bounds: whatever it does, the call ends, and nothing of it stays."""
 
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from launcher.inventory import proc
 from launcher.inventory.proc import ProcResult, run_bounded
 
 Program = Callable[[str, str], Path]
@@ -101,3 +103,20 @@ def test_what_cannot_be_started(tmp_path: Path) -> None:
         result = run_bounded([name], timeout_s=10)
         assert (result.exit_code, result.ok) == (None, False)
         assert result.describe(timeout_s=10).startswith("cannot be started: ")
+
+
+def test_a_program_that_no_signal_ends(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One that hangs in the kernel is left behind after a bound. Here signals are withheld, which is the same to the caller."""
+    pid_file = tmp_path / "pid"
+    path = program("stuck", f"echo $$ > {pid_file}.new; mv {pid_file}.new {pid_file}; exec sleep 600")
+    kill = os.killpg
+    monkeypatch.setattr(proc, "_REAP_S", 0.1)
+    monkeypatch.setattr(os, "killpg", lambda _group, _number: None)
+    try:
+        found = run_bounded([str(path)], timeout_s=2)
+        assert (found.timed_out, found.exit_code) == (True, -signal.SIGKILL)
+        assert is_alive(int(pid_file.read_text()))
+    finally:
+        pid = int(pid_file.read_text())
+        kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)

@@ -92,7 +92,8 @@ def _of_disk(facts: Facts, disk: Disk) -> Iterator[Finding]:
         why = "its file system is read-only" if disk.is_read_only else f"{facts.user.name} may not write there"
         yield Finding(
             code=FindingCode.DISK_READ_ONLY,
-            severity=Severity.FAULT,
+            # Weights that are there already may well be on a disk that nobody writes.
+            severity=Severity.FAULT if disk.purpose == "state" else Severity.WARNING,
             area=Area.DISK,
             text=f"{disk.purpose} cannot be written below {disk.path}: {why}",
             evidence=(_where(disk), Evidence(source=f"access to {disk.path}", value=why)),

@@ -148,9 +148,7 @@ def check_limits(facts: Facts) -> Iterator[Finding]:
             area=Area.LIMITS,
             text=f"the control group allows {format_bytes(limit)} of memory, {format_bytes(used)} is used; "
             f"the machine has {format_bytes(host.total_bytes)}",
-            evidence=(
-                Evidence(source="the memory controller of this process's group", value=f"limit {limit}, used {used}"),
-            ),
+            evidence=(Evidence(source=_limit_file(facts, limit), value=f"limit {limit}, used {used}"),),
             help="raise the limit of the session, unit or container (`MemoryMax=`, `--memory`), or serve outside of it"
             if full
             else None,
@@ -174,6 +172,12 @@ def check_limits(facts: Facts) -> Iterator[Finding]:
             evidence=(Evidence(source="getrlimit(RLIMIT_NOFILE)", value=str(n_files)),),
             help="raise it in the shell with `ulimit -n 4096`, in a unit with `LimitNOFILE=4096`",
         )
+
+
+def _limit_file(facts: Facts, limit: int) -> str:
+    """Name the file that the limit was read from: a group above may be the one that binds, or one that is not visible."""
+    named = (path for path, text in facts.limits.memory_files if text == str(limit))
+    return next(named, "the memory controller of this process's group")
 
 
 def _address_space(facts: Facts) -> Iterator[Finding]:

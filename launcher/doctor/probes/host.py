@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from launcher.doctor.facts import Clock, Disk, Kernel, Limits, Network, Proxy, User
 from launcher.doctor.probes.files import is_there, number_of, text_of
+from launcher.inventory.cgroup import find_folders
 from launcher.inventory.psi import find_psi, read_psi
 from launcher.inventory.text import printable
 from launcher.units import KIB
@@ -43,14 +44,20 @@ def probe_user() -> User:
     return User(uid=uid, name=name, groups=tuple(groups))
 
 
-def probe_limits() -> Limits:
-    """Return the soft limits of this process, which engines inherit."""
+def probe_limits(root: Path = Path("/")) -> Limits:
+    """Return the soft limits of this process, which engines inherit, and its control groups' files of them."""
 
     def soft(which: int) -> int | None:
         limit = resource.getrlimit(which)[0]
         return None if limit == resource.RLIM_INFINITY else limit
 
+    files = [
+        folder / name
+        for version, folder in find_folders(root, "memory")
+        for name in (("memory.limit_in_bytes",) if version == 1 else ("memory.max", "memory.high"))
+    ]
     return Limits(
+        memory_files=tuple((str(path), text) for path in files if (text := text_of(path)) is not None),
         address_space_bytes=soft(resource.RLIMIT_AS),
         memlock_bytes=soft(resource.RLIMIT_MEMLOCK),
         n_open_files=soft(resource.RLIMIT_NOFILE),
