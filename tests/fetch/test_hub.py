@@ -161,6 +161,10 @@ def test_settings_are_huggingface_hubs_own(tmp_path: Path) -> None:
     assert secret({"HF_HOME": str(tmp_path / "hub")}) == "hf_home"
     assert secret({"HF_HOME": str(tmp_path / "hub"), "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}) is None
     assert secret({}) is None
+    (tmp_path / "hub-token").write_text("hf_passed_on\n")
+    service = {"CREDENTIALS_DIRECTORY": str(tmp_path)}  # of systemd
+    assert secret(service) == secret({**service, "HF_TOKEN_PATH": str(tmp_path / "token")}) == "hf_passed_on"
+    assert secret({**service, "HF_TOKEN": "hf_value"}) == "hf_value"
     assert read_settings({**none, "HF_HUB_OFFLINE": "1"}).offline
     assert not read_settings({**none, "HF_HUB_OFFLINE": "0"}).offline
     assert read_settings({**none, "HF_HUB_DOWNLOAD_TIMEOUT": "2.5"}).timeout_s == 2.5

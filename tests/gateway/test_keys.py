@@ -80,3 +80,26 @@ def test_beyond_loopback_a_key_is_required(host: str) -> None:
     with pytest.raises(UsageError, match="no API key"):
         check_exposure(Address(host=host), Keys())
     check_exposure(Address(host=host), Keys((ONE,)))
+
+
+def test_a_service_finds_its_keys_among_its_credentials(tmp_path: Path) -> None:
+    """Whatever mode they seem to have: systemd grants by an ACL, whose mask looks like the group's; a named file goes before."""
+    folder, own = tmp_path / "credentials", tmp_path / "own"
+    for path in (folder, own):
+        path.mkdir()
+    (folder / "api-key").write_text(f"{ONE}\n")
+    (folder / "api-key").chmod(0o440)
+    passed_on = {"CREDENTIALS_DIRECTORY": str(folder)}
+    assert read_keys(passed_on).admit(ONE)
+    assert read_keys({**passed_on, KEY_ENV: TWO}).admit(TWO)
+    named = read_keys(passed_on, _file(own, TWO))
+    assert (named.admit(ONE), named.admit(TWO)) == (False, True)
+    (folder / "api-key").write_text("short")
+    with pytest.raises(ApiKeyError, match="5 characters"):
+        read_keys(passed_on)
+
+
+@pytest.mark.parametrize("folder", ["", "relative", "/nonexistent"])
+def test_without_such_a_credential_no_key_is_required(folder: str) -> None:
+    """A service to which none was passed on is as any other process."""
+    assert not read_keys({"CREDENTIALS_DIRECTORY": folder})

@@ -329,3 +329,14 @@ def test_a_small_record_takes_little_memory() -> None:
             assert tracemalloc.get_traced_memory()[1] < 1 << 20
         finally:
             tracemalloc.stop()
+
+
+def test_the_state_directory_of_a_dynamic_user_may_be_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systemd makes it one; it names the folder behind it, which is then opened without following any."""
+    monkeypatch.delenv("LAUNCHER_STATE_DIR")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "public").symlink_to("private")
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "public"))
+    assert store.state_root() == tmp_path / "private"
+    with store.open_instance("x") as instance:
+        assert instance.path == tmp_path / "private/instances/x"
