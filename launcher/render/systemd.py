@@ -31,6 +31,8 @@ _DEVICES: Final = {
     DeviceKind.CUDA: ("char-nvidia* rw",),
     DeviceKind.ROCM: ("char-kfd rw", "char-drm rw"),
 }
+_OWN_MEMORY: Final = frozenset({DeviceKind.CUDA, DeviceKind.ROCM})
+"""GPUs that mostly have memory of their own; another may be part of the processor, and what it holds counts as the host's."""
 _ANY_GPU: Final = ("char-nvidia* rw", "char-kfd rw", "char-drm rw")
 
 
@@ -104,16 +106,20 @@ def render_units(
     start = f"ExecStart={_command((*around.program, 'serve'))} %i"
     files = [UnitFile(name=TEMPLATE_NAME, text=mark(template.replace(_TEMPLATE_PROGRAM, start)))]
     folder = drop_in_folder(instance)
-    text = _instance_drop_in(instance, plans, around, scope=scope)
+    is_shared = not kinds <= _OWN_MEMORY
+    limits = max((memory_limits(plan, is_shared=is_shared) for plan in plans), key=lambda limits: limits[-1])
+    text = _instance_drop_in(instance, plans[0], around, limits, scope=scope)
     files.append(UnitFile(name=f"{folder}/{_INSTANCE_DROP_IN}", text=mark(text)))
     if kinds and scope is Scope.SYSTEM:
         files.append(UnitFile(name=f"{folder}/{_GPU_DROP_IN}", text=mark(_gpu_drop_in(kinds, around.gpu_groups))))
     return Units(unit=unit_name(instance), scope=scope, files=tuple(files))
 
 
-def _instance_drop_in(instance: str, plans: Sequence[Plan], around: Surroundings, *, scope: Scope) -> str:
-    need_bytes, high_bytes, max_bytes = max(map(memory_limits, plans), key=lambda limits: limits[-1])
-    port = plans[0].address.port
+def _instance_drop_in(
+    instance: str, plan: Plan, around: Surroundings, limits: tuple[int, int, int], *, scope: Scope
+) -> str:
+    need_bytes, high_bytes, max_bytes = limits
+    port = plan.address.port
     lines = ["[Service]"]
     if around.words != (instance,):
         lines += ["ExecStart=", f"ExecStart={_command((*around.program, 'serve', *around.words))}"]
@@ -149,14 +155,17 @@ def _gpu_drop_in(kinds: frozenset[DeviceKind], groups: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def memory_limits(plan: Plan) -> tuple[int, int, int]:
+def memory_limits(plan: Plan, *, is_shared: bool = False) -> tuple[int, int, int]:
     """Return in bytes what a plan takes of host memory, and from that ``MemoryHigh=`` and ``MemoryMax=``.
+
+    ``is_shared``: what its devices hold may be host memory, too.
 
     A launcher that plans under the lower of them finds what the plan was made with: its use, residual and margin, and
     what the launcher itself has by then. Page cache counts too, but the kernel gives it back first.
     """
     budget = next(budget for budget in plan.budgets if budget.name == HOST_MEMORY)
-    need_bytes = plan.footprint.host.total_bytes
+    on_devices_bytes = sum(use.total_bytes for use in plan.footprint.devices)
+    need_bytes = plan.footprint.host.total_bytes + (on_devices_bytes if is_shared else 0)
     high_bytes = need_bytes + budget.residual_bytes + budget.margin_bytes + _LAUNCHER_BYTES
     gap_bytes = max(_LEAST_GAP_BYTES, high_bytes // _GAP_SHARE)
     return need_bytes, pad(high_bytes, MIB), pad(high_bytes + gap_bytes, MIB)

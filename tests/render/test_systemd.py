@@ -11,7 +11,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from launcher.domain import HOST_MEMORY, SCHEMA_VERSION, Address, Budget, DeviceKind, Footprint, HostUse, Plan, Request
+from launcher.domain import (
+    HOST_MEMORY,
+    SCHEMA_VERSION,
+    Address,
+    Budget,
+    DeviceKind,
+    Footprint,
+    HostUse,
+    MemoryUse,
+    Plan,
+    Request,
+)
 from launcher.errors import UsageError
 from launcher.inventory import load_inventory
 from launcher.planner.fit import decide
@@ -254,6 +265,17 @@ def test_the_limits_are_of_the_plan_that_takes_most() -> None:
     for plans in ((small, large), (large, small)):
         units = render_units(text, "fake", plans, around, scope=Scope.SYSTEM, kinds=frozenset())
         assert f"MemoryMax={memory_limits(large)[2] // MIB}M" in units.files[1].text
+
+
+def test_a_gpu_that_may_be_part_of_the_processor_counts_as_host_memory() -> None:
+    """What a driver takes for it there is charged to the service; a card's own memory is not."""
+    use = MemoryUse(name="gpu0", weights_bytes=5 * GIB)
+    plan = _plan(footprint=Footprint(devices=(use,), host=HostUse(weights_bytes=GIB)))
+    name = "launch@fake.service.d/50-launcher.conf"
+    for kind, is_shared in ((DeviceKind.CUDA, False), (DeviceKind.ROCM, False), (DeviceKind.VULKAN, True)):
+        text = _files(_units(plan=plan, kinds=frozenset({kind})))[name]
+        assert f"MemoryMax={memory_limits(plan, is_shared=is_shared)[2] // MIB}M" in text
+    assert memory_limits(plan, is_shared=True)[0] == 6 * GIB
 
 
 def test_json_says_what_text_says() -> None:
