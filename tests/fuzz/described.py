@@ -25,8 +25,8 @@ DESCRIPTION: Final = Path(__file__).parents[2] / "docs/openapi.json"
 KEY: Final = "0123456789abcdef"
 _LEFT_OUT: Final = "not_a_server_error,ignored_auth"
 """A declared 503 is an answer; and the description says that without keys none is wanted, which `--keys` tries."""
-_OF_ENGINE: Final = "negative_data_rejection,positive_data_acceptance"
-"""What a real engine takes of a request is its own business."""
+_OF_ENGINE: Final = "negative_data_rejection,positive_data_acceptance,unsupported_method"
+"""What a real engine takes of a request, and how it refuses a method, is its own business."""
 
 
 def validators() -> dict[str, Draft202012Validator]:
