@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 
 from launcher.gateway.client import JSON, Client, HttpError
@@ -220,6 +220,12 @@ class Front(web.Server):
             return await client.finish(fault.to_response())
 
     def _check(self, request: web.BaseRequest) -> None:
+        if (
+            request.version < HttpVersion10
+        ):  # an answer to HTTP/0.9 has no head, so that none can be told from what it is about
+            if request.transport is not None:
+                request.transport.close()
+            raise ConnectionResetError
         if self._n_connections > self._limits.n_connections:
             message = f"{self._limits.n_connections} connections are open, as many as may be"
             raise HttpError(503, "too-many-connections", message, retry_after_s=1, last=True)

@@ -55,6 +55,18 @@ async def test_words_behind_a_status_with_a_control_character_are_the_usual_ones
     assert said.endswith(b"{}")
 
 
+@pytest.mark.parametrize("request_", [b"CONNECT  HTTP/1.1", b"GET /props", b"GET /health HTTP/0.9"])
+async def test_a_client_of_before_http_1_is_not_spoken_with(request_: bytes) -> None:
+    """It was answered with a line of `HTTP/0.9`, which there is not; what was answered before it on the connection arrives."""
+    async with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as url, serving() as served:
+        served.gateway.attach(url)
+        said = await served.raw(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" + request_ + b"\r\nHost: x\r\n\r\n")
+        assert served.gateway._meters.n_faults == 0
+    assert said.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"HTTP/0" not in said
+    assert said.count(b"HTTP/1") <= 2
+
+
 @pytest.mark.parametrize("status", [b"101 Switching Protocols", b"099 ?", b"000 ?"])
 async def test_a_status_that_answers_nothing_is_a_lost_engine(status: bytes) -> None:
     """101 begins another protocol; it was passed on, and the client then waited for an answer."""
