@@ -19,7 +19,7 @@ from msgspec import Struct
 from launcher.credentials import HUB_TOKEN, credential_path
 from launcher.errors import RemoteAccessError, RemoteError, RemoteMissingError, UsageError
 from launcher.fetch.names import RemoteFile
-from launcher.fetch.places import is_offline, is_true
+from launcher.fetch.places import expand_path, hub_home_dir, is_offline, is_true
 from launcher.fetch.web import DEFAULT_TIMEOUT_S, Token, Web, check_url, is_loopback, next_url, origin, show_url
 from launcher.metadata.files import label
 from launcher.units import MIB
@@ -31,6 +31,8 @@ MAX_PAGES: Final = 20
 MAX_FILES: Final = 20_000
 """Of a page the hub lists 1,000 files."""
 
+_MAX_TOKEN_BYTES: Final = 4096
+"""Tokens have some forty characters; whatever else the file is, memory does not grow with it."""
 _NEXT: Final = re.compile(r"""<([^>]*)>\s*;[^,]*\brel="?next"?""")
 _MAX_SIZE_BYTES: Final = 2**63 - 1
 _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -251,9 +253,13 @@ def _read_secret(environ: Mapping[str, str]) -> str | None:
         path = credential_path(environ, HUB_TOKEN) or _token_path(environ)
         source = str(path)
         try:
-            secret = path.read_text(encoding="utf-8").strip()
+            with path.open("rb") as file:
+                secret = file.read(_MAX_TOKEN_BYTES + 1).decode().strip()
         except (OSError, ValueError):
             return None
+        if len(secret) > _MAX_TOKEN_BYTES:
+            msg = f"the token from {source} is longer than any token"
+            raise UsageError(msg, help="set HF_TOKEN to the token alone")
     if not (secret.isascii() and secret.isprintable() and " " not in secret):
         msg = f"the token from {source} has characters that no token has"
         raise UsageError(msg, help="set HF_TOKEN to the token alone")
@@ -261,9 +267,8 @@ def _read_secret(environ: Mapping[str, str]) -> str | None:
 
 
 def _token_path(environ: Mapping[str, str]) -> Path:
-    cache = Path(environ.get("XDG_CACHE_HOME") or "~/.cache")
-    home = Path(environ.get("HF_HOME") or cache / "huggingface")
-    return Path(environ.get("HF_TOKEN_PATH") or home / "token").expanduser()
+    chosen = environ.get("HF_TOKEN_PATH")
+    return expand_path(chosen) if chosen else hub_home_dir(environ) / "token"
 
 
 def _read_timeout(text: str) -> float:

@@ -26,13 +26,24 @@ def models_dir() -> Path:
     return cache_dir() / "models"
 
 
+def hub_home_dir(environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Path:
+    """Return the folder of the hub's client: its cache and its token are there, unless they are told to be elsewhere."""
+    chosen = environ.get("HF_HOME")
+    if not chosen:
+        cache = environ.get("XDG_CACHE_HOME") or (Path.home() if home is None else home) / ".cache"
+        chosen = f"{cache}/huggingface"
+    return expand_path(chosen)
+
+
 def hub_cache_dir(environ: Mapping[str, str] = os.environ, home: Path | None = None) -> Path:
     """Return the hub's cache, as its client finds it: weights of repositories are downloaded there."""
-    home = Path.home() if home is None else home
-    base = environ.get("XDG_CACHE_HOME") or str(home / ".cache")
-    root = environ.get("HF_HOME") or f"{base}/huggingface"
-    chosen = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or f"{root}/hub"
-    return Path(os.path.expanduser(os.path.expandvars(chosen)))  # noqa: PTH111  as the hub's client does, in its order
+    chosen = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE")
+    return expand_path(chosen) if chosen else hub_home_dir(environ, home) / "hub"
+
+
+def expand_path(text: str) -> Path:
+    """Return the path that a variable of the hub's client means, which may begin with ``~`` and name other variables."""
+    return Path(os.path.expanduser(os.path.expandvars(text)))  # noqa: PTH111  as the client does, without a fault
 
 
 def is_offline(environ: Mapping[str, str] = os.environ) -> bool:

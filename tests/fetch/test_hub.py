@@ -7,6 +7,7 @@ import pytest
 
 from launcher.errors import LauncherError, RemoteAccessError, RemoteError, RemoteMissingError, UsageError
 from launcher.fetch.hub import DEFAULT_ENDPOINT, MAX_PAGES, Settings, list_files, read_settings
+from launcher.fetch.places import hub_cache_dir, hub_home_dir
 from launcher.fetch.web import Token, Web, origin
 from tests.fakes.hub import Handler, Hub, always
 
@@ -168,6 +169,31 @@ def test_settings_are_huggingface_hubs_own(tmp_path: Path) -> None:
     assert read_settings({**none, "HF_HUB_OFFLINE": "1"}).offline
     assert not read_settings({**none, "HF_HUB_OFFLINE": "0"}).offline
     assert read_settings({**none, "HF_HUB_DOWNLOAD_TIMEOUT": "2.5"}).timeout_s == 2.5
+
+
+def test_a_token_file_is_read_within_bounds() -> None:
+    """A file without end is no token: that is said after some kilobytes of it."""
+    with pytest.raises(UsageError, match=r"/dev/zero is longer than any token"):
+        read_settings({"HF_TOKEN_PATH": "/dev/zero"})
+
+
+def test_the_token_is_where_the_hubs_client_looks(tmp_path: Path) -> None:
+    """In the folder that its variables name, with ``~`` and variables in them; without any, in the user's cache."""
+    (tmp_path / "token").write_text("hf_here")
+    home = {"HOME": str(tmp_path.parent), "LAUNCHER_TEST_FOLDER": tmp_path.name}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in home.items():
+            patch.setenv(name, value)
+        for environ in (
+            {"HF_HOME": "~/$LAUNCHER_TEST_FOLDER"},
+            {"HF_TOKEN_PATH": "$HOME/${LAUNCHER_TEST_FOLDER}/token", "HF_HOME": "/nowhere"},
+        ):
+            token = read_settings(environ).token
+            assert token is not None
+            assert token.secret == "hf_here"  # noqa: S105  a secret for the test
+        folder = tmp_path.parent / ".cache" / "huggingface"
+        assert hub_home_dir({}) == folder
+        assert hub_cache_dir({}) == folder / "hub"
 
 
 def test_a_token_is_not_sent_in_the_clear() -> None:
