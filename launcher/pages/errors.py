@@ -212,9 +212,9 @@ PAGES: Final[tuple[Page, ...]] = (
     _error(
         "unit-refused",
         "A unit of systemd is not written or removed.",
-        "A file of that name was written or changed by a person, the service runs, the folder cannot be written, or "
-        "systemd does not accept what it would read.",
-        "The message names the file; `--overwrite` replaces it all the same.",
+        "A file of that name was written or changed by a person, the service runs or is enabled, the folder cannot be "
+        "written, or the service's own user could not read what it needs.",
+        "The message names the file, or the command that helps; `--overwrite` replaces what a person changed.",
         "`launch systemd render NAME` prints what would be written.",
     ),
 )
