@@ -145,6 +145,35 @@ def test_the_hubs_own_client_finds_it(hub: Hub, here: Here, bring: Pull, files: 
     assert result.stdout.splitlines() == [pulled.artifact.local_path, f"0 [('o/tiny', {size})]"], result.stderr
 
 
+def test_the_hubs_own_client_is_waited_for(hub: Hub, here: Here, files: dict[str, bytes]) -> None:
+    """It locks the same file before it downloads a blob, and is let finish."""
+    hub.files = {"o/tiny": files}
+    name = digest(files["tiny-Q8_0.gguf"])
+    code = (
+        "import os, sys\n"
+        "from huggingface_hub.utils import WeakFileLock\n"
+        "os.makedirs(os.path.dirname(sys.argv[1]))\n"
+        "with WeakFileLock(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    lock = here.cache / ".locks" / "models--o--tiny" / f"{name}.lock"
+    with subprocess.Popen([sys.executable, "-c", code, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None
+        assert client.stdin is not None
+        assert client.stdout.readline() == b"held\n"
+        told: list[Phase] = []
+
+        def tell(progress: Progress) -> None:
+            told.append(progress.phase)
+            if client.stdin is not None and not client.stdin.closed:
+                client.stdin.close()
+
+        pull(tiny(), tell=tell, environ=here.environ)
+    assert told[0] is Phase.SHARING
+    assert told[-1] is Phase.DOWNLOADING
+
+
 def test_all_shards_come(hub: Hub, bring: Pull, shards: dict[str, bytes]) -> None:
     """The path is the first one's, and the others lie beside it under their names, as engines look for them."""
     hub.files = {"o/tiny": shards}
