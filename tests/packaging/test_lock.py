@@ -20,7 +20,7 @@ _RENEW: Final = "run `make lock` and commit requirements/check.txt"
 
 def _pins(file: Path) -> dict[str, tuple[str, list[str]]]:
     """Return version and digests by name."""
-    found = {}
+    found: dict[str, tuple[str, list[str]]] = {}
     for entry in re.split(r"\n(?=[A-Za-z])", file.read_text()):
         match = re.match(r"([A-Za-z0-9_.-]+)==(\S+)", entry)
         if match is not None:
