@@ -7,6 +7,7 @@ neither bounds what it reads nor reads GGUF.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +128,9 @@ def find_commit(web: Web, settings: Settings, repository: str) -> str:
 def list_files(web: Web, settings: Settings, repository: str, revision: str = REVISION) -> tuple[RemoteFile, ...]:
     """Return the files of a repository at a branch or commit.
 
+    Names that cannot be shown are left out, as where weights are looked for on this machine: nobody can give them to a
+    command. Pictures have such names: in those of macOS a narrow space stands before PM.
+
     Raises:
         RemoteAccessError: it is private or gated.
         RemoteMissingError: there is no such repository.
@@ -141,7 +145,7 @@ def list_files(web: Web, settings: Settings, repository: str, revision: str = RE
             files = _list_siblings(web, settings, repository)  # some mirrors serve only this one
     for file in files:
         _check_file(file, settings, repository)
-    return files
+    return tuple(file for file in files if file.path.isprintable())
 
 
 def file_url(settings: Settings, repository: str, path: str, revision: str = REVISION) -> str:
@@ -230,7 +234,8 @@ def _decode(body: bytes, kind: type[_Answered], url: str) -> _Answered:
 def _check_file(file: RemoteFile, settings: Settings, repository: str) -> None:
     """Fault on names and sizes that no repository can have: whoever lists them is hostile or broken."""
     parts = file.path.split("/")
-    hostile = any(part in {"", ".", ".."} for part in parts) or not file.path.isprintable() or "\\" in file.path
+    has_controls = any(unicodedata.category(character) == "Cc" for character in file.path)
+    hostile = any(part in {"", ".", ".."} for part in parts) or has_controls or "\\" in file.path
     absurd = file.size_bytes is not None and not 0 <= file.size_bytes <= _MAX_SIZE_BYTES
     if hostile or absurd:
         fact = f"`{label(file.path)}`" if hostile else f"`{label(file.path)}` with {file.size_bytes} bytes"

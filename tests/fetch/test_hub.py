@@ -83,6 +83,15 @@ def test_a_hostile_list_is_refused(hub: Hub, web: Web, listed: dict[str, object]
     assert caught.value.message.isprintable()
 
 
+@pytest.mark.parametrize(
+    "name", ["at 3.14.15\u202fPM.png", "\u202egpj.gguf", "\U0001f468\u200d\U0001f469.png", "a\xa0b.md"]
+)
+def test_a_name_that_cannot_be_shown_hides_no_model(hub: Hub, web: Web, name: str) -> None:
+    """A screenshot of macOS, or a name written from right to left, is left out; what else is there is listed."""
+    hub.files = {"o/r": {name: b"", "a b 100% \xfc.gguf": b""}}
+    assert [file.path for file in list_files(web, _settings(hub), "o/r")] == ["a b 100% \xfc.gguf"]
+
+
 @pytest.mark.parametrize("body", [b"<html>sign in</html>", b"", b"{}", b'[{"path": 1}]', b"[" * 10**6, b"\xff\xfe"])
 def test_what_is_no_list_is_refused(hub: Hub, web: Web, body: bytes) -> None:
     """A portal's sign-in page, say, is a named fault that points at the endpoint."""
