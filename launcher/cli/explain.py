@@ -69,7 +69,7 @@ def _read(source: str) -> "LogReading":
             lines=parsed.lines,
             code=parsed.code,
             signal_number=parsed.signal_number,
-            n_oom_kills=parsed.n_oom_kills,
+            n_oom_kills=parsed.n_oom_kills or None,  # that a log names no kill does not say that there was none
         )
     )
     diagnosis = None

@@ -5,7 +5,6 @@ It must not know what stands in it.
 
 import os
 import stat
-import sys
 from collections import deque
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +16,7 @@ TAIL_BYTES: Final = 3 << 20
 """What is between beginning and end is left out: the end tells why an engine ended, the beginning how it was started."""
 _CHUNK_BYTES: Final = 1 << 16
 _STDIN: Final = "-"
+_STDIN_FD: Final = 0
 _HELP: Final = "name a log file, or `-` for what comes from a pipe"
 
 
@@ -35,7 +35,11 @@ def read_log(source: str) -> ReadLog:
         UsageError: it is no file that can be read: a folder, a device, not there, not ours.
     """
     if source == _STDIN:
-        return _read(sys.stdin.fileno())
+        try:
+            return _read(_STDIN_FD)
+        except OSError as error:  # closed, or a folder
+            message = f"cannot read standard input: {(error.strerror or str(error)).lower()}"
+            raise UsageError(message, help=_HELP) from error
     path = Path(source).expanduser()
     try:
         # A pipe that nobody writes to would otherwise keep us waiting before anything is known of it.

@@ -102,9 +102,9 @@ EXPECTED = {
 """What each transcript shows; ``None`` for starts that went well, and for ends that leave no text."""
 
 
-def explain(*words: str, given: str | None = None) -> str:
+def explain(*words: str) -> str:
     """Return what is printed; a fault is raised as it is."""
-    done = CliRunner().invoke(app, ["explain", *words], input=given)
+    done = CliRunner().invoke(app, ["explain", *words])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.stdout
@@ -190,6 +190,29 @@ def test_from_a_pipe() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "kv-cache-refused: the KV cache does not fit (2.9 GiB of host)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "code", "meaning"),
+    [
+        ("the engine ended (SIGKILL)", "unknown", "it was killed, by somebody or by the kernel for want of memory"),
+        ("the engine ended (SIGILL)", "cpu", "it executed an instruction that this CPU lacks"),
+        (
+            (
+                '{"at":1,"event":"engine.exited","code":null,"signal":9}\n'
+                "kernel: Memory cgroup out of memory: Killed process 7 (llama-server)"
+            ),
+            "killed-for-memory",
+            "the kernel killed it for want of memory",
+        ),
+    ],
+)
+def test_ends_without_a_sign(given: str, code: str, meaning: str, tmp_path: Path) -> None:
+    """What the launcher, systemd or the kernel wrote of an end is told as it is; what no log says is left open."""
+    path = tmp_path / "supervisor.log"
+    path.write_text(given)
+    found = json.loads(explain(str(path), "--json"))["log"]["diagnosis"]
+    assert (found["code"], found["meaning"]) == (code, meaning)
 
 
 def test_what_an_error_prints_can_be_explained() -> None:
