@@ -44,7 +44,7 @@ def _is_starved(manager: Manager) -> bool:
 
 def test_a_start_is_pushed_on_by_progress_then_ready_then_stopping(manager: Manager, serve: Serve) -> None:
     """In this order, each of the two once, all from the supervisor itself, and a status with each."""
-    served = serve("--load-s", "1.5")
+    served = serve("--load-s", "3")
     served.await_event("engine.ready")
     assert poll(lambda: manager.values("READY"))
     assert _is_fed(manager)
