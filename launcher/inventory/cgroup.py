@@ -5,6 +5,7 @@ recorded trees where version 1 is mounted. The format of the files: the kernel's
 and ``cgroup-v1/memory``.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -110,12 +111,28 @@ def read_memory(folders: Iterable[tuple[int, Path]], *, with_cache: bool = True)
     Without the cache, active pages of files do not count either: the kernel kills nobody before it has given those back
     too, at the price of reading them again. Of weights that were copied to a GPU they are as good as free.
     """
-    levels = [level for level in _memory_levels(folders, with_cache=with_cache) if level.limit_bytes is not None]
-    return min(levels, key=_headroom_bytes, default=CgroupMemory())
+    binding = find_binding(folders, with_cache=with_cache)
+    return CgroupMemory() if binding is None else binding[1]
 
 
-def _headroom_bytes(level: CgroupMemory) -> int:
-    return (level.limit_bytes or 0) - (level.used_bytes or 0)
+def find_binding(folders: Iterable[tuple[int, Path]], *, with_cache: bool = True) -> tuple[Path, CgroupMemory] | None:
+    """Return the same with the folder of the group whose limit that is; ``None`` where there is no limit."""
+    levels = ((folder, _read_level(version, folder, with_cache=with_cache)) for version, folder in folders)
+    return min((level for level in levels if level[1].limit_bytes is not None), key=_headroom_bytes, default=None)
+
+
+def _headroom_bytes(level: tuple[Path, CgroupMemory]) -> int:
+    _, memory = level
+    return (memory.limit_bytes or 0) - (memory.used_bytes or 0)
+
+
+def read_members(group: Path) -> frozenset[int]:
+    """Return the processes of a group and of all groups below it, as far as this process can see them.
+
+    Those alone are charged to it. Of one that is hidden by a namespace the kernel gives the number 0.
+    """
+    texts = (_text(Path(folder) / "cgroup.procs") for folder, _, _ in os.walk(group))
+    return frozenset(int(pid) for text in texts for pid in text.split() if _COUNT.fullmatch(pid)) - {0}
 
 
 def probe_cpu_quota(root: Path = Path("/")) -> float | None:
@@ -157,22 +174,21 @@ def read_oom_kills(counter: Path) -> int | None:
     return parse_oom_kills(_text(counter))
 
 
-def _memory_levels(folders: Iterable[tuple[int, Path]], *, with_cache: bool) -> Iterator[CgroupMemory]:
-    for version, folder in folders:
-        prefix = "total_" if version == 1 else ""
-        stat = parse_stat(_text(folder / "memory.stat"))
-        if version == 1:
-            # The second is the least limit of all ancestors, those included that a container cannot see.
-            limits = (_text(folder / "memory.limit_in_bytes"), str(stat.get("hierarchical_memory_limit", "")))
-            used = _text(folder / "memory.usage_in_bytes")
-        else:
-            # Above `memory.high` the kernel throttles and reclaims without end: a server there crawls.
-            limits = (_text(folder / "memory.max"), _text(folder / "memory.high"))
-            used = _text(folder / "memory.current")
-        limit = min((n for n in map(parse_limit, limits) if n is not None), default=None)
-        used_bytes = parse_limit(used)
-        given_back = stat.get(f"{prefix}inactive_file", 0) + (0 if with_cache else stat.get(f"{prefix}active_file", 0))
-        yield CgroupMemory(limit, None if used_bytes is None else max(0, used_bytes - given_back))
+def _read_level(version: int, folder: Path, *, with_cache: bool) -> CgroupMemory:
+    prefix = "total_" if version == 1 else ""
+    stat = parse_stat(_text(folder / "memory.stat"))
+    if version == 1:
+        # The second is the least limit of all ancestors, those included that a container cannot see.
+        limits = (_text(folder / "memory.limit_in_bytes"), str(stat.get("hierarchical_memory_limit", "")))
+        used = _text(folder / "memory.usage_in_bytes")
+    else:
+        # Above `memory.high` the kernel throttles and reclaims without end: a server there crawls.
+        limits = (_text(folder / "memory.max"), _text(folder / "memory.high"))
+        used = _text(folder / "memory.current")
+    limit = min((n for n in map(parse_limit, limits) if n is not None), default=None)
+    used_bytes = parse_limit(used)
+    given_back = stat.get(f"{prefix}inactive_file", 0) + (0 if with_cache else stat.get(f"{prefix}active_file", 0))
+    return CgroupMemory(limit, None if used_bytes is None else max(0, used_bytes - given_back))
 
 
 def find_folders(root: Path, controller: str, pid: int | None = None) -> Iterator[tuple[int, Path]]:

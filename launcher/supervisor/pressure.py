@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from msgspec.structs import replace
 
 from launcher.domain import HOST_MEMORY, Device, DeviceKind, DeviceLoad, EngineInstall, Plan
-from launcher.inventory.cgroup import find_folders, read_memory
+from launcher.inventory.cgroup import find_binding, find_folders, read_members
 from launcher.inventory.host import probe_host_memory
 from launcher.inventory.llama_text import parse_devices
 from launcher.inventory.nvidia_driver import has_driver
@@ -40,11 +40,12 @@ _LEAVE_S: Final = 1.0
 
 
 class _Room(NamedTuple):
-    """What bounds the engine in host memory, and what is left of that."""
+    """What bounds the engine in host memory, and what is left of that; ``group`` is the folder of a control group."""
 
     total_bytes: int
     free_bytes: int
     limit: str
+    group: Path | None = None
 
 
 class Probe:
@@ -75,7 +76,8 @@ class Probe:
         self._root = root
         self._folders = tuple(find_folders(root, "memory"))
         self._psi = find_psi(root)
-        self._survey, self._surveyed_s, self._surveyed_free = Survey(), -_SURVEY_S, 0
+        self._survey, self._surveyed_s, self._surveyed = Survey(), -_SURVEY_S, _Room(0, 0, "")
+        self._sharers: frozenset[int] = frozenset()
         self._top: int | None = None
         self._listed_s = -_LISTING_S
 
@@ -90,7 +92,7 @@ class Probe:
         if is_urgent:
             self._survey, self._top = replace(self._survey, below=frozenset()), None
         else:
-            self._look_at_processes(top, at_s, room.free_bytes)
+            self._look_at_processes(top, at_s, room)
         loads = tuple(load for load in (self._nvidia.look() if self._nvidia else ()) if load.name in self._names)
         gauges = [self._device_gauge(load) for load in loads]
         gauges += self._amd_gauges({gauge.name for gauge in gauges})
@@ -105,20 +107,24 @@ class Probe:
             own_pids=self._survey.below,
         )
 
-    def _look_at_processes(self, top: int | None, at_s: float, free_bytes: int) -> None:
+    def _look_at_processes(self, top: int | None, at_s: float, room: _Room) -> None:
         """Read all processes now and then, and at once where somebody has taken much: that one is to be named."""
-        is_due = top != self._top or at_s - self._surveyed_s >= _SURVEY_S
-        if is_due or self._surveyed_free - free_bytes >= _MUCH_BYTES:
-            self._survey, self._top, self._surveyed_s = survey(top), top, at_s
-            self._surveyed_free = free_bytes
+        is_due = top != self._top or at_s - self._surveyed_s >= _SURVEY_S or room.group != self._surveyed.group
+        if is_due or self._surveyed.free_bytes - room.free_bytes >= _MUCH_BYTES:
+            self._sharers = frozenset() if room.group is None else read_members(room.group)
+            self._survey = survey(top, among=self._sharers)
+            self._top, self._surveyed_s, self._surveyed = top, at_s, room
 
     def _room(self) -> _Room:
         """Return host memory, or the control group's where that leaves less."""
-        memory, group = probe_host_memory(self._root), read_memory(self._folders, with_cache=False)
-        total, free, limit = memory.total_bytes, memory.available_bytes, "host memory"
-        if group.limit_bytes is not None and (left := group.limit_bytes - (group.used_bytes or 0)) < free:
-            total, free, limit = group.limit_bytes, max(0, left), "the control group's memory"
-        return _Room(total, free, limit)
+        host, binding = probe_host_memory(self._root), find_binding(self._folders, with_cache=False)
+        if binding is not None:
+            folder, group = binding
+            total = group.limit_bytes or 0
+            left = total - (group.used_bytes or 0)
+            if left < host.available_bytes:
+                return _Room(total, max(0, left), "the control group's memory", folder)
+        return _Room(host.total_bytes, host.available_bytes, "host memory")
 
     def _host_gauge(self, room: _Room) -> Gauge:
         return Gauge(
@@ -128,6 +134,7 @@ class Probe:
             own_bytes=resident_bytes(self._survey.below) if self._survey.below else None,
             processes=self._survey.largest,
             limit=room.limit,
+            sharers=None if room.group is None else self._sharers,
         )
 
     def _device_gauge(self, load: DeviceLoad) -> Gauge:

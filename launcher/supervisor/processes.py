@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -48,14 +48,20 @@ def measure_tree(root: int) -> Activity:
 
 
 class Survey(Noun, frozen=True):
-    """All processes that can be seen, at one moment: those below one of them, and the largest of all by resident bytes."""
+    """All processes that can be seen, at one moment: those below one of them, and the largest by resident bytes.
+
+    The largest are those of all processes, then those of the ones that were asked for beside.
+    """
 
     below: frozenset[int] = frozenset()
     largest: tuple[DeviceProcess, ...] = ()
 
 
-def survey(root: int | None, n_largest: int = 32) -> Survey:
-    """Read every process once; ``root`` is the one whose descendants are wanted, if any."""
+def survey(root: int | None, n_largest: int = 32, *, among: Container[int] = ()) -> Survey:
+    """Read every process once; ``root`` is the one whose descendants are wanted, if any.
+
+    The ``n_largest`` of all are told, and as many of those ``among``, who may all be small beside the others.
+    """
     parents: dict[int, int] = {}
     found: list[DeviceProcess] = []
     for pid in all_pids():
@@ -67,7 +73,8 @@ def survey(root: int | None, n_largest: int = 32) -> Survey:
             found.append(DeviceProcess(pid=pid, name=name, used_bytes=int(fields[21]) * _PAGE_BYTES))
     found.sort(key=lambda process: -(process.used_bytes or 0))
     ours = frozenset() if root is None else frozenset(below(root, parents))
-    return Survey(below=ours, largest=tuple(found[:n_largest]))
+    inside = [process for process in found if process.pid in among]
+    return Survey(below=ours, largest=tuple(dict.fromkeys((*found[:n_largest], *inside[:n_largest]))))
 
 
 def resident_bytes(pids: Iterable[int]) -> int:

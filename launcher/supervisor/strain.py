@@ -28,7 +28,8 @@ class Gauge(Noun, frozen=True):
     """One memory at one moment, under the plan's name of it.
 
     ``own_bytes`` is what the engine's own processes hold, ``processes`` everybody that the driver lists, ours included.
-    ``limit`` says what bounds host memory: the machine, or a control group.
+    ``limit`` says what bounds host memory: the machine, or a control group. Of a group, ``sharers`` are its processes, as
+    far as they are known: nobody else can take of it. ``None`` where everybody can.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Gauge(Noun, frozen=True):
     own_bytes: int | None = None
     processes: tuple[DeviceProcess, ...] = ()
     limit: str = ""
+    sharers: frozenset[int] | None = None
 
 
 class Sample(Noun, frozen=True):
@@ -246,7 +248,7 @@ def takers(then: Gauge, now: Gauge, own_pids: frozenset[int]) -> tuple[Taker, ..
     held = {process.pid: process.used_bytes for process in then.processes}
     found = []
     for process in now.processes:
-        if process.pid in own_pids:
+        if process.pid in own_pids or (now.sharers is not None and process.pid not in now.sharers):
             continue
         if process.used_bytes is None:
             if process.pid not in held:

@@ -23,7 +23,6 @@ from launcher.cli.service import GatewayFront
 from launcher.domain import Address, Command, Engine, EngineInstall, Fallback, Host, Inventory, Plan, Request, Rung
 from launcher.errors import LauncherError
 from launcher.gateway.gateway import Gateway
-from launcher.inventory.cgroup import CgroupMemory
 from launcher.inventory.host import HostMemory
 from launcher.planner.calibration import machine_id
 from launcher.planner.fit import decide
@@ -69,8 +68,8 @@ def show_host(seen_file: str | None) -> None:
         free = _MACHINE_BYTES if seen_file is None else int(Path(seen_file).read_text())
         return HostMemory(_MACHINE_BYTES, free, 0, 0)
 
-    no_group = mock.Mock(return_value=CgroupMemory())
-    mock.patch.multiple(pressure, probe_host_memory=probe_host_memory, read_memory=no_group).start()
+    no_group = mock.Mock(return_value=None)
+    mock.patch.multiple(pressure, probe_host_memory=probe_host_memory, find_binding=no_group).start()
 
 
 def report(notice: Notice) -> None:

@@ -101,6 +101,50 @@ def test_a_group_that_fills_is_strained_and_the_hog_is_named(tmp_path: Path) -> 
                     end(process)
 
 
+def test_only_who_is_in_a_full_group_is_named(tmp_path: Path) -> None:
+    """A real group of version 1 with a group below it: who is outside took none of its memory, however much it holds."""
+    with memory_group(512 * MIB) as folder:
+        engine, part, others = hog(50 * MIB, folder), folder / "part", []
+        part.mkdir()
+        try:
+            probe = Probe(None, root=rooted(tmp_path, folder, engine.pid))
+            baseline = probe.look(engine.pid)
+            others = [hog(600 * MIB), hog(300 * MIB, part)]
+            now = probe.look(engine.pid)  # 300 MiB less than before: all processes are read again at once
+            assert now.gauges[0].sharers == frozenset({engine.pid, others[1].pid})
+            _, outlook = assess(Watched(), now, baseline=baseline, policy=StrainPolicy(n_low=1))
+            (strain,) = outlook.strains
+            assert {taker.pid for taker in strain.takers} == {others[1].pid}
+        finally:
+            for process in (engine, *others):
+                end(process)
+            part.rmdir()
+
+
+@pytest.mark.parametrize("limit", ["memory.max", "memory.high"])
+def test_who_shares_a_group_of_version_2(tmp_path: Path, limit: str) -> None:
+    """A recorded tree around a real process: those of the group that binds, a parent, and of all groups below it."""
+    me = tmp_path / "proc/self"
+    me.mkdir(parents=True)
+    (tmp_path / "proc/meminfo").symlink_to("/proc/meminfo")
+    (me / "cgroup").write_text("0::/pod/me\n")
+    (me / "mountinfo").write_text("31 23 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")
+    pod = tmp_path / "sys/fs/cgroup/pod"
+    (pod / "sibling").mkdir(parents=True)
+    (pod / "me").mkdir()
+    (pod / limit).write_text(f"{MIB}\n")
+    (pod / "memory.current").write_text(f"{MIB - 4096}\n")
+    (pod / "cgroup.procs").write_text("")
+    (pod / "me/cgroup.procs").write_text(f"{os.getpid()}\n0\n")
+    (pod / "sibling/cgroup.procs").write_text("4194305\n")
+    (gauge,) = Probe(None, root=tmp_path).look().gauges
+    assert gauge.limit == "the control group's memory"
+    assert gauge.sharers == frozenset({os.getpid(), 4194305})
+    (pod / limit).write_text("max\n")
+    (gauge,) = Probe(None, root=tmp_path).look().gauges
+    assert (gauge.limit, gauge.sharers) == ("host memory", None)
+
+
 def rooted(tmp_path: Path, folder: Path, pid: int) -> Path:
     """A root under which the group of ``pid`` is this process's own, by links to the real files."""
     root = tmp_path / "root"

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from launcher.domain import HOST_MEMORY, DeviceProcess
 from launcher.supervisor.strain import (
@@ -138,6 +139,22 @@ def test_who_took_it_is_named() -> None:
     assert describe(strain) == (
         "gpu0: 50.0 MiB of gpu0 is free; taken by blender (process 99, 2.4 GiB), firefox (process 7, 100 MiB)"
     )
+
+
+def test_nobody_outside_of_a_group_takes_of_it() -> None:
+    """However much a process of somebody else grows meanwhile; where the group's own cannot be read, nobody is named."""
+    outside = DeviceProcess(pid=99, name="blender", used_bytes=2500 * MIB)
+    inside = DeviceProcess(pid=7, name="worker", used_bytes=400 * MIB)
+    baseline, limit = gauge(3000, ENGINE), "the control group's memory"
+
+    def words(*sharers: int) -> str:
+        now = replace(gauge(50, ENGINE, outside, inside), limit=limit, sharers=frozenset(sharers))
+        ((_, outlook),) = watch([sample(1, now)], sample(0, baseline))
+        return describe(outlook.strains[0])
+
+    free = f"gpu0: 50.0 MiB of {limit} is free"
+    assert words(7, 41) == f"{free}; taken by worker (process 7, 400 MiB)"
+    assert words() == f"{free}; others took 2.9 GiB"
 
 
 def test_a_driver_that_does_not_tell_bytes_or_names() -> None:
