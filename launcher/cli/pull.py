@@ -117,7 +117,7 @@ def _bring(profile: "Profile", chosen: "Artifact", name: str, tell: "Tell") -> "
     has_source = published.repository is not None or published.url is not None
     if is_local(chosen) or not has_source:
         try:
-            return find_here(chosen)
+            return find_here(chosen, tell=tell)
         except WeightsMissingError as error:
             if not has_source:
                 raise

@@ -85,8 +85,11 @@ def words_of(progress: "Progress") -> str:
 
 
 @contextmanager
-def shown() -> "Iterator[Tell]":
-    """Yield what shows progress on stderr: one line that is drawn again on a terminal, else a line now and then."""
+def shown(*, has_status: bool = False) -> "Iterator[Tell]":
+    """Yield what shows progress on stderr: one line that is drawn again on a terminal, else a line now and then.
+
+    Where a service manager shows the status, only faults are told here: a journal keeps every line.
+    """
     import shutil
     import time
 
@@ -98,7 +101,7 @@ def shown() -> "Iterator[Tell]":
         nonlocal next_s, last, pending
         now_s = time.monotonic()
         is_news = bool(progress.why) and progress.why != last
-        if now_s < next_s and not is_news:
+        if not is_news and (has_status or now_s < next_s):
             return
         last = progress.why
         next_s = now_s + (_REDRAW_S if overwrites else _LINE_S)
@@ -254,7 +257,7 @@ def bring_recorded(
     account = Account(instance, plan.address, plan, RunOptions(), report)
     try:
         account.notify("weights.fetching", f"the weights are not here: downloading {plan.quantization}")
-        with interruptible(), shown() as show:
+        with interruptible(), shown(has_status=manager.is_listening) as show:
             pulled = fetch(plan.artifact, name, _recording(show, account, manager))
         account.notify("weights.fetched", _said(plan, pulled), n_bytes=pulled.n_fetched_bytes)
         account.update(fetching=None)

@@ -152,7 +152,7 @@ def _look(source: Source, place: Place, tell: TellFile) -> tuple[bool, Path | No
         return False, None
     if not stat.S_ISREG(found.st_mode):
         raise _in_the_way(place.path)
-    if _has_digest(source, place, found.st_size, tell):
+    if _has_digest(source, place, tell):
         if source.size_bytes not in {None, found.st_size}:
             msg = f"`{label(source.name)}` is listed with {source.size_bytes} bytes, but what has its digest has {found.st_size}"
             raise RemoteError(msg, help="whoever lists it is broken: do not use it")
@@ -163,13 +163,13 @@ def _look(source: Source, place: Place, tell: TellFile) -> tuple[bool, Path | No
     return False, aside
 
 
-def _has_digest(source: Source, place: Place, size_bytes: int, tell: TellFile) -> bool:
+def _has_digest(source: Source, place: Place, tell: TellFile) -> bool:
     if source.kind is DigestKind.GIT_SHA1:
         return hash_of(place.path, source.kind) == source.digest
     with place.path.open("rb"):
         pass  # one that cannot be read may be whole: that is a fault of its own
     try:
-        check_digest(place.path, source.digest, on_hash=lambda _: tell(Phase.CHECKING, size_bytes))
+        check_digest(place.path, source.digest, on_read=lambda n_bytes: tell(Phase.CHECKING, n_bytes))
     except WeightsMissingError:
         return False
     return True

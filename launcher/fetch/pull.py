@@ -127,13 +127,18 @@ def pull(
     return Pulled(artifact=replace(artifact, files=named, local_path=str(first), spec=spec), files=files)
 
 
-def find_here(artifact: Artifact) -> Pulled:
-    """Verify the files of an artifact that is on this machine, wherever it lies.
+def find_here(artifact: Artifact, *, tell: Tell = lambda _: None) -> Pulled:
+    """Verify the files of an artifact that is on this machine, wherever it lies; ``tell`` hears of what has to be read.
 
     Raises:
         WeightsMissingError: it is not here, or not what it should be.
     """
-    first = require_weights(artifact)
+
+    def on_read(path: Path, n_bytes: int) -> None:
+        size_bytes = path.stat().st_size
+        tell(Progress(phase=Phase.CHECKING, file=path.name, n_bytes=n_bytes, total_bytes=size_bytes))
+
+    first = require_weights(artifact, on_read=on_read)
     is_folder = artifact.format is WeightsFormat.SAFETENSORS
     promised = {PurePosixPath(file.name).name: file.sha256 for file in artifact.files}
     one = artifact.files[0].sha256 if len(artifact.files) == 1 else None

@@ -7,6 +7,7 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.cli import options as opt
+from launcher.cli import pulling
 from launcher.cli.pulling import Chosen, choose
 from launcher.domain import (
     Artifact,
@@ -22,6 +23,10 @@ from launcher.domain import (
     WeightsFormat,
 )
 from launcher.errors import WeightsMissingError
+from launcher.fetch.progress import Phase, Progress
+from launcher.supervisor.service_manager import ServiceManager
+from tests.fakes.harness import poll
+from tests.fakes.manager import Manager
 from tests.fakes.plans import plan_for
 
 HERE = "q4_k_m"
@@ -173,3 +178,56 @@ def test_what_nobody_publishes_is_not_planned_for(world: World) -> None:
     with pytest.raises(WeightsMissingError):
         run(world, world.profile(HERE, source=False))
     assert world.asked == []
+
+
+class Record:
+    """What is written down of an instance."""
+
+    def __init__(self) -> None:
+        """Know of nothing."""
+        self.said: list[str] = []
+
+    def update(self, **changes: object) -> None:
+        """Take note."""
+        self.said.append(str(changes["fetching"]))
+
+
+def test_progress_is_written_down_and_told_the_service_manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both see how far it is; the manager is asked for time while something moves or is waited for, and not otherwise."""
+    monkeypatch.setattr(pulling, "_RECORD_S", 0.0)
+    record, shown = Record(), list[Progress]()
+    manager = Manager(tmp_path / "notify")
+    service_manager = ServiceManager(manager.address)
+    try:
+        tell = pulling._recording(shown.append, record, service_manager)  # type: ignore[arg-type]  # of its update
+        for phase, n_bytes, why in [
+            (Phase.DOWNLOADING, 10, ""),
+            (Phase.DOWNLOADING, 20, ""),
+            (Phase.RETRYING, 20, "hub answered 429"),
+            (Phase.SHARING, 20, ""),
+            (Phase.SHARING, 20, ""),
+        ]:
+            tell(Progress(phase=phase, file="f.gguf", n_bytes=n_bytes, total_bytes=40, why=why))
+        poll(lambda: len(manager.messages) == 3)
+    finally:
+        service_manager.close()
+        manager.close()
+    assert record.said == [
+        "downloading f.gguf: 10 B of 40 B (25 %)",
+        "downloading f.gguf: 20 B of 40 B (50 %)",
+        "waiting for f.gguf: 20 B of 40 B (50 %), hub answered 429",
+        "another process downloads f.gguf: 20 B of 40 B (50 %)",
+        "another process downloads f.gguf: 20 B of 40 B (50 %)",
+    ]
+    assert manager.values("STATUS") == [f"starting: {words}" for words in record.said[:3]]
+    assert set(manager.values("EXTEND_TIMEOUT_USEC")) == {"600000000"}
+    assert len(shown) == 5
+
+
+def test_a_journal_gets_faults_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each once; how far it is stands in the status."""
+    with pulling.shown(has_status=True) as tell:
+        for why in ("", "cut", "cut", "", "busy"):
+            tell(Progress(phase=Phase.RETRYING, file="f.gguf", n_bytes=1, total_bytes=None, why=why))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["waiting for f.gguf: 1 B, cut", "waiting for f.gguf: 1 B, busy"]
