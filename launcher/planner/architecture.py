@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from launcher.domain import MetadataValue, ModelSpec
 from launcher.planner.covered import COVERED
+from launcher.planner.words import shown
 
 _SWA_PERIOD: Final[Mapping[str, int]] = {
     "afmoe": 4,
@@ -544,7 +545,7 @@ def read_architecture(spec: ModelSpec) -> Architecture:
     n_ff_expert = keys.number("expert_feed_forward_length", n_ff if n_expert else 0)
     n_ff_shared = keys.number("expert_shared_feed_forward_length", n_ff_expert * keys.number("expert_shared_count"))
     return Architecture(
-        name=spec.architecture,
+        name=shown(spec.architecture),
         layers=_caches(spec, keys, heads, sliding, n_swa=n_swa, n_embd=n_embd) * n_loop,
         heads=heads * n_loop,
         sliding=sliding * n_loop,

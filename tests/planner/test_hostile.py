@@ -6,6 +6,7 @@ import pytest
 
 from launcher.domain import ModelSpec, WeightsFormat
 from launcher.planner.architecture import read_architecture
+from launcher.planner.footprint.vllm_model import quantization_method, read_model
 
 _GOOD: dict[str, Any] = {
     "general.architecture": "llama",
@@ -48,3 +49,15 @@ def test_what_is_no_count_is_as_good_as_missing(key: str, value: Any) -> None:
     figures += [n for head in found.heads for n in (head.n_head, head.n_head_kv, head.head_k, head.head_v)]
     assert all(0 <= n < 2**40 for n in figures)
     assert all(abs(number) < 2**40 for _, number in found.numbers)
+
+
+@pytest.mark.parametrize("word", ["\x1b[2Jx", "a\nb", "\u202eevil", "x" * 5000])
+def test_the_words_of_a_file_cannot_steer_a_terminal(word: str) -> None:
+    """A `quant_method` stood in the refusal as it was; names of architectures stand in refusals and notes, too."""
+    metadata = {"quantization_config.quant_method": word}
+    form = ModelSpec(architecture=word, format=WeightsFormat.SAFETENSORS, metadata=metadata, tensors=())
+    gguf = ModelSpec(architecture=word, format=WeightsFormat.GGUF, metadata={}, tensors=())
+    for said in (quantization_method(form), read_model(form).architecture, read_architecture(gguf).name):
+        assert said
+        assert said.isprintable()
+        assert len(said) <= 80

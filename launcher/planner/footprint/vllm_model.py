@@ -13,6 +13,7 @@ from typing import Final, TypeAlias
 from msgspec import Struct
 
 from launcher.domain import MetadataValue, ModelSpec, TensorInfo
+from launcher.planner.words import shown
 from launcher.tensor_types import TensorType
 from launcher.units import ceil_div, pad
 
@@ -273,7 +274,7 @@ class _Config:
 def quantization_method(spec: ModelSpec) -> str | None:
     """Return the ``quant_method`` of a configuration in lower case, ``None`` where the weights are not quantized."""
     config = _Config(spec.metadata)
-    return config.text("quantization_config.quant_method", "compression_config.quant_method").lower() or None
+    return shown(config.text("quantization_config.quant_method", "compression_config.quant_method").lower()) or None
 
 
 def stored_dtype(spec: ModelSpec) -> str:
@@ -298,7 +299,7 @@ def read_model(spec: ModelSpec, *, dtype_bytes: int = 2) -> VllmModel:
     tied = config.flag("tie_word_embeddings")
     parameters, names = _parameters(spec.tensors, n_layer, dtype_bytes, drop_head=bool(tied))
     return VllmModel(
-        architecture=spec.architecture,
+        architecture=shown(spec.architecture),
         layers=layers,
         parameters=parameters,
         n_ctx_train=config.number("max_position_embeddings", "n_positions", "max_seq_len"),
