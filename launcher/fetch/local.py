@@ -39,7 +39,7 @@ def require_weights(
         WeightsMissingError: they are not on this machine, or not what the profile, or the store that they are in, says.
     """
     if artifact.local_path is not None and (path := from_home(artifact.local_path)).exists():
-        for file, sha256 in _promised(artifact, path):
+        for file, sha256 in promised_digests(artifact, path):
             begin = None if on_hash is None else partial(on_hash, file)
             check_digest(file, sha256, on_hash=begin, on_read=partial(on_read, file))
         return path
@@ -53,7 +53,7 @@ def require_weights(
     raise WeightsMissingError(msg, help="download them, then serve the file: launch serve PATH.gguf")
 
 
-def _promised(artifact: Artifact, path: Path) -> list[tuple[Path, str]]:
+def promised_digests(artifact: Artifact, path: Path) -> list[tuple[Path, str]]:
     """Return the artifact's files on this machine whose sha256 is known: those of a folder, or a file and its shards."""
     if artifact.format is WeightsFormat.SAFETENSORS:
         return [(path / file.name, file.sha256) for file in artifact.files if file.sha256 is not None]

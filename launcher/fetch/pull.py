@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
@@ -16,7 +16,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Artifact, ArtifactFile, WeightsFormat
-from launcher.errors import DiskFullError, RemoteError, RemoteMissingError, UsageError
+from launcher.errors import DiskFullError, RemoteError, RemoteMissingError, UsageError, WeightsMissingError
 from launcher.fetch.download import (
     FREE_SPACE,
     MAX_WAIT_S,
@@ -29,7 +29,7 @@ from launcher.fetch.downloaded import folder_of
 from launcher.fetch.hashing import DigestKind
 from launcher.fetch.hub import Settings, file_url, find_commit, list_files, read_settings, told_of
 from launcher.fetch.hub_cache import RepositoryFolder
-from launcher.fetch.local import require_weights
+from launcher.fetch.local import promised_digests, require_weights
 from launcher.fetch.names import HUB_PREFIX, RemoteFile, group_files, select, shards_of
 from launcher.fetch.places import hub_cache_dir
 from launcher.fetch.progress import Meter, Phase, Progress, Tell, left_s
@@ -140,21 +140,23 @@ def find_here(artifact: Artifact, *, tell: Tell = lambda _: None) -> Pulled:
 
     first = require_weights(artifact, on_read=on_read)
     is_folder = artifact.format is WeightsFormat.SAFETENSORS
-    promised = {PurePosixPath(file.name).name: file.sha256 for file in artifact.files}
-    one = artifact.files[0].sha256 if len(artifact.files) == 1 else None
-    names = [file.name for file in artifact.files] if is_folder else shards_of(first.name)
-    folder = first if is_folder else first.parent
-    files = tuple(
-        PulledFile(
-            name=name,
-            path=str(folder / name),
-            size_bytes=(folder / name).stat().st_size,
-            digest=promised.get(PurePosixPath(name).name, one),
-            n_fetched_bytes=0,
-        )
-        for name in names
+    paths = (
+        [first / file.name for file in artifact.files]
+        if is_folder
+        else list(map(first.with_name, shards_of(first.name)))
     )
+    promised = dict(promised_digests(artifact, first))
+    files = tuple(_found(path, promised.get(path)) for path in paths)
     return Pulled(artifact=replace(artifact, local_path=str(first)), files=files)
+
+
+def _found(path: Path, sha256: str | None) -> PulledFile:
+    try:
+        size_bytes = path.stat().st_size
+    except OSError as error:
+        msg = f"`{label(str(path), limit=4096)}` cannot be looked at: {(error.strerror or str(error)).lower()}"
+        raise WeightsMissingError(msg, help="all files of a model have to be beside one another") from error
+    return PulledFile(name=path.name, path=str(path), size_bytes=size_bytes, digest=sha256, n_fetched_bytes=0)
 
 
 def _is_sha256(digest: str | None) -> bool:

@@ -49,10 +49,20 @@ def render_pulled(
     how = f"{format_bytes(n_bytes)} downloaded in {render_duration(seconds)}" if n_bytes else "nothing was downloaded"
     lines = [
         f"`{model}` at {quantization} is at {path}",
-        f"  {n_files}, {format_bytes(n_all)}, verified; {how}",
+        f"  {n_files}, {format_bytes(n_all)}, {_how_sure(files)}; {how}",
     ]
     lines += [f"  was damaged, and set aside: {file['set_aside']}" for file in files if file["set_aside"]]
     return "\n".join(lines) + "\n"
+
+
+def _how_sure(files: Sequence[Mapping[str, Any]]) -> str:
+    """Say which files were compared with a digest: a file of one's own has none."""
+    n_verified = sum(1 for file in files if file["digest"])
+    if n_verified == len(files):
+        return "verified"
+    return (
+        f"{n_verified} verified, of the others no digest is known" if n_verified else "not verified: no digest is known"
+    )
 
 
 def pulled_json(

@@ -408,6 +408,15 @@ def test_what_is_here_needs_no_place_to_write(launch: Launch, hub: Hub, tiny: by
     assert tiny
 
 
+def test_what_was_not_compared_is_not_called_verified(launch: Launch, tiny: bytes, tmp_path: Path) -> None:
+    """A file of one's own has no digest that it could be compared with: that is said."""
+    path = tmp_path / "own-Q8_0.gguf"
+    path.write_bytes(tiny)
+    result = launch("pull", str(path))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith(", not verified: no digest is known; nothing was downloaded\n")
+
+
 # --- Serving what is not here -----------------------------------------------------------------------------------
 
 

@@ -23,11 +23,12 @@ from launcher.errors import (
     RemoteError,
     RemoteMissingError,
     UsageError,
+    WeightsMissingError,
 )
 from launcher.fetch import pull as pull_module
 from launcher.fetch.digests import is_recorded
 from launcher.fetch.progress import Meter, Phase, Progress, left_s
-from launcher.fetch.pull import Pulled, choose_files, pull
+from launcher.fetch.pull import Pulled, choose_files, find_here, pull
 from launcher.fetch.remote import read_remote
 from launcher.fetch.stores import find, look
 from tests.fakes.hub import COMMIT, Handler, Hub, always, git_sha1, make_gguf, serve
@@ -596,3 +597,18 @@ def test_everything_may_fail_at_any_request(
             assert caught.value.help
     hub.fault = None
     assert bring(tiny()).n_fetched_bytes
+
+
+def test_a_file_that_is_gone_is_missing(tmp_path: Path) -> None:
+    """A folder that has lost one of its files is told as that, whether anybody knows the file's digest or not."""
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    names = ("model.safetensors", "config.json")
+    files = tuple(ArtifactFile(name=name, size_bytes=None) for name in names)
+    artifact = Artifact(
+        format=WeightsFormat.SAFETENSORS, quantization="bf16", local_path=str(tmp_path), files=files, spec=None
+    )
+    with pytest.raises(WeightsMissingError, match=r"config\.json` cannot be looked at: no such file"):
+        find_here(artifact)
+    (tmp_path / "config.json").write_bytes(b"{}")
+    found = find_here(artifact).files
+    assert [(file.name, file.size_bytes, file.digest) for file in found] == [(names[0], 1, None), (names[1], 2, None)]
