@@ -221,6 +221,13 @@ def test_commands_tell_no_secret(stage: Stage, real_model: Path) -> None:
         stage.run(command, model, "--json", expect=0)
     for command in ("hardware", "list", "ps"):
         stage.run(command, "--json", expect=0)
+    for words in (
+        ("doctor", model, "--json"),
+        ("explain", "bad-api-key"),
+        ("systemd", "render", model),
+        ("pull", "gemma2-9b"),
+    ):
+        stage.run(*words)  # what they find on a machine of the test's is not the matter here
     stage.run("plan", f"https://me:{secret['address']}@example.org/x.gguf", "--json", expect=2)
     stage.run("plan", f"https:/me:{secret['address']}@example.org/x.gguf", "--json", expect=1)
     stage.run("footprint", f"https://{secret['address']}@example.org/x.gguf", expect=1)
