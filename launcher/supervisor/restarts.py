@@ -15,8 +15,9 @@ class RestartPolicy(Noun, frozen=True):
 
     ``n_deaths`` deaths within ``window_s`` are too many (Erlang/OTP's restart intensity), and so are
     ``n_start_deaths`` in a row of engines that never became ready: what has not worked yet seldom does. The delay
-    doubles from ``first_delay_s`` up to ``max_delay_s``, with up to ``jitter_s`` on top. An engine that was ready for
-    ``healthy_s`` has cleared its past. A start that other processes' memory prevents is none of these deaths: it is made
+    doubles from ``first_delay_s`` up to ``max_delay_s``, with up to ``jitter_s`` on top. An instance that was ready for
+    ``healthy_s`` has cleared its past, whether one engine was or several were that replaced each other as planned: no
+    request was lost between them. A start that other processes' memory prevents is none of these deaths: it is made
     again for ``crowded_s``, at most ``max_crowded_delay_s`` apart.
     """
 
@@ -34,7 +35,8 @@ class RestartPolicy(Noun, frozen=True):
 class Death(Noun, frozen=True):
     """One unasked end of an engine: when, on the supervisor's monotonic clock, and how long it had been ready.
 
-    ``is_crowded``: other processes held the memory, and nothing was wrong with the engine; one that had been ready
+    ``ready_s`` is of this engine and of those before it that were replaced, since the last death; ``None`` where none was
+    ready. ``is_crowded``: other processes held the memory, and nothing was wrong with the engine; one that had been ready
     before it came to that begins a row of waits of its own.
     """
 
@@ -45,8 +47,12 @@ class Death(Noun, frozen=True):
 
 def remember(deaths: Sequence[Death], death: Death, policy: RestartPolicy) -> tuple[Death, ...]:
     """Return the history with this death; one after a healthy period begins a new one."""
-    healthy = death.ready_s is not None and death.ready_s >= policy.healthy_s
-    return (death,) if healthy else (*deaths, death)
+    return (*settle(deaths, death.ready_s or 0.0, policy), death)
+
+
+def settle(deaths: Sequence[Death], ready_s: float, policy: RestartPolicy) -> tuple[Death, ...]:
+    """Return what still counts of the history once an instance has been ready for so long, however that ended."""
+    return () if ready_s >= policy.healthy_s else tuple(deaths)
 
 
 def next_delay_s(deaths: Sequence[Death], policy: RestartPolicy) -> float | None:

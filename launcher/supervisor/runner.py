@@ -32,7 +32,7 @@ from launcher.supervisor.placement import Placement
 from launcher.supervisor.reclaim import children, end_adopted, reclaim
 from launcher.supervisor.replanning import find_step
 from launcher.supervisor.reports import Reports
-from launcher.supervisor.restarts import Death, next_delay_s, remember
+from launcher.supervisor.restarts import Death, next_delay_s, remember, settle
 from launcher.supervisor.scratch import Scratch
 from launcher.supervisor.service_manager import ServiceManager
 from launcher.supervisor.setback import Front, Service, Step
@@ -128,7 +128,8 @@ class _Supervision:
         self._failure: Failure | None = None
         self._children = children()
         self._deaths: tuple[Death, ...] = ()
-        self._ready_since_s: float | None = None
+        self._began_serving_s = 0.0
+        self._ready_s: float | None = None
         self._heard = Heard()
         self._watch: EngineWatch | None = None
         self._reports: Reports | None = None
@@ -234,8 +235,10 @@ class _Supervision:
     def _on_change(self, before: Phase, after: Phase, event: Event, fault: Failure | None) -> None:
         if after not in LOADING or before in {Phase.BACKOFF, Phase.STEPPING}:
             self._tasks.cancel()
-        if before in _SERVING and after not in _SERVING and self._service is not None:
-            self._service.front.detach(fault.message if fault is not None else f"it is {state_of(after)}")
+        if before in _SERVING and after not in _SERVING:
+            self._end_serving(after, event)
+            if self._service is not None:
+                self._service.front.detach(fault.message if fault is not None else f"it is {state_of(after)}")
         if fault is not None:
             self._on_fault(after, event, fault)
         if notice := notice_of(after, self._instance.name, self._failure, self._stopped_by):
@@ -262,10 +265,16 @@ class _Supervision:
             self._failure = fault
         self.notify("engine.failed", fault.message, cause=event.value)
 
+    def _end_serving(self, after: Phase, event: Event) -> None:
+        """Count how long the engine was ready, on from those before it that were replaced as planned."""
+        self._ready_s = (self._ready_s or 0.0) + time.monotonic() - self._began_serving_s
+        if after is Phase.CLEARING_TO_STEP and event is not Event.DRAINED:  # a step that nobody asked for
+            self._deaths = settle(self._deaths, self._ready_s, self._options.restarts)
+            self._ready_s = 0.0
+
     def _remember_death(self, *, is_crowded: bool = False) -> None:
-        ready_s = None if self._ready_since_s is None else time.monotonic() - self._ready_since_s
-        self._ready_since_s = None
-        death = Death(at_s=time.monotonic(), ready_s=ready_s, is_crowded=is_crowded)
+        death = Death(at_s=time.monotonic(), ready_s=self._ready_s, is_crowded=is_crowded)
+        self._ready_s = None
         self._deaths = remember(self._deaths, death, self._options.restarts)
 
     def _carry_out(self, effect: Effect) -> None:
@@ -428,8 +437,8 @@ class _Supervision:
         assert self._watch is not None  # noqa: S101 - it has proved the engine
         self._was_ready = True
         self._heard.begin_serving()
-        self._ready_since_s = time.monotonic()
-        self._load_s = elapsed_s = self._ready_since_s - self._watch.started_s
+        self._began_serving_s = time.monotonic()
+        self._load_s = elapsed_s = self._began_serving_s - self._watch.started_s
         self._scratch.note(self._top())
         realised = self._watch.realised()
         address = self._account.record.address

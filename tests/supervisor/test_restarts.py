@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.supervisor.failures import Failure, of_many_deaths
-from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember
+from launcher.supervisor.restarts import Death, RestartPolicy, next_delay_s, remember, settle
 
 POLICY = RestartPolicy(n_deaths=4, window_s=100.0, n_start_deaths=2, jitter_s=0.0)
 
@@ -53,6 +53,13 @@ def test_a_healthy_period_clears_the_past() -> None:
     deaths = history(*(Death(at_s=float(at), ready_s=1.0) for at in range(3)), Death(at_s=700.0, ready_s=600.0))
     assert len(deaths) == 1
     assert next_delay_s(deaths, POLICY) == 1.0
+
+
+def test_a_healthy_period_that_ends_without_a_death_clears_the_past_too() -> None:
+    """As where an engine ran out of memory and a smaller one follows: that is none, but ends the period."""
+    past = history(Death(at_s=0.0, ready_s=1.0))
+    assert settle(past, 599.0, POLICY) == past
+    assert settle(past, 600.0, POLICY) == ()
 
 
 def test_waiting_for_others_is_no_death() -> None:

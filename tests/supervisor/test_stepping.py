@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -311,6 +312,27 @@ def test_strain_drains_and_steps_down_and_serves_on_where_nothing_smaller_is_lef
     health = _health(served)
     assert (health["status"], health["n_ladder_steps"]) == ("degraded", events.count("ladder.step"))
     assert "memory runs short" in health["reason"]
+
+
+def test_a_planned_step_goes_on_with_the_healthy_time(serve_stepping: ServeStepping, tmp_path: Path) -> None:
+    """What clients saw was healthy: the engine after the step, however young, does not answer for a death before it."""
+    healthy_s = 1.0
+    restarts = {**QUICK["restarts"], "healthy_s": healthy_s}
+    seen_file = _seen(tmp_path, 14 * GIB)
+    served = serve_stepping(options={"restarts": restarts}, free_bytes=[14 * GIB, 6 * GIB], seen_file=seen_file)
+    served.await_event("engine.ready")
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    served.await_event("engine.ready", 2)
+    ready_s = time.monotonic()
+    assert poll(lambda: time.monotonic() - ready_s >= healthy_s)
+    _seen(tmp_path, 100 * MIB)
+    served.await_event("instance.drained")
+    _seen(tmp_path, 14 * GIB)
+    served.await_event("engine.ready", 3)
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    served.await_event("engine.ready", 4)
+    delays = [notice["facts"]["delay_s"] for notice in served.notices() if notice["event"] == "instance.backoff"]
+    assert delays == [0.05, 0.05]
 
 
 def test_a_request_that_runs_while_memory_is_short_is_answered(serve_stepping: ServeStepping) -> None:
