@@ -16,7 +16,7 @@ from typing import BinaryIO, Final
 from msgspec.structs import replace
 
 from launcher.domain import InstanceView, ProcessId, State
-from launcher.errors import EngineFailedError, NotServedError
+from launcher.errors import EXIT_FAILED, EngineFailedError, NotServedError
 from launcher.private import open_private, open_regular
 from launcher.store import LIVE_STATES, find_instance, is_alive, open_instance, supervisor_log_path
 from launcher.supervisor.reclaim import reclaim
@@ -161,8 +161,8 @@ def spawn_detached(
         env: Its environment; by default this process's own.
 
     Returns:
-        0 once the instance is ready; else the exit code with which the supervisor ended. An interrupt while waiting
-        stops it.
+        0 once the instance is ready; else the exit code with which the supervisor ended, 1 where it was stopped in
+        order before that. An interrupt while waiting stops it.
     """
     log = supervisor_log_path(name)
     with contextlib.ExitStack() as stack:
@@ -194,7 +194,7 @@ def _await_ready(process: subprocess.Popen[bytes], name: str, file: BinaryIO, re
         if ready:
             return 0
         if code is not None:
-            return code
+            return code or EXIT_FAILED
         time.sleep(_POLL_S)
 
 

@@ -174,6 +174,14 @@ def test_a_detached_start_returns_when_it_is_ready() -> None:
     assert survivors(port) == []
 
 
+def test_a_detached_start_that_is_stopped_is_no_success() -> None:
+    """Who ends in order before it is ready, as on `launch stop` while it downloads, serves nothing."""
+    relayed: list[str] = []
+    argv = [sys.executable, "-c", "print('stopped')"]
+    assert remote.spawn_detached(argv, name="fake", relay=relayed.append) == 1
+    assert relayed == ["stopped"]
+
+
 def test_a_detached_start_that_fails_relays_the_fault() -> None:
     """The exit code and the rendered error are the supervisor's own."""
     port = free_port("127.0.0.1")
