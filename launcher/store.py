@@ -323,7 +323,7 @@ def _take_lock(directory: int, path: Path, name: str) -> int:
     os.close(lock)
     record = _peek(directory)[0]
     who = f" by process {record.supervisor.pid}" if record is not None else ""
-    where = f" at {record.address.host}:{record.address.port}" if record is not None else ""
+    where = f" at {record.address.host}:{record.address.port}" if record is not None and record.address.port else ""
     message = f"`{name}` is already served{who}{where}"
     raise AlreadyServedError(
         message, help=f"end it with `launch stop {name}`, or look at it with `launch status {name}`"

@@ -33,7 +33,7 @@ def _row(view: InstanceView, now: float) -> tuple[str, ...]:
 
 def _address(record: InstanceRecord) -> str:
     host = f"[{record.address.host}]" if ":" in record.address.host else record.address.host
-    return f"{host}:{record.address.port}"
+    return f"{host}:{record.address.port or '-'}"  # one that the system is to choose is not known before the start
 
 
 def render_duration(seconds: float) -> str:

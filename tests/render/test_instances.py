@@ -28,6 +28,12 @@ def facts(record: InstanceRecord, name: str) -> list[str]:
     return [line.split(maxsplit=1)[1] for line in lines if line.split()[0] == name]
 
 
+def test_a_port_that_is_not_chosen_yet_has_no_number() -> None:
+    """While weights come, a service with ``--port 0`` has none."""
+    assert facts(replace(RECORD, address=Address(port=None)), "address") == ["127.0.0.1:-"]
+    assert facts(RECORD, "address") == ["127.0.0.1:8080"]
+
+
 def test_a_slow_engine_is_told_beside_what_was_given_up() -> None:
     """Both are ways to be degraded; an instance that is neither has no such line."""
     slow = "it generates 3.0 tokens/s where 40 were expected"
