@@ -13,7 +13,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aiohttp import HttpVersion10, hdrs, web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 
 from launcher.gateway.client import JSON, Client, HttpError
@@ -220,12 +220,14 @@ class Front(web.Server):
             return await client.finish(fault.to_response())
 
     def _check(self, request: web.BaseRequest) -> None:
-        if (
-            request.version < HttpVersion10
-        ):  # an answer to HTTP/0.9 has no head, so that none can be told from what it is about
+        if request.version.major != 1:  # 0.9 and 2.0 have no line to begin an answer with
             if request.transport is not None:
                 request.transport.close()
             raise ConnectionResetError
+        codings = [coding.strip().lower() for coding in request.headers.getall(hdrs.TRANSFER_ENCODING, ())]
+        if codings and (codings != ["chunked"] or hdrs.CONTENT_LENGTH in request.headers):
+            # Who stands before this may read another end of the body than the library, which takes an empty coding for none.
+            raise HttpError(400, "bad-request", "the body has two lengths, or another coding than chunked", last=True)
         if self._n_connections > self._limits.n_connections:
             message = f"{self._limits.n_connections} connections are open, as many as may be"
             raise HttpError(503, "too-many-connections", message, retry_after_s=1, last=True)

@@ -55,15 +55,18 @@ async def test_words_behind_a_status_with_a_control_character_are_the_usual_ones
     assert said.endswith(b"{}")
 
 
-@pytest.mark.parametrize("request_", [b"CONNECT  HTTP/1.1", b"GET /props", b"GET /health HTTP/0.9"])
-async def test_a_client_of_before_http_1_is_not_spoken_with(request_: bytes) -> None:
-    """It was answered with a line of `HTTP/0.9`, which there is not; what was answered before it on the connection arrives."""
+@pytest.mark.parametrize(
+    "request_", [b"CONNECT  HTTP/1.1", b"GET /props", b"GET /health HTTP/0.9", b"GET /props HTTP/2.0"]
+)
+async def test_a_client_of_another_http_is_not_spoken_with(request_: bytes) -> None:
+    """It was answered with a line of `HTTP/0.9` or `HTTP/2.0`, which there is not; what was answered before it on the connection arrives."""
     async with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as url, serving() as served:
         served.gateway.attach(url)
         said = await served.raw(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" + request_ + b"\r\nHost: x\r\n\r\n")
         assert served.gateway._meters.n_faults == 0
     assert said.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"HTTP/0" not in said
+    assert b"HTTP/2" not in said
     assert said.count(b"HTTP/1") <= 2
 
 
@@ -110,3 +113,16 @@ async def test_a_head_without_end_is_a_lost_engine(endless: bytes) -> None:
         server.close()
     assert said.startswith(b"HTTP/1.1 502 ")
     assert sent < _ENDLESS
+
+
+@pytest.mark.parametrize("coding", ["", "gzip, chunked", "identity", "\t"])
+async def test_a_body_with_two_ends_is_refused(coding: str) -> None:
+    """An empty coding was taken for none, and the length for the body's: a proxy before this may have read it otherwise."""
+    inner = "GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    fields = f"Host: x\r\nTransfer-Encoding: {coding}\r\nContent-Length: {len(inner)}"
+    async with saying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}") as url, serving() as served:
+        served.gateway.attach(url)
+        said = await served.raw(f"POST /x HTTP/1.1\r\n{fields}\r\n\r\n{inner}".encode())
+    assert said[:4] == b"HTTP"
+    assert said[8:13] == b" 400 "
+    assert said.count(b"HTTP/1") == 1
