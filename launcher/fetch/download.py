@@ -116,7 +116,7 @@ def download(web: Web, source: Source, place: Place, *, tell: TellFile, sleep: S
         RemoteAccessError, RemoteMissingError, RemoteError: as the server would have it; what came is kept.
         DownloadError: something is in the way.
     """
-    with _named_faults(source, place):
+    with named_faults(source.name, place.path.parent):
         place.path.parent.mkdir(parents=True, exist_ok=True)
         place.lock.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(place.lock, waiting=lambda: tell(Phase.SHARING, _size(place)), sleep=sleep):
@@ -128,16 +128,16 @@ def download(web: Web, source: Source, place: Place, *, tell: TellFile, sleep: S
 
 
 @contextmanager
-def _named_faults(source: Source, place: Place) -> Iterator[None]:
-    """Tell what the system refuses as a fault of the download."""
+def named_faults(name: str, folder: Path) -> Iterator[None]:
+    """Tell what the system refuses in a folder as a fault of the download that is called ``name``."""
     try:
         yield
     except OSError as error:
         why = (error.strerror or str(error)).lower()
         if error.errno in _FULL:
-            msg = f"`{label(source.name)}` finds no more room in {place.path.parent}: {why}"
+            msg = f"`{label(name)}` finds no more room in {folder}: {why}"
             raise DiskFullError(msg, help=f"{FREE_SPACE}; what has come is kept") from error
-        msg = f"`{label(source.name)}` cannot be kept in {place.path.parent}: {why}"
+        msg = f"`{label(name)}` cannot be kept in {folder}: {why}"
         raise DownloadError(msg, help="check who owns that folder and its disk, or name another one") from error
 
 

@@ -24,6 +24,7 @@ from launcher.fetch.download import (
     Sleep,
     Source,
     download,
+    named_faults,
 )
 from launcher.fetch.downloaded import folder_of
 from launcher.fetch.hashing import DigestKind
@@ -180,8 +181,9 @@ def _pull_from_hub(
         wanted.append(_Wanted(source=source, place=folder.place(source.digest)))
     with told_of(settings, repository):
         fetched = _fetch(way, wanted)
-    links = [folder.link(commit, file.name, Path(file.path)) for file in fetched]
-    folder.point(commit)
+    with named_faults(repository, folder.path):
+        links = [folder.link(commit, file.name, Path(file.path)) for file in fetched]
+        folder.point(commit)
     files = tuple(replace(file, path=str(link)) for file, link in zip(fetched, links, strict=True))
     if artifact.format is WeightsFormat.SAFETENSORS:
         return files, folder.snapshot(commit)
@@ -322,7 +324,8 @@ def _sibling(url: str, name: str, query: str) -> str:
 
 def _fetch(way: _Way, wanted: Sequence[_Wanted]) -> tuple[PulledFile, ...]:
     """Download one file after the other, once there is room for all of them; what is here already is verified."""
-    _check_room(wanted)
+    with named_faults(wanted[0].source.name, wanted[0].place.path.parent):
+        _check_room(wanted)
     total = None if any(item.source.size_bytes is None for item in wanted) else sum(map(_size, wanted))
     meter = Meter()
     fetched: list[PulledFile] = []

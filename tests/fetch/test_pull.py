@@ -612,3 +612,24 @@ def test_a_file_that_is_gone_is_missing(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(b"{}")
     found = find_here(artifact).files
     assert [(file.name, file.size_bytes, file.digest) for file in found] == [(names[0], 1, None), (names[1], 2, None)]
+
+
+@pytest.mark.parametrize(
+    ("folder", "why"),
+    [
+        ("models--o--tiny/snapshots", "not a directory"),
+        ("models--o--tiny/refs", "file exists"),
+        ("x" * 300, "file name too long"),
+    ],
+)
+def test_what_the_system_refuses_beside_the_bytes_is_named(
+    hub: Hub, here: Here, bring: Pull, *, files: dict[str, bytes], folder: str, why: str
+) -> None:
+    """Room is looked for, and names are given, in folders that may refuse it: the same fault as for the bytes."""
+    hub.files = {"o/tiny": files}
+    if len(folder) < 255:
+        (here.cache / folder).parent.mkdir(parents=True)
+        (here.cache / folder).write_bytes(b"")
+    more = {"HF_HUB_CACHE": str(here.cache / folder)} if len(folder) > 255 else {}
+    with pytest.raises(DownloadError, match=f"cannot be kept in .*: {why}"):
+        bring(tiny(), **more)
