@@ -67,7 +67,7 @@ class Container:
         """End it, and wait until nothing of it is left."""
         assert self.keeper.stdin is not None
         self.keeper.stdin.close()
-        self.keeper.wait(GONE_S)
+        self.keeper.wait(2 * GONE_S)  # a gigabyte of files is removed
 
     def __enter__(self) -> Self:
         """Return itself."""

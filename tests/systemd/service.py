@@ -137,7 +137,7 @@ class Service:
 
     def await_restart(self, before: psutil.Process) -> None:
         """Wait until systemd has it active with another main process than this one."""
-        await_(lambda: not before.is_running(), "the launcher's process ends", GONE_S)
+        await_(lambda: not before.is_running(), "the launcher's process ends", 2 * GONE_S)
         await_(lambda: self.state() == "active", "systemd starts it again", READY_S)
 
 
