@@ -155,7 +155,9 @@ test-skypilot: $(VENV)/.checks $(SKYPILOT_VENV)/.made
 	LAUNCHER_SKYPILOT=$(abspath $(SKYPILOT_VENV)/bin/python) $(BIN)/python -m pytest -m skypilot tests/export
 
 # A real systemd, in a container that only root may boot. Under CI, root has to have what that takes.
+# SUITE=trixie boots another Debian than this machine's own.
 SYSTEMD_BUILD := build/systemd
+export LAUNCHER_SYSTEMD_SUITE := $(SUITE)
 SYSTEMD_LACK := $(shell \
 	if [ "`uname -sm`" != 'Linux x86_64' ]; then echo 'it needs Linux on x86-64'; \
 	elif [ "`id -u`" != 0 ]; then echo 'it needs root'; \

@@ -15,6 +15,11 @@ layers 2>/dev/null || { # the checkout lies on an overlay itself
 mkdir -p root/wheels
 mount --bind -o ro "$3" root/wheels
 
+# Systemd 256 and newer boots on control groups of version 2 alone; they are here, if without controllers.
+for library in lower/usr/lib/*/systemd/libsystemd-shared-25[6-9]*.so lower/usr/lib/*/systemd/libsystemd-shared-2[6-9]?*.so; do
+  if [ -e "$library" ]; then export UNIFIED_CGROUP_HIERARCHY=1; fi
+done
+
 while :; do
   code=0
   systemd-nspawn --quiet --directory=root --machine="$2" --boot --private-network --register=no --keep-unit \

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 ROOT: Final = Path(__file__).resolve().parents[2]
 EXTRAS: Final = "llama-server,gemma3-270m"
 _PACKAGES: Final = ("systemd", "systemd-sysv", "libpam-systemd", "dbus", "libgomp1", "python3", "python3-venv")
+SUITE_VARIABLE: Final = "LAUNCHER_SYSTEMD_SUITE"
 _FALLBACK_SUITE: Final = "bookworm"  # where the machine's own apt knows no Debian; debootstrap has a mirror for it
 _TIMEOUT_S: Final = 540
 BOUND: Final = ("setpriv", "--pdeathsig", "KILL")
@@ -43,14 +44,15 @@ def parse_targets(text: str) -> Release | None:
 
 
 def find_release() -> Release:
-    """Return this machine's own Debian and mirror, as its apt knows them."""
+    """Return this machine's own Debian and mirror, as its apt knows them; or the Debian that is asked for."""
     form = "$(ORIGIN)|$(CODENAME)|$(COMPONENT)|$(SITE)"
     asked = ["apt-get", "indextargets", "--format", form, "Created-By: Packages"]
+    found = None
     with contextlib.suppress(OSError):
         told = subprocess.run(asked, capture_output=True, text=True, timeout=60, check=False)
-        if told.returncode == 0 and (release := parse_targets(told.stdout)) is not None:
-            return release
-    return Release(_FALLBACK_SUITE, None)
+        found = parse_targets(told.stdout) if told.returncode == 0 else None
+    release = found or Release(_FALLBACK_SUITE, None)
+    return release._replace(suite=os.environ.get(SUITE_VARIABLE) or release.suite)
 
 
 def _proxies() -> dict[str, str]:

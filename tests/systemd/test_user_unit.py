@@ -19,12 +19,14 @@ def alice(container: Container) -> Iterator[tuple[str, ...]]:
     """A user whose systemd runs without a session: the words that run a command as she would."""
     container.run("useradd", "--create-home", _USER)
     uid = container.run("id", "-u", _USER).stdout.strip()
-    container.run("loginctl", "enable-linger", _USER)
+    # Newer versions hear only who is in the container's own control groups; commands from outside are not.
+    loginctl = ("systemd-run", "--quiet", "--wait", "--pipe", "loginctl")
+    container.run(*loginctl, "enable-linger", _USER)
     yield (
         *("setpriv", f"--reuid={uid}", f"--regid={uid}", "--init-groups", "env", f"--chdir=/home/{_USER}"),
         *(f"HOME=/home/{_USER}", f"USER={_USER}", f"XDG_RUNTIME_DIR=/run/user/{uid}"),
     )
-    container.run("loginctl", "disable-linger", _USER)
+    container.run(*loginctl, "disable-linger", _USER)
     container.run("systemctl", "stop", f"user@{uid}.service")
     container.run("userdel", "--remove", _USER, check=False)
 
