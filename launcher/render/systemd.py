@@ -193,18 +193,28 @@ def _escaped(char: str) -> str:
 
 
 def _raw(path: str) -> str:
-    """Return a path for a setting that takes the rest of its line: no quotes, but specifiers."""
+    """Return a path for a setting that takes the rest of its line: no quotes, but specifiers.
+
+    A space in it is read by systemd 252, but not by 255 and newer, which hand it on to their executor unquoted (seen with 257:
+    "Failed to deserialize").
+    """
     _check_printable(path)
-    if path != path.strip() or path.endswith("\\"):
+    if " " in path or path.endswith("\\"):
         msg = f"systemd cannot read this path in a unit: {path!a}"
         raise UsageError(msg, help="rename the file, or make a symbolic link to it")
     return path.replace("%", "%%")
 
 
 def _quote_plainly(path: str) -> str:
-    """Return a path for a setting in which colons divide source and target: in quotes they do not, nor are escapes read."""
+    """Return a path for a setting in which colons divide source and target: in quotes they do not, nor are escapes read.
+
+    Quotes in it are read by systemd 252, and lost by 255 and newer on the way to their executor (seen with 257).
+    """
     _check_printable(path)
-    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    if '"' in path or "'" in path:
+        msg = f"systemd cannot read this path in a unit: {path!a}"
+        raise UsageError(msg, help="rename the file, or make a symbolic link to it")
+    escaped = path.replace("\\", "\\\\").replace("%", "%%")
     return path if _BARE.issuperset(path) and ":" not in path else f'"{escaped}"'
 
 

@@ -106,7 +106,7 @@ _FULL = Surroundings(
     program=(sys.executable, "-m", "launcher"),
     words=("/srv/a b/100%.gguf", "--port", "80"),
     environment=(("PATH", "/opt/my engine:/usr/bin"), ("LAUNCHER_LLAMA_SERVER", "/opt/100%/llama-server")),
-    key_file="/etc/launcher/my keys%",
+    key_file="/etc/launcher/my-keys;%",
     token_file="/etc/launcher/token",  # noqa: S106 - a path
     bound_paths=("/home/u/a:b", "/tmp/w %i"),  # noqa: S108 - named, not used
     groups=("nogroup",),
@@ -175,7 +175,8 @@ def test_systemd_reads_any_words_as_they_were_meant(words: list[str]) -> None:
 @needs_systemd
 def test_systemd_reads_paths_and_variables_as_they_were_meant() -> None:
     """Each setting has rules of its own: colons divide bound paths, and only some read escapes."""
-    paths = tuple(f"/home/{word}" for word in _NASTY if word.strip() and not any(ord(char) < ord(" ") for char in word))
+    words = [word for word in _NASTY if word.strip() and not {'"', "'"} & set(word)]
+    paths = tuple(f"/home/{word}" for word in words if not any(ord(char) < ord(" ") for char in word))
     environment = tuple((f"V{idx}", word) for idx, word in enumerate(_NASTY) if word.isprintable())
     units = _units(Surroundings(program=("/bin/x",), words=("fake",), bound_paths=paths, environment=environment))
     found = read_unit(_files(units), units.unit)
@@ -204,6 +205,21 @@ def test_a_path_that_no_unit_can_hold_is_refused(field: str, path: str) -> None:
     )
     with pytest.raises(UsageError):
         _units(around)
+
+
+@pytest.mark.parametrize("field", ["key_file", "token_file"])
+@pytest.mark.parametrize("path", ["/my keys", "/keys ", "/keys\\"])
+def test_a_credential_that_some_systemd_cannot_read_is_refused(field: str, path: str) -> None:
+    """A space is lost between systemd 255 and its executor: the service would not start."""
+    with pytest.raises(UsageError, match="cannot read this path"):
+        _units(replace(Surroundings(program=("/x",), words=("fake",)), **{field: path}))
+
+
+@pytest.mark.parametrize("path", ["/it's", '/a"b'])
+def test_a_bound_path_that_some_systemd_cannot_read_is_refused(path: str) -> None:
+    """Quotes are lost between systemd 255 and its executor: another file would be looked for."""
+    with pytest.raises(UsageError, match="cannot read this path"):
+        _units(Surroundings(program=("/x",), words=("fake",), bound_paths=(path,)))
 
 
 def test_gpus_are_opened_only_where_the_plan_uses_one() -> None:

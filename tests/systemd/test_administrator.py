@@ -15,8 +15,8 @@ from tests.systemd.service import READY_S, Service
 pytestmark = [pytest.mark.systemd, pytest.mark.engine, pytest.mark.heavy, pytest.mark.timeout(600)]
 
 _HOME: Final = "/home/ann"
-_WEIGHTS: Final = f'{_HOME}/My 100% "$models"; a\\b:c/w %i.gguf'
-_KEYS: Final = "/root/my keys 100%i"
+_WEIGHTS: Final = f"{_HOME}/My 100% $models; a\\b:c/w %i.gguf"
+_KEYS: Final = "/root/my-keys;100%i"
 _PORT: Final = 81
 _UNITS: Final = "/etc/systemd/system"
 
