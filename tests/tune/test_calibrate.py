@@ -193,17 +193,22 @@ def test_what_the_user_fixed_is_not_varied(state_dir: Path, request_for: Request
 
 
 def test_a_corrupt_calibration_is_set_aside_with_a_warning(state_dir: Path) -> None:
-    """A file that cannot be understood, or is of another version, warns once and is never used."""
+    """A file that cannot be understood warns once and is never used; that of a newer launcher stays, and warns each time."""
     write_calibration(Calibration(machine="m"))
     path = state_dir / "calibrations" / "m.json"
     assert path.stat().st_mode & 0o077 == 0
-    for content in (b"{", b'{"machine":"other"}', b'{"machine":"m","schema_version":99}', b'{"machine":"m","x":1}'):
+    for content in (b"{", b'{"machine":"other"}', b'{"machine":"m","x":1}'):
         path.write_bytes(content)
         known, warning = read_calibration("m")
         assert known is None
         assert warning is not None
         assert "set aside" in warning
         assert read_calibration("m") == (None, None)
+    path.write_bytes(b'{"machine":"m","schema_version":99}')
+    for _ in range(2):
+        known, warning = read_calibration("m")
+        assert known is None
+        assert "newer launcher" in str(warning)
 
 
 def test_bandwidth_is_that_of_a_memory() -> None:
