@@ -83,7 +83,8 @@ def boot_id() -> str:
 def identify(pid: int) -> ProcessId | None:
     """Return the identity of a running process, or ``None`` where there is none (a zombie has ended too)."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:  # noqa: PTH123 - a Path interns the number
+            text = file.read()
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()
