@@ -225,12 +225,18 @@ def _check_printable(path: str) -> None:
         raise UsageError(msg, help="rename the file, or make a symbolic link to it")
 
 
+_LAST: Final = frozenset({"fffe", "ffff"})
+"""Of each plane of Unicode."""
+
+
 def _check(word: str) -> None:
-    try:
-        word.encode()
-    except UnicodeEncodeError:
+    """Refuse what is no UTF-8, and what Unicode keeps for no character: for that systemd ignores the whole line."""
+    if any(
+        "\ud800" <= char <= "\udfff" or "\ufdd0" <= char <= "\ufdef" or f"{ord(char):04x}"[-4:] in _LAST
+        for char in word
+    ):
         msg = f"a unit is UTF-8, and this is not: {word!a}"
-        raise UsageError(msg, help="rename the file, or make a symbolic link to it") from None
+        raise UsageError(msg, help="rename the file, or make a symbolic link to it")
 
 
 # --- Whose file it is ----------------------------------------------------------------------------------------------------

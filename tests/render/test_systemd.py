@@ -162,8 +162,15 @@ def test_systemd_reads_every_word_as_it_was_meant() -> None:
     assert words_of(found["Command Line"][0]) == [program, "serve", *_NASTY]
 
 
+_NO_CHARACTERS = [
+    "\0",
+    *map(chr, range(0xFDD0, 0xFDF0)),
+    *(chr(n << 16 | 0xFFFE | m) for n in range(17) for m in (0, 1)),
+]
+
+
 @needs_systemd
-@given(st.lists(st.text(st.sampled_from(_HARD) | st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12), min_size=50, max_size=80))  # fmt: skip
+@given(st.lists(st.text(st.sampled_from(_HARD) | st.characters(exclude_categories=["Cs"], exclude_characters=_NO_CHARACTERS), max_size=12), min_size=50, max_size=80))  # fmt: skip
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
 def test_systemd_reads_any_words_as_they_were_meant(words: list[str]) -> None:
     """Drawn from what quoting is about; some fifty in each unit, for each is read by the real program."""
@@ -197,7 +204,7 @@ def test_an_instance_with_no_options_is_what_the_template_says() -> None:
 
 
 @pytest.mark.parametrize("field", ["key_file", "bound_paths"])
-@pytest.mark.parametrize("path", ["/a\nb", "/a\udcff"])
+@pytest.mark.parametrize("path", ["/a\nb", "/a\udcff", "/a\ufdd0", "/a\U0001ffff"])
 def test_a_path_that_no_unit_can_hold_is_refused(field: str, path: str) -> None:
     """Better no unit than one that means another file."""
     around = replace(
