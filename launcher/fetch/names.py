@@ -32,6 +32,9 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SIDE_FILE: Final = re.compile(r"mmproj|imatrix|^(?:mtp|draft|ggml-vocab)[-_.]", re.IGNORECASE)
 
 
+_MISTRALS_FORM: Final = re.compile(r"consolidated.*\.safetensors", re.DOTALL)
+
+
 class RemoteName(Struct, frozen=True, kw_only=True):
     """What a user wrote: a repository of the hub with what to take of it, or an address with its files' digests."""
 
@@ -152,6 +155,18 @@ def group_files(files: Iterable[RemoteFile]) -> tuple[Group, ...]:
         for (_, count), members in shards.items()
     ]
     return tuple(sorted(groups, key=lambda group: (group.size_bytes, group.title)))
+
+
+def top_files(files: Iterable[RemoteFile]) -> dict[str, RemoteFile]:
+    """Return by their names the files at a repository's top, where a model of safetensors is.
+
+    Weights in Mistral's own form are left out where they are there in Hugging Face's too: the same numbers once more, at
+    the same size, which nobody who reads the latter opens.
+    """
+    top = {file.path: file for file in files if "/" not in file.path}
+    second = {name for name in top if _MISTRALS_FORM.fullmatch(name)}
+    has_others = any(name.endswith(".safetensors") for name in top.keys() - second)
+    return {name: file for name, file in top.items() if not (has_others and name in second)}
 
 
 def select(groups: Iterable[Group], selector: str) -> tuple[Group, ...]:

@@ -31,7 +31,7 @@ from launcher.fetch.hashing import DigestKind
 from launcher.fetch.hub import Settings, file_url, find_commit, list_files, read_settings, told_of
 from launcher.fetch.hub_cache import RepositoryFolder
 from launcher.fetch.local import promised_digests, require_weights
-from launcher.fetch.names import HUB_PREFIX, RemoteFile, group_files, select, shards_of
+from launcher.fetch.names import HUB_PREFIX, RemoteFile, group_files, select, shards_of, top_files
 from launcher.fetch.places import hub_cache_dir
 from launcher.fetch.progress import Meter, Phase, Progress, Tell, left_s
 from launcher.fetch.web import Web, check_url, origin
@@ -242,7 +242,7 @@ def _choose_quantization(artifact: Artifact, listed: Sequence[RemoteFile]) -> tu
 
 
 def _choose_safetensors(artifact: Artifact, listed: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
-    top = [file for file in listed if "/" not in file.path and _WANTED.fullmatch(file.path)]
+    top = [file for name, file in top_files(listed).items() if _WANTED.fullmatch(name)]
     named = {file.name: file for file in artifact.files}
     for file in top:
         if file.path in named:

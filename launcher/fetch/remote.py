@@ -28,6 +28,7 @@ from launcher.fetch.names import (
     quantization_of,
     select,
     shards_of,
+    top_files,
 )
 from launcher.fetch.ranges import RangeStream
 from launcher.fetch.web import MAX_TOTAL_BYTES, N_CONNECTIONS, Web, check_url, origin
@@ -279,7 +280,7 @@ class _HubFolder:
         self._web = web
         self._settings = settings
         self._repository = repository
-        self.files = {file.path: file for file in files if "/" not in file.path}
+        self.files = top_files(files)
         self.title = f"{HUB_PREFIX}{repository}"
 
     def names(self) -> list[str]:

@@ -3,7 +3,16 @@
 import pytest
 
 from launcher.errors import UsageError
-from launcher.fetch.names import RemoteFile, RemoteName, group_files, parse_name, quantization_of, select, shards_of
+from launcher.fetch.names import (
+    RemoteFile,
+    RemoteName,
+    group_files,
+    parse_name,
+    quantization_of,
+    select,
+    shards_of,
+    top_files,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,3 +107,14 @@ def test_shards_are_named_by_one_of_them() -> None:
     for absurd in ("a-00001-of-99999.gguf", "a-00000-of-00002.gguf", "a-00003-of-00002.gguf"):
         with pytest.raises(UsageError):
             shards_of(absurd)
+
+
+def test_weights_in_two_forms_are_taken_once() -> None:
+    """Mistral's own form is left out where Hugging Face's is beside it, and taken where it is the only one."""
+
+    def taken(*names: str) -> list[str]:
+        return list(top_files(RemoteFile(path=name) for name in names))
+
+    both = ("consolidated-00001-of-00002.safetensors", "consolidated.safetensors", "model-1.safetensors", "params.json")
+    assert taken(*both, "original/model.safetensors") == ["model-1.safetensors", "params.json"]
+    assert taken("consolidated.safetensors", "params.json") == ["consolidated.safetensors", "params.json"]

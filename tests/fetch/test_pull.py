@@ -208,7 +208,7 @@ def test_a_broken_shard_leaves_the_others(hub: Hub, bring: Pull, shards: dict[st
 
 
 def test_a_folder_of_safetensors_comes_without_code(hub: Hub, bring: Pull) -> None:
-    """Weights, configuration and tokenizer; neither scripts nor formats that run code, nor subfolders."""
+    """Weights, once, configuration and tokenizer; neither scripts nor formats that run code, nor subfolders."""
     header = b'{"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
     weights = len(header).to_bytes(8, "little") + header + bytes(4)
     wanted = {
@@ -224,6 +224,7 @@ def test_a_folder_of_safetensors_comes_without_code(hub: Hub, bring: Pull) -> No
         "pytorch_model.bin": b"\x80\x04.",
         "training_args.pt": b"\x80\x04.",
         "original/consolidated.safetensors": weights,
+        "consolidated.safetensors": weights,
         ".gitattributes": b"",
     }
     hub.files, hub.small = {"o/tiny": {**wanted, **other}}, frozenset({".json", ".txt", ".jinja"})
