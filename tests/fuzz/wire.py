@@ -7,7 +7,8 @@ must not reach an engine. It must not know the gateway. RFC 9112.
 import re
 from typing import Final, NamedTuple
 
-_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.([01])")
+_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) +([\x21-\x7e\x80-\xff]+) +HTTP/1\.([01])")
+"""RFC 9112, section 3: several spaces may be read as one, for no part of the line has any."""
 _FIELD: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\t\x20-\x7e\x80-\xff]*)")
 _STATUS: Final = re.compile(rb"HTTP/1\.[01] (\d{3}) ?([\t\x20-\x7e\x80-\xff]*)")
 _CHUNK: Final = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[\t\x20-\x7e\x80-\xff]*)?")
