@@ -48,6 +48,8 @@ def test_troff_has_nothing_to_warn_of() -> None:
     groff = shutil.which("groff")
     if groff is None:
         pytest.skip("groff is not here")
-    done = subprocess.run([groff, "-man", "-ww", "-Tutf8", "-P-cbou", str(_PAGE)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [groff, "-man", "-ww", "-Tutf8", "-P-cbou", str(_PAGE)], capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
     assert "launch serve" in done.stdout
