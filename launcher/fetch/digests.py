@@ -97,9 +97,7 @@ def is_recorded(path: Path, sha256: str) -> bool:
     """Return whether the file had this digest when it was read, and has not changed since."""
     path = path.resolve()
     try:
-        # Whoever could have written it could vouch for a file of their own.
-        record = msgspec.json.decode(read_own(_record_path(path), _MAX_RECORD_BYTES), type=_Record)
-        return record == _look(sha256, path.stat())
+        return _read(path) == _look(sha256, path.stat())
     except (OSError, ValueError, RecursionError):  # no record, or one that somebody spoilt: the file is read again
         return False
 
@@ -108,8 +106,7 @@ def what_changed(path: Path) -> tuple[str, ...] | None:
     """Say what of a file is no longer as it was when its digest was found; ``None`` where none is recorded."""
     path = path.resolve()
     try:
-        with _record_path(path).open("rb") as stream:
-            record = msgspec.json.decode(stream.read(_MAX_RECORD_BYTES), type=_Record)
+        record = _read(path)
         now = _look(record.sha256, path.stat())
     except (OSError, ValueError, RecursionError):
         return None
@@ -141,6 +138,11 @@ def _look(sha256: str, status: os.stat_result) -> _Record:
 
 def _record_path(path: Path) -> Path:
     return cache_dir() / "verified" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+
+
+def _read(path: Path) -> _Record:
+    """Return what is recorded of a file; that of somebody else is none: they could vouch for a file of their own."""
+    return msgspec.json.decode(read_own(_record_path(path), _MAX_RECORD_BYTES), type=_Record)
 
 
 def _write(path: Path, record: _Record) -> None:

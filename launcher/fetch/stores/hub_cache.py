@@ -30,6 +30,7 @@ _MAX_REF_BYTES: Final = 4096
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _SAFETENSORS_SHARD: Final = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
 _TOKENIZERS: Final = frozenset({"tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json"})
+_ENDINGS: Final = (".gguf", ".safetensors", ".json", ".model")
 _DEPTH: Final = 2
 """Folders in a repository that are looked into: one per quantization is usual."""
 
@@ -65,7 +66,7 @@ def look(walk: Walk) -> Iterator[StoredModel]:
 def _look_repository(walk: Walk, folder: str, repository: str) -> Iterator[StoredModel]:
     seen: set[str] = set()
     for commit in _commits(walk, folder):
-        files = _files(walk, (folder, "snapshots", commit))
+        files = whole_files(walk, (folder, "snapshots", commit), _ENDINGS)
         for model in (*_gguf(repository, files), *_safetensors(walk, (folder, "snapshots", commit), repository, files)):
             if model.name not in seen:  # an older revision of the same file is not what is asked for
                 seen.add(model.name)
@@ -80,12 +81,12 @@ def _commits(walk: Walk, folder: str) -> list[str]:
     return sorted(there, key=lambda name: (name != main, name))
 
 
-def _files(walk: Walk, snapshot: tuple[str, ...]) -> dict[str, StoredFile]:
-    """Return the whole files of a snapshot by their paths in the repository."""
+def whole_files(walk: Walk, folder: tuple[str, ...], endings: tuple[str, ...]) -> dict[str, StoredFile]:
+    """Return the files of a repository's folder that end so, by their paths in it; downloads under way are left out."""
     found: dict[str, StoredFile] = {}
-    for parts in walk.files(*snapshot, depth=_DEPTH):
-        name = "/".join(parts[len(snapshot) :])
-        if not name.endswith((".gguf", ".safetensors", ".json", ".model")):
+    for parts in walk.files(*folder, depth=_DEPTH):
+        name = "/".join(parts[len(folder) :])
+        if not name.endswith(endings):
             continue
         try:
             located = walk.locate(*parts)

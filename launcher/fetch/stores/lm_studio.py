@@ -18,8 +18,8 @@ from msgspec import Struct
 
 from launcher.errors import ModelStoreError, UsageError
 from launcher.fetch.names import HUB_PREFIX, parse_name
-from launcher.fetch.stores.hub_cache import group_models
-from launcher.fetch.stores.shelf import StoredFile, StoredModel, Walk
+from launcher.fetch.stores.hub_cache import group_models, whole_files
+from launcher.fetch.stores.shelf import StoredModel, Walk
 from launcher.metadata.files import label
 from launcher.units import MIB
 
@@ -28,8 +28,6 @@ STORE: Final = "LM Studio's store"
 
 _MAX_SETTINGS_BYTES: Final = 4 * MIB
 _MAX_POINTER_BYTES: Final = 4096
-_DEPTH: Final = 2
-"""Folders in a repository that are looked into."""
 
 
 class _Settings(Struct, rename="camel"):
@@ -73,7 +71,7 @@ def look(walk: Walk) -> Iterator[StoredModel]:
         if repository is None:
             continue
         try:
-            files = dict(_files(walk, (publisher, name)))
+            files = whole_files(walk, (publisher, name), (".gguf",))
         except ModelStoreError as error:
             walk.faults.append(error.message)
             continue
@@ -97,22 +95,6 @@ def _repository(publisher: str, name: str) -> str | None:
         return parse_name(f"{HUB_PREFIX}{publisher}/{name}").repository
     except UsageError:
         return None
-
-
-def _files(walk: Walk, folder: tuple[str, ...]) -> Iterator[tuple[str, StoredFile]]:
-    """Yield the whole GGUF files of a repository's folder with their paths in it."""
-    for parts in walk.files(*folder, depth=_DEPTH):
-        name = "/".join(parts[len(folder) :])
-        if not name.endswith(".gguf"):
-            continue
-        try:
-            located = walk.locate(*parts)
-        except ModelStoreError as error:
-            walk.faults.append(error.message)
-            continue
-        if located is not None:
-            path = str(walk.root.joinpath(*parts))
-            yield name, StoredFile(path=path, name=name, size_bytes=located[1])
 
 
 def parse_model(name: str) -> tuple[str, str]:
