@@ -16,8 +16,8 @@ from launcher.supervisor.stepping import MachineStepper
 class CheckingStepper(MachineStepper):
     """A stepper whose plans' files have been read once; it is asked in a thread.
 
-    Where the command is made, in the event loop, reading gigabytes would stop every request. What is wrong with a file is
-    told there.
+    Read here, where the last engine may still serve, they need not be read where the command is made, with no engine at
+    all. What is wrong with a file is told there.
     """
 
     def next_plan(self, setback: Setback) -> Step | Refusal:

@@ -115,6 +115,7 @@ class _Supervision:
         self._plan = plan
         self._service = service
         self._n_spawns = 0
+        self._next: Command | Failure | None = None
         self._vigil = Vigil(options.strain)
         self._load_s: float | None = None
         self._instance = instance
@@ -167,6 +168,7 @@ class _Supervision:
     async def _live(self) -> ServeResult:
         try:
             await self._open_front()
+            await self._prepare(self._command)
             self._post(Event.START)
             while self._phase not in ENDS:
                 event, generation, fault = await self._queue.get()
@@ -339,12 +341,14 @@ class _Supervision:
     # --- Effects ---
 
     def _spawn(self) -> None:
-        try:
-            self._renew_command()
-        except LauncherError as error:
-            self._post(Event.SPAWN_FAILED, failures.of_error(error))
+        self._n_spawns += 1
+        command, self._next = self._next, None
+        if isinstance(command, Failure):
+            self._post(Event.SPAWN_FAILED, command)
             self._post(Event.GONE)
             return
+        if command is not None:
+            self._use(command)
         if self._is_overdrawn_at_once():
             return
         self._begin_watch()
@@ -381,18 +385,25 @@ class _Supervision:
         self._reports = Reports(engine, self._instance.path, self._account, self._post)
         self._vigil.expect()
 
-    def _renew_command(self) -> None:
-        """Give every engine but the first a command of its own, for the plan of now and on a port that is free now.
+    async def _prepare(self, first: Command | None = None) -> None:
+        """Make the next engine's command, for the plan of now and on a port that is free now; the first has one.
 
-        One that told already what it takes is not asked again: telling costs it time.
+        One that told already what it takes is not asked again: telling costs it time. Made in a thread: files that have
+        changed since their digests were found are read as a whole, which takes minutes.
         """
-        self._n_spawns += 1
         if self._service is None or self._plan is None or self._memories is None:
             return
-        if self._n_spawns > 1:
-            self._use(self._service.make_command(self._plan, tell=not self._vigil.is_known(self._plan)))
-        if self._command.tells_memory and self._memories.recall(self._plan, self._command):
-            self._use(self._service.make_command(self._plan, tell=False))
+        make, plan = self._service.make_command, self._plan
+        try:
+            command = first
+            if command is None:
+                command = await asyncio.to_thread(make, plan, tell=not self._vigil.is_known(plan))
+            if command.tells_memory and self._memories.recall(plan, command):
+                command = await asyncio.to_thread(make, plan, tell=False)
+        except LauncherError as error:
+            self._next = failures.of_error(error)
+        else:
+            self._next = command
 
     def _use(self, command: Command) -> None:
         self._command = command
@@ -504,6 +515,7 @@ class _Supervision:
         else:
             await self._look_before_start()
             await asyncio.sleep(max(0.0, end_s - time.monotonic()))
+        await self._prepare()
         self._post(Event.RETRY)
 
     async def _look_before_start(self) -> None:
@@ -543,6 +555,7 @@ class _Supervision:
         self._account.update(plan=without_tensors(step.plan), story=story, n_ladder_steps=n_steps, offer=None)
         self.notify(event, f"{what}: {'; '.join(step.story)}", n_steps=n_steps)
         await self._look_before_start()
+        await self._prepare()
         self._post(Event.STEPPED)
 
     # --- Leaving ---

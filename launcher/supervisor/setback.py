@@ -145,7 +145,7 @@ class Service(Struct, frozen=True, kw_only=True):
     """What makes an engine replaceable: the front before it, who finds plans, and who makes commands of them.
 
     ``make_command`` returns a command on a private port that is free now, under which the engine is asked to tell its
-    memory before it loads, or not; it may raise a ``LauncherError``. ``devices`` are those of the machine that the plan
+    memory before it loads, or not; it may raise a ``LauncherError``, and is called in a thread, for it may take minutes. ``devices`` are those of the machine that the plan
     was made for; ``step_up`` lets an instance that stepped down go up again by itself.
     """
 

@@ -19,8 +19,8 @@ from launcher.supervisor.options import RunOptions
 
 _SLACK_S: Final = 20.0
 """Beside any time that is planned for: a busy machine runs everything late."""
-_REPLAN_S: Final = 600.0
-"""To let memory settle, ask drivers, engines and workers, plan anew, and compare the next plan's files with their digests.
+_PREPARE_S: Final = 600.0
+"""To let memory settle, ask drivers, engines and workers, plan anew, and compare the next engine's files with their digests.
 
 That last is most of it: 60 GB at 100 MB/s, a disk that turns.
 """
@@ -44,8 +44,8 @@ def allowance_s(phase: Phase, options: RunOptions, *, is_watched: bool) -> float
         Phase.CLEARING_TO_RETRY: ending_s,
         Phase.CLEARING_TO_FAIL: ending_s,
         Phase.CLEARING_TO_STEP: ending_s,
-        Phase.BACKOFF: waiting_s,
-        Phase.STEPPING: _REPLAN_S,
+        Phase.BACKOFF: waiting_s + _PREPARE_S,
+        Phase.STEPPING: _PREPARE_S,
     }.get(phase)
     return None if planned_s is None else planned_s + _SLACK_S
 

@@ -13,6 +13,7 @@ import json
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -97,6 +98,10 @@ def main() -> int:
         nonlocal n_starts
         n_starts += 1
         address = Address(port=free_port("127.0.0.1"))
+        if held_up := scenario.get("held_up"):
+            Path(f"{held_up}.asked").touch()
+            while Path(held_up).exists():
+                time.sleep(0.01)
         if scenario.get("stolen") == n_starts:
             thief = socket.create_server((address.host, address.port or 0))
             held.append(thief)

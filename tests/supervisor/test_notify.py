@@ -2,6 +2,8 @@
 
 import os
 import signal
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -135,6 +137,27 @@ def test_a_restart_keeps_the_unit_alive_and_says_so(manager: Manager, serve_step
     assert manager.values("STOPPING") == []
     backoff = [text for text in manager.values("STATUS") if text.startswith("backoff: ")]
     assert any("starting again in 0.1 s; the engine ended while it served (SIGKILL)" in text for text in backoff)
+    served.process.terminate()
+    assert served.end() == 0
+
+
+def test_a_command_that_takes_long_to_make_holds_up_nobody(
+    manager: Manager, serve_stepping: Serve, tmp_path: Path
+) -> None:
+    """Weights that changed are read as a whole before a restart: clients are answered meanwhile, the watchdog is fed."""
+    file, asked = tmp_path / "held-up", tmp_path / "held-up.asked"
+    served = serve_stepping(options=QUICK_RESTARTS, held_up=str(file))
+    served.await_event("engine.ready")
+    file.touch()
+    asked.unlink()
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    assert poll(asked.exists)
+    assert _is_fed(manager)
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(f"http://127.0.0.1:{served.port}/health", timeout=10)
+    assert served.events().count("engine.spawned") == 1
+    file.unlink()
+    served.await_event("engine.ready", n=2)
     served.process.terminate()
     assert served.end() == 0
 
