@@ -21,7 +21,7 @@ class ServiceManager:
     """Where messages go; without an address they go nowhere.
 
     A message that cannot be taken now (the manager's queue is full) is kept, and goes with the next one: a later value
-    replaces an earlier one of the same name.
+    replaces an earlier one of the same name. A sign of life is of its moment, and is not kept.
     """
 
     def __init__(self, address: str | None = None, *, watchdog_s: float | None = None) -> None:
@@ -48,8 +48,9 @@ class ServiceManager:
         target = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         try:
             self._open().sendto(data.encode("utf-8", "replace"), target)
-        except OSError:
-            return  # a manager that restarts has no socket for a moment
+        except OSError:  # a manager that restarts has no socket for a moment
+            self._pending.pop("WATCHDOG", None)
+            return
         self._pending.clear()
 
     def tell_progress(self, text: str, *, next_within_s: float = 60.0) -> None:

@@ -93,6 +93,19 @@ def test_a_manager_that_is_gone_is_no_fault(tmp_path: Path) -> None:
     ours.close()
 
 
+def test_a_sign_of_life_is_of_its_moment(tmp_path: Path) -> None:
+    """One that could not be sent does not go with a later message: by then nothing may live any more."""
+    path = tmp_path / "notify"
+    ours = ServiceManager(str(path))
+    ours.tell({"WATCHDOG": "1", "STATUS": "ready"})
+    there = Manager(path)
+    ours.tell()
+    assert poll(lambda: there.messages)
+    assert there.messages[0].fields == {"STATUS": "ready"}
+    there.close()
+    ours.close()
+
+
 def test_the_environment_is_taken_over() -> None:
     """What this process starts finds neither the address nor the watchdog's time."""
     environ = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid()), "A": "b"}
