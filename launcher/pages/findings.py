@@ -347,7 +347,8 @@ _SERVED: Final = (
         "unit-program-missing",
         "A unit starts a program that is not there.",
         "The launcher was moved or installed elsewhere after the unit was made.",
-        "Install the unit anew.",
+        "Install it anew by `launch systemd install`, with the words after `serve` and the files of keys that "
+        "`systemctl cat UNIT` shows: what is left out is not kept.",
     ),
 )
 

@@ -285,3 +285,14 @@ def test_the_engine_of_the_plan_is_named() -> None:
     (found,) = [finding for finding in judge(facts).findings if finding.code is FindingCode.SEVERAL_ENGINES]
     assert "llama-server 6000 would be used: the plan for `gemma3-270m` takes it" in found.text
     assert found.evidence[0].source == "/opt/cpu/llama-server"
+
+
+@pytest.mark.parametrize(("scope", "options"), [("system", ()), ("user", ("--user",))])
+def test_a_unit_without_its_program_is_shown_before_it_is_replaced(scope: str, options: tuple[str, ...]) -> None:
+    """Its command shows what the unit was made with: an install by its name alone would drop options, paths and keys."""
+    facts = unit(scope=scope, program="/gone/launch", is_program_there=False)
+    (found,) = [found for found in judge(facts).findings if found.code is FindingCode.UNIT_PROGRAM_MISSING]
+    assert found.command == ("systemctl", *options, "--no-pager", "cat", UNIT.name)
+    without = replace(facts, programs=frozenset())
+    (found,) = [found for found in judge(without).findings if found.code is FindingCode.UNIT_PROGRAM_MISSING]
+    assert found.command == ()

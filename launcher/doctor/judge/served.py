@@ -195,10 +195,6 @@ def _options(unit: Unit) -> tuple[str, ...]:
     return ("--user",) if unit.scope == "user" else ()
 
 
-def _instance_of(unit: Unit) -> str:
-    return unit.name.partition("@")[2].removesuffix(".service")
-
-
 def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
     told = Evidence(
         source=f"systemctl {' '.join((*_options(unit), 'show', unit.name))}",
@@ -212,8 +208,10 @@ def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
             area=Area.SYSTEMD,
             text=f"{unit.name} starts {unit.program}, which is not there",
             evidence=(told, Evidence(source=unit.path, value=f"ExecStart={unit.program}")),
-            help="install the unit anew, from where the launcher is now",
-            command=("launch", "systemd", "install", _instance_of(unit), *_options(unit), "--overwrite"),
+            # No `launch systemd install` here: the model may be a path, and options and key files would be left out.
+            help="install it anew by the launcher that is here, `launch systemd install`, with the words after `serve` "
+            "and the files of keys that its last drop-in names",
+            command=first_there(facts, ("systemctl", *_options(unit), "--no-pager", "cat", unit.name)),
         )
     elif unit.active == _FAILED:
         yield Finding(
