@@ -5,10 +5,12 @@ the others. It must not know of machines or plans.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Final, TypeAlias
+from functools import partial
+from threading import TIMEOUT_MAX
+from typing import Final, TypeAlias, TypeVar
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from msgspec import Struct
@@ -32,11 +34,14 @@ from launcher.fetch.names import (
 )
 from launcher.fetch.ranges import RangeStream
 from launcher.fetch.web import MAX_TOTAL_BYTES, N_CONNECTIONS, Web, check_url, origin
+from launcher.inventory.bounded import Bounded
 from launcher.metadata.files import ByteStream, label
 from launcher.metadata.gguf import GgufHeader
 from launcher.metadata.safetensors import CONFIG_NAME, read_files
 from launcher.profiles import name_quantization, profile_for_artifacts
 from launcher.units import format_bytes
+
+_Read = TypeVar("_Read")
 
 MAX_GROUPS: Final = 100
 """Quantizations of one repository. Assumed: twice the most that was seen."""
@@ -221,15 +226,30 @@ def _read_groups(web: Web, settings: Settings, repository: str, groups: Sequence
         raise faults[0][1]
     sample = read_in_full[0][1][1]
     found = [(group, header) for group, (header, _) in read_in_full]
-    with ThreadPoolExecutor(N_CONNECTIONS) as pool:
-        for group, outcome in zip(rest, pool.map(lambda group: read(group, sample), rest), strict=True):
-            if isinstance(outcome, tuple):
-                found.append((group, outcome[0]))
-            else:
-                faults.append((group, outcome))
+    for group, outcome in zip(rest, _some_at_once(lambda group: read(group, sample), rest), strict=True):
+        if isinstance(outcome, tuple):
+            found.append((group, outcome[0]))
+        else:
+            faults.append((group, outcome))
     kept, others = _models_of(sorted(found, key=lambda pair: (pair[0].size_bytes, pair[0].title)))
     left_out = (*(f"{label(group.title)}: {error.message}" for group, error in faults), *others)
     return tuple(_artifact(repository, group, header) for group, header in kept), left_out
+
+
+def _some_at_once(read: Callable[[Group], _Read], groups: Sequence[Group]) -> Iterator[_Read]:
+    """Yield what is read of each group, in order; an interrupted command leaves servers that do not answer to themselves."""
+    under_way: deque[Bounded[_Read]] = deque()
+    for group in groups:
+        if len(under_way) == N_CONNECTIONS:
+            yield _awaited(under_way.popleft())
+        under_way.append(Bounded(partial(read, group)))
+    while under_way:
+        yield _awaited(under_way.popleft())
+
+
+def _awaited(reading: Bounded[_Read]) -> _Read:
+    reading.wait(TIMEOUT_MAX)
+    return reading.value()
 
 
 def _models_of(

@@ -408,6 +408,32 @@ def test_what_is_here_needs_no_place_to_write(launch: Launch, hub: Hub, tiny: by
     assert tiny
 
 
+def test_an_interrupted_pull_waits_for_no_server(start: Start, hub: Hub, tiny: bytes) -> None:
+    """Headers of several quantizations are read at once, from a server that may not answer for minutes."""
+    hub.files = {"o/many": {f"tiny-{name}.gguf": tiny for name in ("Q8_0", "Q6_K", "Q4_K_M", "F16")}}
+    silent, opened = threading.Event(), threading.Event()
+    n_resolved: list[str] = []
+
+    def fault(handler: Handler) -> bool:
+        if "resolve" not in handler.path:
+            return False
+        n_resolved.append(handler.path)
+        if len(n_resolved) == 1:
+            return False
+        silent.set()
+        return opened.wait(120)
+
+    hub.fault = fault
+    process = start("pull", "hf:o/many", HF_HUB_DOWNLOAD_TIMEOUT="300")
+    assert silent.wait(60)
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=60)
+    finally:
+        opened.set()
+    assert process.returncode == 130
+
+
 def test_what_was_not_compared_is_not_called_verified(launch: Launch, tiny: bytes, tmp_path: Path) -> None:
     """A file of one's own has no digest that it could be compared with: that is said."""
     path = tmp_path / "own-Q8_0.gguf"
