@@ -121,7 +121,8 @@ def _instance_drop_in(
     need_bytes, high_bytes, max_bytes = limits
     port = plan.address.port
     lines = ["[Service]"]
-    if around.words != (instance,):
+    # What is bound was found for this program: the template's may be another's, which a later installation left there.
+    if around.words != (instance,) or around.bound_paths:
         lines += ["ExecStart=", f"ExecStart={_command((*around.program, 'serve', *around.words))}"]
     lines += [f"Environment={_quote(f'{name}={value}')}" for name, value in around.environment]
     lines += [

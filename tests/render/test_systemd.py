@@ -198,6 +198,20 @@ def test_an_instance_with_no_options_is_what_the_template_says() -> None:
     assert "ExecStart" not in _files(units)["launch@fake.service.d/50-launcher.conf"]
     found = read_unit(_files(units), units.unit)
     assert words_of(found["Command Line"][0]) == [sys.executable, "serve", "fake"]
+
+
+@needs_systemd
+def test_a_program_that_is_bound_stays_the_instances_own() -> None:
+    """Another launcher that installs another instance replaces the template, and its program is not bound for this one."""
+    old, new = (
+        _files(
+            _units(Surroundings(program=(f"/home/{name}/bin/launch",), words=("fake",), bound_paths=(f"/home/{name}",)))
+        )
+        for name in ("old", "new")
+    )
+    found = read_unit({**old, "launch@.service": new["launch@.service"]}, "launch@fake.service")
+    assert words_of(found["Command Line"][0]) == ["/home/old/bin/launch", "serve", "fake"]
+    assert found["BindReadOnlyPaths"] == ["/home/old:/home/old:rbind"]
     assert found["Type"] == ["notify"]
     assert found["NotifyAccess"] == ["main"]
     assert found["MemoryMax"] != found["MemoryHigh"]
