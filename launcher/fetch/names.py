@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Final
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from msgspec import Struct
 
@@ -191,3 +192,11 @@ def shards_of(file_name: str) -> tuple[str, ...]:
         msg = f"`{label(file_name)}` speaks of {count} files; at most {MAX_SHARDS} are read"
         raise UsageError(msg, help="check the address")
     return tuple(f"{match['stem']}-{number:05d}-of-{count:05d}.gguf" for number in range(1, count + 1))
+
+
+def sibling_url(url: str, name: str, query: str) -> str:
+    """Return the address of a file beside another one, or of that itself as it was written; ``query`` may sign it."""
+    parts = urlsplit(url)
+    folder, _, first = parts.path.rpartition("/")
+    path = parts.path if unquote(first) == name else f"{folder}/{quote(name)}"
+    return urlunsplit((parts.scheme, parts.netloc, path, query, ""))

@@ -10,7 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -31,7 +30,7 @@ from launcher.fetch.hashing import DigestKind
 from launcher.fetch.hub import Settings, file_url, find_commit, list_files, read_settings, told_of
 from launcher.fetch.hub_cache import RepositoryFolder
 from launcher.fetch.local import promised_digests, require_weights
-from launcher.fetch.names import HUB_PREFIX, RemoteFile, group_files, select, shards_of, top_files
+from launcher.fetch.names import HUB_PREFIX, RemoteFile, group_files, select, shards_of, sibling_url, top_files
 from launcher.fetch.places import hub_cache_dir
 from launcher.fetch.progress import Meter, Phase, Progress, Tell, left_s
 from launcher.fetch.web import Web, check_url, origin
@@ -284,9 +283,8 @@ def _pull_from_url(way: _Way, artifact: Artifact, url: str, query: str) -> tuple
         if file.sha256 is None:
             raise _no_digest(url)
         _check_name(file.name)
-        address = _sibling(url, file.name, query)
         source = Source(
-            url=address,
+            url=sibling_url(url, file.name, query),
             name=file.name,
             kind=DigestKind.SHA256,
             digest=file.sha256,
@@ -309,14 +307,6 @@ def _check_name(name: str) -> None:
     if name in {"", ".", ".."} or "/" in name or "\\" in name or not name.isprintable():
         msg = f"`{label(name)}` is no name for a file"
         raise UsageError(msg, help="give an address that ends in a plain file name")
-
-
-def _sibling(url: str, name: str, query: str) -> str:
-    """Return the address of a file beside another one."""
-    parts = urlsplit(url)
-    folder, _, first = parts.path.rpartition("/")
-    path = parts.path if unquote(first) == name else f"{folder}/{quote(name)}"
-    return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
 # --- All files --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from threading import TIMEOUT_MAX
 from typing import Final, TypeAlias, TypeVar
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from msgspec import Struct
 
@@ -30,6 +30,7 @@ from launcher.fetch.names import (
     quantization_of,
     select,
     shards_of,
+    sibling_url,
     top_files,
 )
 from launcher.fetch.ranges import RangeStream
@@ -130,8 +131,8 @@ def _describe_url(web: Web, settings: Settings, asked: RemoteName) -> Profile:
     path = parts.path
     if origin(asked.url) == origin(settings.endpoint):
         path = path.replace("/blob/", "/resolve/", 1)  # the page of a file, as a browser shows its address
-    folder, _, file_name = path.rpartition("/")
-    file_name = unquote(file_name)
+    url = urlunsplit((parts.scheme, parts.netloc, path, "", ""))  # a query may sign it: that is nobody's to read
+    file_name = unquote(path.rpartition("/")[2])
     if not file_name.lower().endswith(".gguf"):
         msg = "the address does not end in .gguf"
         raise UsageError(msg, help=f"give a file's address, or a repository: {HUB_PREFIX}OWNER/NAME")
@@ -139,8 +140,7 @@ def _describe_url(web: Web, settings: Settings, asked: RemoteName) -> Profile:
     sizes: dict[str, int] = {}
 
     def open_file(name: str) -> RangeStream:
-        url = urlunsplit((parts.scheme, parts.netloc, f"{folder}/{quote(name)}", parts.query, ""))
-        stream = RangeStream(web, url)
+        stream = RangeStream(web, sibling_url(url, name, parts.query))
         sizes[name] = stream.size_bytes
         return stream
 
@@ -159,7 +159,7 @@ def _describe_url(web: Web, settings: Settings, asked: RemoteName) -> Profile:
             ArtifactFile(name=name, size_bytes=sizes[name], sha256=sha256)
             for name, sha256 in zip(names, digests, strict=True)
         ),
-        url=urlunsplit((parts.scheme, parts.netloc, path, "", "")),  # a query may sign it: that is nobody's to read
+        url=url,
         spec=header.spec,
     )
     title = file_name.removesuffix(".gguf")

@@ -11,6 +11,7 @@ from launcher.fetch.names import (
     quantization_of,
     select,
     shards_of,
+    sibling_url,
     top_files,
 )
 
@@ -118,3 +119,10 @@ def test_weights_in_two_forms_are_taken_once() -> None:
     both = ("consolidated-00001-of-00002.safetensors", "consolidated.safetensors", "model-1.safetensors", "params.json")
     assert taken(*both, "original/model.safetensors") == ["model-1.safetensors", "params.json"]
     assert taken("consolidated.safetensors", "params.json") == ["consolidated.safetensors", "params.json"]
+
+
+def test_an_address_is_asked_for_as_it_was_written() -> None:
+    """What is beside it is written as any name is; neither takes a query that was not given."""
+    url = "https://h/a%20b/x+y%20z.gguf"
+    assert sibling_url(url, "x+y z.gguf", "sig=1") == f"{url}?sig=1"
+    assert sibling_url(url, "w+ 1%.gguf", "") == "https://h/a%20b/w%2B%201%25.gguf"
