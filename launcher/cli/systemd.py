@@ -236,14 +236,17 @@ def _parse(ctx: typer.Context) -> "click.Context":
     return parsed
 
 
-_PATHS = ("api_key_file", "inventory")
+_FILES = (".toml", ".json", ".gguf", ".safetensors")
 
 
 def _words(parsed: "click.Context", *, without: frozenset[str]) -> tuple[str, ...]:
     """Return NAME and the options that were given, as `serve` takes them from any folder."""
     import click
 
-    words = [_absolute(parsed.params["name"])]
+    from launcher.resources import from_home
+
+    model = parsed.params["name"]
+    words = [_absolute(model) if _is_path(model) or from_home(model).is_dir() else model]
     for param in parsed.command.params:
         name = param.name or ""
         given = parsed.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
@@ -252,22 +255,31 @@ def _words(parsed: "click.Context", *, without: frozenset[str]) -> tuple[str, ..
         value = parsed.params[name]
         words.append(param.opts[0])
         if value is not True:
-            words.append(_absolute(str(value)) if name in _PATHS else str(value))
+            is_path = name == "api_key_file" or (name == "inventory" and _is_path(value))
+            words.append(_absolute(str(value)) if is_path else str(value))
     return tuple(words)
+
+
+def _is_path(word: str) -> bool:
+    """Tell a path of a profile, of weights or of a machine from a name, whatever lies in this folder under that name."""
+    return "/" in word or word.endswith(_FILES)
 
 
 def _absolute(word: str) -> str:
     """Return a path of an existing file as it is called from anywhere; another word as it is."""
-    path = Path(word).expanduser()
+    from launcher.resources import from_home
+
+    path = from_home(word)
     return str(path.absolute()) if path.exists() else word
 
 
 def _existing(path: "str | Path | None", option: str) -> str | None:
     from launcher.errors import UsageError
+    from launcher.resources import from_home
 
     if path is None:
         return None
-    found = Path(path).expanduser().absolute()
+    found = from_home(str(path)).absolute()
     if not found.is_file():
         msg = f"{option} names no file: {found}"
         raise UsageError(msg, help="the service manager reads it when the service starts: give its path")

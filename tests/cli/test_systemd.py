@@ -314,6 +314,27 @@ def test_a_system_unit_knows_the_administrators_profiles_and_nobodys_own(
     assert f"BindReadOnlyPaths={own}" in by_path.stdout
 
 
+def test_what_lies_here_under_the_name_of_a_profile_or_machine_is_not_meant(
+    launch: Launch, root: Path, model: Path, tmp_path: Path
+) -> None:
+    """The service is told the name, as `serve` would take it here; a path, from any folder, is made absolute."""
+    text = f'name = "mine"\n[model]\nspec = "specs/llama3.1-8b.json"\n[[artifact]]\nquantization = "q8_0"\nlocal_path = "{model}"\n'
+    etc = root / "etc/launcher/profiles/mine.toml"
+    etc.parent.mkdir(parents=True)
+    etc.write_text(text)
+    for name in ("mine", "rtx4090", "mine.toml"):
+        (tmp_path / name).write_text(text)
+    assert "serve mine --inventory rtx4090\n" in launch("render", *_on_gpu("mine")).stdout
+    assert f"serve {tmp_path}/mine.toml --inventory rtx4090\n" in launch("render", *_on_gpu("mine.toml")).stdout
+
+
+def test_a_key_file_of_nobodys_home_is_none(launch: Launch, model: Path) -> None:
+    """A user that is not there has no home; that is a fault like any path that leads nowhere."""
+    done = launch("render", *_on_gpu(model, "--api-key-file", "~nobody-of-that-name/keys"))
+    assert done.returncode == 2
+    assert "--api-key-file names no file" in done.stderr
+
+
 def test_a_folder_that_cannot_be_made_is_a_fault_with_a_way_out(launch: Launch, root: Path, model: Path) -> None:
     """Whatever stands in the way is named; there is no traceback."""
     (root / "etc").mkdir(parents=True)
