@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from launcher.cli import app
 from launcher.doctor.facts import (
     Clock,
+    DisplayCard,
     EngineBuild,
     Facts,
     Kernel,
@@ -296,3 +297,24 @@ def test_a_unit_without_its_program_is_shown_before_it_is_replaced(scope: str, o
     without = replace(facts, programs=frozenset())
     (found,) = [found for found in judge(without).findings if found.code is FindingCode.UNIT_PROGRAM_MISSING]
     assert found.command == ()
+
+
+@pytest.mark.parametrize(
+    ("card", "program"), [(AMD_CARD, "sudo"), (replace(CARD, driver="nouveau"), "sudo"), (CARD, "")]
+)
+def test_mesa_is_offered_to_cards_that_it_drives(card: DisplayCard, program: str) -> None:
+    """NVIDIA's Vulkan driver comes with NVIDIA's own: installing Mesa's would leave the finding as it is."""
+    facts = replace(drivers(cards=(card,)), builds=(EngineBuild(argv=SERVER.argv, backends=("vulkan",)),))
+    (found,) = [found for found in judge(facts).findings if found.code is FindingCode.VULKAN_NO_DRIVER]
+    assert "".join(found.command[:1]) == program
+
+
+@pytest.mark.parametrize(("scope", "enables"), [("system", ("sudo", "systemctl")), ("user", ("systemctl", "--user"))])
+def test_a_unit_of_the_system_is_enabled_by_root(scope: str, enables: tuple[str, ...]) -> None:
+    """One's own needs no more than oneself."""
+    (found,) = [
+        found
+        for found in judge(unit(scope=scope, enabled="disabled")).findings
+        if found.code is FindingCode.UNIT_NOT_ENABLED
+    ]
+    assert found.command == (*enables, "enable", UNIT.name)

@@ -282,7 +282,10 @@ def _vulkan(facts: Facts) -> Iterator[Finding]:
                 Evidence(source="/usr/share/vulkan/icd.d, /etc/vulkan/icd.d", value="no manifest"),
             ),
             help="install the GPU's Vulkan driver: Mesa's for AMD and Intel, NVIDIA's own comes with its driver",
-            command=as_root(facts, "apt-get", "install", "mesa-vulkan-drivers"),
+            # Mesa's has none for a card that NVIDIA's own module holds.
+            command=as_root(facts, "apt-get", "install", "mesa-vulkan-drivers")
+            if any(card.driver != "nvidia" for card in cards)
+            else (),
         )
 
 

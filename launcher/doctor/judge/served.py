@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from launcher.doctor.commands import first_there
+from launcher.doctor.commands import as_root, first_there
 from launcher.doctor.facts import Facts, StateFolder, Systemd, Unit
 from launcher.domain import InstanceView, State
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
@@ -240,7 +240,9 @@ def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
             area=Area.SYSTEMD,
             text=f"{unit.name} runs, and does not start by itself next time",
             evidence=(told,),
-            command=first_there(facts, ("systemctl", *_options(unit), "enable", unit.name)),
+            command=first_there(facts, ("systemctl", *_options(unit), "enable", unit.name))
+            if unit.scope == "user"
+            else as_root(facts, "systemctl", "enable", unit.name),
         )
 
 
