@@ -318,3 +318,12 @@ def test_a_unit_of_the_system_is_enabled_by_root(scope: str, enables: tuple[str,
         if found.code is FindingCode.UNIT_NOT_ENABLED
     ]
     assert found.command == (*enables, "enable", UNIT.name)
+
+
+@pytest.mark.parametrize("proxies", [(), (Proxy(variable="https_proxy", value="http://p:3128"),)])
+def test_nothing_is_said_of_what_others_asked(proxies: tuple[Proxy, ...]) -> None:
+    """Asked about a model on a hub, the doctor did ask the network: what is in order is the environment alone."""
+    (found,) = [
+        found for found in judge(replace(HEALTHY, network=Network(proxies=proxies))).findings if found.area == "network"
+    ]
+    assert (found.severity, "asked" in found.text) == (Severity.OK, False)

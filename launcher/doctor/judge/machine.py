@@ -237,11 +237,9 @@ def check_network(facts: Facts) -> Iterator[Finding]:
 
 
 def sum_up_network(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
-    """Say what the environment names; the network itself is not asked."""
+    """Say what the environment names."""
     if not facts.network.proxies:
-        return "no proxy is named; nobody on the network was asked", (
-            Evidence(source="$http_proxy, $https_proxy, $all_proxy", value="not set"),
-        )
-    return "a proxy is named, loopback is spared; nobody on the network was asked", tuple(
+        return "no proxy is named", (Evidence(source="$http_proxy, $https_proxy, $all_proxy", value="not set"),)
+    return "a proxy is named, loopback is spared", tuple(
         Evidence(source=f"${proxy.variable}", value=proxy.value) for proxy in facts.network.proxies
     )
