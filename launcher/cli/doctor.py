@@ -80,12 +80,21 @@ def _resolve(name: str) -> "Profile | LauncherError":
 
     call = Bounded(lambda: opt.resolve_profile(opt.split_quant(name, None)[0]))
     if not call.wait(_RESOLVE_S):
-        message = f"`{name}` was not read within {_RESOLVE_S:g} s"
+        message = f"`{_shown(name)}` was not read within {_RESOLVE_S:g} s"
         return LauncherError(message, help="the disk or the server that it is on does not answer")
     try:
         return call.value()
     except LauncherError as error:
         return error
+
+
+def _shown(name: str) -> str:
+    """Return NAME as it may be shown: of an address neither user and password nor what may sign it."""
+    from launcher.doctor.probes.host import without_credentials
+
+    if "://" not in name:
+        return name
+    return without_credentials(name) if "@" in name else name.partition("?")[0]
 
 
 def _unit_instance(profile: "Profile | LauncherError | None") -> str | None:
@@ -120,7 +129,7 @@ def _describer(name: str, profile: "Profile | LauncherError") -> "Callable[[Inve
         from launcher.planner.advice import plan as decide
 
         if not isinstance(profile, Profile):
-            return Model(name=name, asked=name, told=_told(profile))
+            return Model(name=_shown(name), asked=name, told=_told(profile))
         settings = Settings()
         known = opt.find_weights(profile)
         here = local_part(known, settings)

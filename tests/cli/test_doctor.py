@@ -152,6 +152,23 @@ def test_an_unknown_model(doctor: Doctor) -> None:
     assert "gemma3-270m" in found["profile-unusable"]["help"]
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://me:s3cret@127.0.0.1:1/x.gguf",
+        "https://me:s3cret@[/x.gguf",
+        "ftp://127.0.0.1:1/x.gguf?signature=s3cret",
+    ],
+)
+def test_no_secret_of_an_address_is_shown(doctor: Doctor, address: str) -> None:
+    """Who asks for help with what the doctor said does not give a password or a signature away."""
+    for words in ((address,), (address, "--json")):
+        done = doctor.run(*words)
+        assert (done.returncode, done.stderr) == (1, "")
+        assert "profile-unusable" in done.stdout
+        assert "s3cret" not in done.stdout
+
+
 def test_weights_that_are_gone(doctor: Doctor) -> None:
     """A file that was named and is not there is told by its path."""
     code, found = doctor.find(str(doctor.folder / "gone.gguf"))

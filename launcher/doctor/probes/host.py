@@ -7,6 +7,7 @@ import ctypes
 import grp
 import os
 import pwd
+import re
 import resource
 import shutil
 import time
@@ -23,6 +24,7 @@ from launcher.inventory.text import printable
 from launcher.units import KIB
 
 _PROXY_VARIABLES: Final = ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _TIMEX_BYTES: Final = 512  # `struct timex` of adjtimex(2) takes 208 on 64-bit Linux
 _TIME_ERROR: Final = 5
 """What adjtimex(2) returns while nobody disciplines the clock."""
@@ -170,12 +172,14 @@ def _proxies(environment: Mapping[str, str]) -> Iterator[Proxy]:
 def without_credentials(value: str) -> str:
     """Return an address without what stands before its ``@``: user and password."""
     text = printable(value)
-    scheme, separator, rest = text.rpartition("://")
+    found = _SCHEME.match(text)
+    scheme = found[0] if found else ""
     try:
-        place = urlsplit(f"//{rest}").netloc.rpartition("@")[2]
+        # Before it is split: a slash in a password would end what is taken for the host within it.
+        place = urlsplit(f"//{text.removeprefix(scheme).rpartition('@')[2]}").netloc
     except ValueError:
         place = "?"
-    return f"{scheme}{separator}{place}"
+    return f"{scheme}{place}"
 
 
 def find_programs(names: tuple[str, ...]) -> frozenset[str]:
