@@ -133,7 +133,8 @@ def _refuse(error: OSError, path: Path | str, act: str) -> NoReturn:
         errno.ENOSPC: "free some disk space, or set LAUNCHER_STATE_DIR to a folder on another disk",
         errno.EDQUOT: "free some of your disk quota, or set LAUNCHER_STATE_DIR to a folder on another disk",
         errno.EROFS: "set LAUNCHER_STATE_DIR to a folder that can be written",
-        errno.ELOOP: "remove the symbolic link: the state directory must be a real folder of your own",
+        errno.ELOOP: "name a real folder of your own, no link; what a system unit serves is ended by "
+        "`systemctl stop launch@NAME`, and its state is that unit's",
         errno.ENOTDIR: "remove what stands there: the state directory must be a real folder of your own",
     }
     fallback = "set LAUNCHER_STATE_DIR to a folder of your own that can be written"
