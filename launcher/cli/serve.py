@@ -153,7 +153,16 @@ def serve(
             manager.tell({"STATUS": f"refused: {outcome.fact}"})
             raise typer.Exit(EXIT_REFUSED)
         _check_engine(outcome, inventory)
-        service = build_service(outcome, request, machine, keys=keys, argv=argv, alternatives=others, workers=workers)
+        service = build_service(
+            outcome,
+            request,
+            machine,
+            keys=keys,
+            argv=argv,
+            alternatives=others,
+            manager=manager,
+            workers=workers,
+        )
         _run(outcome, instance, service, stall_timeout, manager)
 
 
@@ -203,11 +212,9 @@ def _run(
     plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s: float, manager: "ServiceManager"
 ) -> None:
     """Start the plan's engine behind its endpoint and stay with it."""
-    from launcher.cli.service import check_weights
     from launcher.supervisor import runner
     from launcher.supervisor.options import RunOptions
 
-    check_weights(plan, manager)
     runner.serve(
         service.make_command(plan, tell=True),
         instance=instance,

@@ -152,8 +152,11 @@ def _tell_hash(path: "Path", n_bytes: int) -> None:
     sys.stderr.flush()
 
 
-def check_weights(plan: "Plan", manager: "ServiceManager") -> None:
-    """Have the plan's files compared with their digests, which may take minutes, and the service manager know that it goes on."""
+def check_weights(plan: "Plan", manager: "ServiceManager | None") -> "Path":
+    """Have the plan's files compared with their digests, and return where they are.
+
+    It may take minutes; the service manager, if there is one, is told that it goes on.
+    """
     import time
 
     from launcher.fetch import require_weights
@@ -163,26 +166,26 @@ def check_weights(plan: "Plan", manager: "ServiceManager") -> None:
 
     def tell_read(path: "Path", n_bytes: int) -> None:
         nonlocal told_s
-        if time.monotonic() - told_s >= _TELL_PAUSE_S:
+        if manager is not None and time.monotonic() - told_s >= _TELL_PAUSE_S:
             told_s = time.monotonic()
             manager.tell_progress(f"checking the sha256 of {path.name} once, {format_bytes(n_bytes)} read")
 
-    require_weights(plan.artifact, on_hash=_tell_hash, on_read=tell_read)
+    return require_weights(plan.artifact, on_hash=_tell_hash, on_read=tell_read)
 
 
-def make_command(plan: "Plan", *, tell: bool) -> "Command":
+def make_command(plan: "Plan", *, tell: bool, manager: "ServiceManager | None" = None) -> "Command":
     """Return the command of a plan's engine, on a port of loopback that is free now.
 
-    Asked to ``tell``, the engine prints what it will hold before it loads, if it can.
+    Asked to ``tell``, the engine prints what it will hold before it loads, if it can. ``manager`` is as in `check_weights`.
     """
     import secrets
 
     from launcher.backends import build_command, tell_before_load, with_key
     from launcher.domain import Address
-    from launcher.fetch import cache_dir, require_weights
+    from launcher.fetch import cache_dir
     from launcher.supervisor.checks import free_port
 
-    weights = require_weights(plan.artifact, on_hash=_tell_hash)
+    weights = check_weights(plan, manager)
     address = Address(host="127.0.0.1", port=free_port("127.0.0.1"))
     cache_path = str(cache_dir() / plan.engine)
     command = build_command(plan, weights_path=str(weights), address=address, alias=plan.model, cache_path=cache_path)
@@ -199,9 +202,12 @@ def build_service(
     keys: "Keys",
     argv: tuple[str, ...],
     alternatives: "Alternatives",
+    manager: "ServiceManager",
     workers: "Workers | None" = None,
 ) -> "Service":
     """Put the parts together for one instance; nothing is started yet."""
+    from functools import partial
+
     from launcher.cli.checking import CheckingStepper
     from launcher.domain import Engine
     from launcher.gateway.gateway import Gateway
@@ -228,7 +234,7 @@ def build_service(
     return Service(
         front=front,
         stepper=stepper,
-        make_command=make_command,
+        make_command=partial(make_command, manager=manager),
         devices=machine.devices,
         step_up=request.profile.fallback.step_up,
         recall=Recall(machine_id(machine)),

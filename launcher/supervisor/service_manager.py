@@ -7,6 +7,7 @@ is worth a message.
 
 import os
 import socket
+import threading
 from collections.abc import Mapping, MutableMapping
 from typing import Final
 
@@ -29,6 +30,8 @@ class ServiceManager:
         self._socket: socket.socket | None = None
         self._address = address
         self._pending: dict[str, str] = {}
+        self._lock = threading.Lock()  # files are read in a thread, which tells how far it is
+        self._has_been_ready = False
         self.watchdog_s = watchdog_s
         """Within so many seconds it wants to hear ``WATCHDOG=1``; ``None`` where it does not ask for it."""
 
@@ -41,24 +44,28 @@ class ServiceManager:
         """Send a message, together with what could not be sent before; never waits, never fails."""
         if self._address is None:
             return
-        self._pending |= {name: _one_line(value) for name, value in (message or {}).items()}
-        if not self._pending:
-            return
-        data = "".join(f"{name}={value}\n" for name, value in self._pending.items())
-        target = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
-        try:
-            self._open().sendto(data.encode("utf-8", "replace"), target)
-        except OSError:  # a manager that restarts has no socket for a moment
-            self._pending.pop("WATCHDOG", None)
-            return
-        self._pending.clear()
+        with self._lock:
+            self._has_been_ready |= "READY" in (message or {})
+            self._pending |= {name: _one_line(value) for name, value in (message or {}).items()}
+            if not self._pending:
+                return
+            data = "".join(f"{name}={value}\n" for name, value in self._pending.items())
+            target = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+            try:
+                self._open().sendto(data.encode("utf-8", "replace"), target)
+            except OSError:  # a manager that restarts has no socket for a moment
+                self._pending.pop("WATCHDOG", None)
+                return
+            self._pending.clear()
 
     def tell_progress(self, text: str, *, next_within_s: float = 60.0) -> None:
-        """Tell what a start is at before there is an engine, a download say, and that it goes on.
+        """Tell what a start is at before there is an engine, a download say, and that it goes on; from any thread.
 
-        The manager waits so long for the next such message, or for READY, at least.
+        The manager waits so long for the next such message, or for READY, at least. After that only the watchdog would be
+        put off, which is not for this to say.
         """
-        self.tell({"STATUS": f"starting: {text}", "EXTEND_TIMEOUT_USEC": microseconds(next_within_s)})
+        more = {} if self._has_been_ready else {"EXTEND_TIMEOUT_USEC": microseconds(next_within_s)}
+        self.tell({"STATUS": f"starting: {text}", **more})
 
     def _open(self) -> socket.socket:
         if self._socket is None:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from launcher.cli import app, service
 from launcher.domain import ArtifactFile
-from launcher.errors import LauncherError, UnitError
+from launcher.errors import EngineMissingError, LauncherError, UnitError
 from launcher.installation import places, reach, standing
 from launcher.render.systemd import Scope, is_unchanged, mark
 from launcher.render.text import render_error
@@ -448,6 +448,38 @@ def test_a_service_that_reads_its_weights_first_is_waited_for(tmp_path: Path, mo
     ours.close()
     manager.close()
     assert len(manager.messages) == n_told
+
+
+def test_a_restart_that_reads_weights_says_so_and_leaves_the_watchdog_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no digest can be recorded, files are read for each command; once ready, that extends no time."""
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("LAUNCHER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(service, "_TELL_PAUSE_S", 0.0)
+    weights = tmp_path / "w.gguf"
+    weights.write_bytes(b"w" * (20 << 20))
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+    files = (ArtifactFile(name="w.gguf", sha256=sha256),)
+    plan = plan_for()
+    plan = replace(plan, artifact=replace(plan.artifact, files=files, local_path=str(weights)))
+    manager = Manager(tmp_path / "notify")
+    ours = ServiceManager(manager.address)
+    last = "starting: checking the sha256 of w.gguf once, 20.0 MiB read"
+    try:
+        with pytest.raises(EngineMissingError):  # what is read is read before an engine is needed
+            service.make_command(plan, tell=False, manager=ours)
+        assert poll(lambda: manager.values("STATUS")[-1:] == [last])
+        n_extended = len(manager.values("EXTEND_TIMEOUT_USEC"))
+        assert n_extended == len(manager.messages)
+        ours.tell({"READY": "1"})
+        with pytest.raises(EngineMissingError):  # what is read is read before an engine is needed
+            service.make_command(plan, tell=False, manager=ours)
+        assert poll(lambda: manager.values("STATUS").count(last) == 2)
+        assert len(manager.values("EXTEND_TIMEOUT_USEC")) == n_extended
+    finally:
+        ours.close()
+        manager.close()
 
 
 def test_what_is_not_here_is_the_services_to_download(launch: Launch, root: Path) -> None:
