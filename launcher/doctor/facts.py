@@ -62,7 +62,6 @@ class Drivers(Noun, frozen=True):
     cards: tuple[DisplayCard, ...] = ()
     nodes: tuple[DeviceNode, ...] = ()
     vulkan: tuple[VulkanDriver, ...] = ()
-    has_vulkan_loader: bool = False
     nvidia: NvidiaVersions | None = None
     rocm: str | None = None
     container: str | None = None
@@ -105,15 +104,11 @@ class Kernel(Noun, frozen=True):
     huge_pages: str | None = None
     load_1min: float | None = None
     stall_some: float | None = None
-    stall_full: float | None = None
     stall_source: str = ""
 
 
 class Disk(Noun, frozen=True):
-    """The file system under a folder that matters; ``purpose`` says what for.
-
-    ``path`` is the nearest folder that exists. ``is_rotating`` is ``None`` where the block device is unknown.
-    """
+    """The file system under a folder that matters; ``purpose`` says what for, ``path`` is the nearest folder that exists."""
 
     purpose: str
     wanted: str
@@ -124,7 +119,6 @@ class Disk(Noun, frozen=True):
     is_read_only: bool = False
     is_writable: bool = True
     fs_type: str | None = None
-    is_rotating: bool | None = None
     needs_write: bool = True
 
 

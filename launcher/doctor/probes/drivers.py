@@ -36,7 +36,6 @@ def probe_drivers(root: Path = Path("/")) -> Drivers:
         cards=tuple(_cards(root)),
         nodes=tuple(_nodes(root)),
         vulkan=tuple(_vulkan(root)),
-        has_vulkan_loader=_can_load("libvulkan.so.1"),
         rocm=text_of(root / "opt/rocm/.info/version"),
         container=next((f"/{sign}" for sign in _CONTAINER_SIGNS if is_there(root / sign)), None),
     )

@@ -79,7 +79,6 @@ def probe_kernel(root: Path = Path("/")) -> Kernel:
         huge_pages=_chosen(text_of(root / "sys/kernel/mm/transparent_hugepage/enabled") or ""),
         load_1min=float(load[0]) if load and load[0].replace(".", "", 1).isdigit() else None,
         stall_some=None if stall is None else stall.some,
-        stall_full=None if stall is None else stall.full,
         stall_source="" if pressure is None else str(pressure),
     )
 
@@ -125,21 +124,8 @@ def probe_disk(purpose: str, wanted: Path, *, needs_write: bool = True, root: Pa
         is_read_only=bool(info.f_flag & os.ST_RDONLY),
         is_writable=os.access(path, os.W_OK),
         fs_type=fs_type,
-        is_rotating=_is_rotating(root, number),
         needs_write=needs_write,
     )
-
-
-def _is_rotating(root: Path, number: str) -> bool | None:
-    """Tell whether a block device is a spinning disk; a partition's queue is its parent's."""
-    block = root / "sys/dev/block" / number
-    if not is_there(block):
-        return None
-    place = block.resolve()
-    told = next(
-        (n for folder in (place, place.parent) if (n := number_of(folder / "queue/rotational")) is not None), None
-    )
-    return None if told is None else bool(told)
 
 
 def probe_clock(own_file: Path) -> Clock:
