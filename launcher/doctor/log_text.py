@@ -47,21 +47,22 @@ def parse_log(text: str) -> LogText:
     signal_number: int | None = None
     n_oom_kills = 0
     for raw in text.splitlines():
-        line, end = _unwrap(without_styles(raw[:_MAX_LINE]))
-        lines.append(line)
-        n_oom_kills += _is_oom_kill(line)
-        if (found := _ERROR.search(line)) is not None:
-            codes[found["code"]] = None
-        end = end or _end_in(line)
-        if end is not None:
-            code, signal_number = end
+        message, told_end = _unwrap(without_styles(raw[:_MAX_LINE]))
+        for line in message.splitlines() or [""]:
+            lines.append(line)
+            n_oom_kills += _is_oom_kill(line)
+            if (found := _ERROR.search(line)) is not None:
+                codes[found["code"]] = None
+            end = told_end or _end_in(line)
+            if end is not None:
+                code, signal_number = end
     return LogText(
         lines=tuple(lines), code=code, signal_number=signal_number, n_oom_kills=n_oom_kills, codes=tuple(codes)
     )
 
 
 def _unwrap(line: str) -> tuple[str, tuple[int | None, int | None] | None]:
-    """Take a line out of what passed it on; also return the end that an event of the launcher tells."""
+    """Take a line out of what passed it on, or several that were one message; also return the end that an event tells."""
     if line.startswith("{") and line.rstrip().endswith("}"):
         return _of_json(line)
     return _PREFIX.sub("", line), None
@@ -74,11 +75,21 @@ def _of_json(line: str) -> tuple[str, tuple[int | None, int | None] | None]:
         return line, None
     if not isinstance(told, dict):
         return line, None
-    if isinstance(message := told.get("MESSAGE"), str):
-        return message, None
+    if (message := _message(told.get("MESSAGE"))) is not None:
+        return without_styles(message), None
     if told.get("event") == "engine.exited":
         return line, (_int(told.get("code")), _int(told.get("signal")))
     return line, None
+
+
+def _message(value: object) -> str | None:
+    """Return a line of the journal's JSON, which writes one with colours or undecodable bytes as a list of its bytes."""
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes(value).decode(errors="replace") if isinstance(value, list) else None
+    except (TypeError, ValueError):
+        return None
 
 
 def _int(value: object) -> int | None:

@@ -23,12 +23,25 @@ LINE = "llama_init: failed to allocate buffer for kv cache"
         f"Nov 22 16:05:32 host launch[123]: {LINE}",
         f"2026-11-22T16:05:32+0000 host launch@gemma.service[1]: {LINE}",
         json.dumps({"MESSAGE": LINE, "_PID": "1"}),
+        json.dumps({"MESSAGE": list(f"\x1b[31m{LINE}\x1b[0m".encode()), "_PID": "1"}),
         f"\x1b[31m{LINE}\x1b[0m",
     ],
 )
 def test_a_line_is_taken_out_of_what_passed_it_on(passed_on: str) -> None:
     """Bare, by journalctl in two forms and as JSON, and coloured: the same line."""
     assert parse_log(passed_on).lines == (LINE,)
+
+
+def test_a_message_of_many_lines() -> None:
+    """The journal keeps as one message what was written at once: its lines are lines."""
+    assert parse_log(json.dumps({"MESSAGE": "one\n" * 60 + LINE})).lines == ("one",) * 60 + (LINE,)
+
+
+@pytest.mark.parametrize("message", [[300], ["a"], [-1], [None], {}, 7, None])
+def test_a_message_that_is_none(message: object) -> None:
+    """What is neither text nor bytes stays as it stands there."""
+    line = json.dumps({"MESSAGE": message})
+    assert parse_log(line).lines == (line,)
 
 
 @pytest.mark.parametrize(
