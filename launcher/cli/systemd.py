@@ -81,7 +81,7 @@ def install(
     for change in changes:
         typer.echo(f"{change.act:9} {change.path}")
     instance = units.unit.partition("@")[2].removesuffix(".service")
-    is_changed = any(change.act != "unchanged" for change in changes)
+    is_changed = any(change.act not in {"unchanged", "kept"} for change in changes)
     state = standing.look_up(instance, units.scope, folder, ask=root == _ROOT)
     commands = list(next_commands(units, str(root)))
     if state.is_active:

@@ -23,7 +23,7 @@ class Change(NamedTuple):
 
 
 def install(units: Units, folder: Path, *, overwrite: bool) -> tuple[Change, ...]:
-    """Put the files in place, each whole; what an earlier installation left over is removed.
+    """Put the files in place, each whole; what an earlier installation left over is removed, or kept if a person changed it.
 
     All are written under other names before the first is renamed: a full disk leaves everything as it was.
 
@@ -32,11 +32,12 @@ def install(units: Units, folder: Path, *, overwrite: bool) -> tuple[Change, ...
     """
     wanted = {folder / file.name: file.text for file in units.files}
     instance_folder = folder / f"{units.unit}.d"
-    left_over = [path for path in _files(instance_folder) if path not in wanted and _is_ours(path)]
+    left_over = [path for path in _files(instance_folder) if path not in wanted and _has_mark(path)]
     _refuse_foreign(wanted, overwrite=overwrite)
     acts = {path: _act(path, text) for path, text in wanted.items()}
     _replace_all({path: wanted[path] for path, act in acts.items() if act != "unchanged"})
-    return (*(Change(path, act) for path, act in acts.items()), *(_remove(path) for path in left_over))
+    gone = (_remove(path) if overwrite or _is_ours(path) else Change(path, "kept") for path in left_over)
+    return (*(Change(path, act) for path, act in acts.items()), *gone)
 
 
 def uninstall(instance: str, folder: Path, *, overwrite: bool) -> tuple[Change, ...]:

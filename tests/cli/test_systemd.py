@@ -206,6 +206,18 @@ def test_a_persons_change_is_kept_until_it_is_given_up(launch: Launch, root: Pat
     assert drop_in.is_symlink()
 
 
+def test_what_is_left_over_and_was_changed_is_said(launch: Launch, root: Path, model: Path) -> None:
+    """A GPU that a person's change keeps open to a service without one is told of, and goes with --overwrite."""
+    assert launch("install", *_on_gpu(model)).returncode == 0
+    left_over = root / _UNITS / f"launch@{_instance(root)}.service.d/60-gpu.conf"
+    left_over.write_text(left_over.read_text() + "# mine\n")
+    without = (str(model), "--inventory", "cpu-16g")
+    assert f"kept      {left_over}" in launch("install", *without).stdout
+    assert left_over.exists()
+    assert f"removed   {left_over}" in launch("install", *without, "--overwrite").stdout
+    assert not left_over.exists()
+
+
 def test_uninstalling_removes_what_was_installed_and_nothing_else(launch: Launch, root: Path, model: Path) -> None:
     """A person's drop-in stays, and so does the template while another instance needs it; twice is no fault."""
     launch("install", *_on_gpu(model))
