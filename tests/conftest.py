@@ -35,9 +35,8 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
-    """Commands close to others what they write: a test that runs one here does not do so for those after it."""
-    before = os.umask(0o077)
-    os.umask(before)
+    """The usual one, whoever runs the tests: others read what a test writes, unless it says or a command in it decides else."""
+    before = os.umask(0o022)
     yield
     os.umask(before)
 
