@@ -34,6 +34,7 @@ from launcher.supervisor.notices import Notice
 from launcher.supervisor.options import RunOptions
 from launcher.supervisor.restarts import RestartPolicy
 from launcher.supervisor.runner import serve
+from launcher.supervisor.service_manager import ServiceManager
 from launcher.supervisor.sickness import HangPolicy
 
 FIRST_DELAY_S: Final = 0.05
@@ -175,7 +176,13 @@ def main() -> int:
     orders = Orders(Path(words.orders))
     plan, request, machine = plan_chaos(words)
     service = build_service(
-        plan, request, machine, keys=Keys(), argv=("serve", words.name), alternatives=Alternatives()
+        plan,
+        request,
+        machine,
+        keys=Keys(),
+        argv=("serve", words.name),
+        alternatives=Alternatives(),
+        manager=ServiceManager(),
     )
     service = replace(service, make_command=orders.make_command)
     try:
