@@ -23,8 +23,6 @@ _TRACED: Final = 8
 """One input of so many is traced, which costs about as much as taking it."""
 _COUNTED: Final = 97
 """One input of so many is taken with its memory counted to the byte."""
-_WEIGHED: Final = 16
-"""After so many inputs the process's peak is looked at; where it rose too far, each of them is taken again and counted."""
 _TIMED: Final = 5
 """One batch of so many is timed."""
 _MAX_CORPUS: Final = 3000
@@ -89,8 +87,6 @@ class _Trial:
         self._slowest_s = 0.0
         self._n_done = 0
         self._grown_bytes = 0
-        self._peak_bytes = peak_bytes()
-        self._since: list[tuple[Tree, bytes]] = []
 
     def run(self, n_inputs: int) -> None:
         """Try them."""
@@ -142,9 +138,6 @@ class _Trial:
             self._corpus += trees
         for tree, data, ending in zip(trees, datas, endings, strict=True):
             self._count(tree, data, ending)
-        self._since += zip(trees, datas, strict=True)
-        if len(self._since) >= _WEIGHED:
-            self._weigh()
 
     def _endings_of(self, datas: Sequence[bytes], *, traced: bool, counted: bool) -> Sequence[str | BaseException]:
         """Take inputs within their bounds."""
@@ -152,25 +145,16 @@ class _Trial:
         count: AbstractContextManager[None] = nullcontext()
         if counted and not traced:
             count = counted_memory(sum(map(len, datas)), self._target.slack_bytes)
+        before_bytes, n_input = peak_bytes(), sum(map(len, datas))
         try:
             with self._clock.bounded(self._target.cpu_s * len(datas) * (3 if traced or counted else 1)), trace, count:
-                return self._take(datas)
+                endings = self._take(datas)
+            check_growth(before_bytes, n_input, self._target.slack_bytes)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001 - whatever it is, it is judged
             return [error] * len(datas)
-
-    def _weigh(self) -> None:
-        """Look whether the inputs since the last look took more memory than they justify, and which did."""
-        since, self._since = self._since, []
-        before_bytes, self._peak_bytes = self._peak_bytes, peak_bytes()
-        try:
-            check_growth(before_bytes, sum(len(data) for _, data in since), self._target.slack_bytes)
-        except GrowthError as error:
-            endings = [self._endings_of([data], traced=False, counted=True)[0] for _, data in since]
-            wrong = [each for each in zip(since, endings, strict=True) if isinstance(each[1], GrowthError)]
-            for (tree, data), ending in wrong or [(max(since, key=lambda each: len(each[1])), error)]:
-                self._count(tree, data, ending)
+        return endings
 
     def _count(self, tree: Tree, data: bytes, ending: str | BaseException) -> None:
         word, fault = self._judged(ending)

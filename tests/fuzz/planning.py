@@ -148,7 +148,10 @@ def _known(told: Tree) -> Calibration | None:
     """Return what was measured here, as its file says; one that cannot be understood is set aside."""
     try:
         known = msgspec.convert(told, Calibration)
-    except msgspec.ValidationError:
+    except (
+        msgspec.ValidationError,
+        UnicodeEncodeError,
+    ):  # half a pair of surrogates: no reader of JSON lets it through
         return None
     return known if is_possible(known) else None
 
