@@ -10,7 +10,7 @@ import json
 import logging
 import traceback
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
 from typing import Final
@@ -278,15 +278,14 @@ def _encode_client(tree: Tree) -> bytes:
     return bytes([len(cuts)]) + b"".join(cut.to_bytes(2, "little") for cut in cuts) + raw[: 1 << 17]
 
 
-def _encode_request(request: Tree) -> bytes:
-    if not isinstance(request, dict):
-        return octets(request)
-    end = octets(request.get("end", b"\r\n"))[:4]
-    lines = [b" ".join(octets(request.get(part, "")) for part in ("method", "target", "version"))]
-    for field in items(request.get("fields", [])):
+def _encode_message(first: bytes, message: Mapping[str, Tree]) -> bytes:
+    """Return a request or an answer: its first line, its fields, its body as its framing says."""
+    end = octets(message.get("end", b"\r\n"))[:4]
+    lines = [first]
+    for field in items(message.get("fields", [])):
         pair = items(field)
         lines.append(octets(pair[0] if pair else "") + b": " + b"".join(map(octets, pair[1:])))
-    body, framing = request.get("body", b""), request.get("framing")
+    body, framing = message.get("body", b""), message.get("framing")
     if framing == "chunked":
         lines.append(b"Transfer-Encoding: chunked")
         content = b"".join(b"%x\r\n%b\r\n" % (len(octets(part)), octets(part)) for part in items(body)) + b"0\r\n\r\n"
@@ -295,6 +294,13 @@ def _encode_request(request: Tree) -> bytes:
         if framing != "none":
             lines.append(b"Content-Length: %d" % (len(content) if framing == "length" else number(framing)))
     return end.join([*lines, b"", b""]) + content
+
+
+def _encode_request(request: Tree) -> bytes:
+    if not isinstance(request, dict):
+        return octets(request)
+    first = b" ".join(octets(request.get(part, "")) for part in ("method", "target", "version"))
+    return _encode_message(first, request)
 
 
 def _pieces(data: bytes) -> list[bytes]:
@@ -488,20 +494,7 @@ def _engine_seeds() -> list[Tree]:
 
 def _encode_answer(tree: Tree) -> bytes:
     tree = tree if isinstance(tree, dict) else {"status": tree}
-    end = octets(tree.get("end", b"\r\n"))[:4]
-    lines = [octets(tree.get("status", "HTTP/1.1 200 OK"))]
-    for field in items(tree.get("fields", [])):
-        pair = items(field)
-        lines.append(octets(pair[0] if pair else "") + b": " + b"".join(map(octets, pair[1:])))
-    body, framing = tree.get("body", b""), tree.get("framing")
-    if framing == "chunked":
-        lines.append(b"Transfer-Encoding: chunked")
-        content = b"".join(b"%x\r\n%b\r\n" % (len(octets(part)), octets(part)) for part in items(body)) + b"0\r\n\r\n"
-    else:
-        content = octets(body) if not isinstance(body, list) else b"".join(map(octets, body))
-        if framing != "none":
-            lines.append(b"Content-Length: %d" % (len(content) if framing == "length" else number(framing)))
-    raw = end.join([*lines, b"", b""]) + content
+    raw = _encode_message(octets(tree.get("status", "HTTP/1.1 200 OK")), tree)
     patch, at = octets(tree.get("patch", b"")), abs(number(tree.get("patch_at"))) % (len(raw) + 1)
     return raw[:at] + patch + raw[at:]
 
