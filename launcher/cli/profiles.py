@@ -1,8 +1,12 @@
 """`launch list`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from launcher.fetch.stores import Shelf
+    from launcher.render.stores import StoredRow
 
 
 def register(app: typer.Typer) -> None:
@@ -36,13 +40,11 @@ def list_profiles(
     typer.echo(render(profiles, here), nl=False)
 
 
-def _list_stored(*, as_json: bool) -> None:
-    """Print what the stores hold; what of them cannot be read is a warning on stderr."""
-    from launcher.fetch.stores import checked, look
-    from launcher.render.stores import StoredRow, render_shelf, render_shelf_json
+def stored_rows(shelf: "Shelf") -> "list[StoredRow]":
+    """Return what ``launch list --local`` shows of the models on a shelf."""
+    from launcher.render.stores import StoredRow
 
-    shelf = checked(look())
-    rows = [
+    return [
         StoredRow(
             name=model.name,
             format=model.format,
@@ -54,6 +56,15 @@ def _list_stored(*, as_json: bool) -> None:
         )
         for model in shelf.models
     ]
+
+
+def _list_stored(*, as_json: bool) -> None:
+    """Print what the stores hold; what of them cannot be read is a warning on stderr."""
+    from launcher.fetch.stores import checked, look
+    from launcher.render.stores import render_shelf, render_shelf_json
+
+    shelf = checked(look())
+    rows = stored_rows(shelf)
     for fault in shelf.faults:
         typer.echo(f"warning[model-store]: {fault}", err=True)
     typer.echo(render_shelf_json(rows, shelf.faults) if as_json else render_shelf(rows), nl=False)

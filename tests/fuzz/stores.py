@@ -11,10 +11,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from launcher.cli.profiles import stored_rows
 from launcher.errors import ModelStoreError
 from launcher.fetch.stores import Shelf, look
 from launcher.fetch.stores.ollama import LAYER, LIST
-from launcher.render.stores import StoredRow, render_shelf, render_shelf_json
+from launcher.render.stores import render_shelf, render_shelf_json
 from tests.fakes.stores import manifest_of, put_folder, put_manifest, put_repository
 from tests.fuzz.files import memory_folder, patched
 from tests.fuzz.target import Take, Target, WrongError, check_figures, check_printable, each_by
@@ -104,18 +105,7 @@ def _judge(shelf: Shelf, home: Path) -> str:
                 msg = f"{file.path!r} is outside"
                 raise WrongError(msg)
             check_figures(file, model.name)
-    rows = [
-        StoredRow(
-            name=model.name,
-            format=model.format,
-            quantization=model.quantization,
-            size_bytes=model.size_bytes,
-            store=model.store,
-            path=model.path,
-            unusable=model.unusable,
-        )
-        for model in shelf.models
-    ]
+    rows = stored_rows(shelf)
     check_printable(render_shelf(rows), "list --local", lines=True)
     json.loads(render_shelf_json(rows, shelf.faults))
     for fault in shelf.faults:
