@@ -14,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.cli import app, service
-from launcher.domain import ArtifactFile
+from launcher.domain import ArtifactFile, Plan
 from launcher.errors import EngineMissingError, LauncherError, UnitError
 from launcher.installation import places, reach, standing
 from launcher.render.systemd import Scope, is_unchanged, mark
@@ -438,8 +438,8 @@ def test_each_folder_on_the_way_must_let_others_through(tmp_path: Path, monkeypa
     assert reach.find_unreadable([file, inner], ()) == ()
 
 
-def test_a_service_that_reads_its_weights_first_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comparing gigabytes with their digest takes longer than a start may: each second of it extends the start."""
+def _plan_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """Return a plan for 20 MiB of weights whose digest is known; each part of them that is read is told."""
     monkeypatch.setenv("LAUNCHER_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(service, "_TELL_PAUSE_S", 0.0)
     weights = tmp_path / "w.gguf"
@@ -447,7 +447,12 @@ def test_a_service_that_reads_its_weights_first_is_waited_for(tmp_path: Path, mo
     sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
     files = (ArtifactFile(name="w.gguf", sha256=sha256),)
     plan = plan_for()
-    plan = replace(plan, artifact=replace(plan.artifact, files=files, local_path=str(weights)))
+    return replace(plan, artifact=replace(plan.artifact, files=files, local_path=str(weights)))
+
+
+def test_a_service_that_reads_its_weights_first_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparing gigabytes with their digest takes longer than a start may: each second of it extends the start."""
+    plan = _plan_to_check(tmp_path, monkeypatch)
     manager = Manager(tmp_path / "notify")
     ours = ServiceManager(manager.address)
     service.check_weights(plan, ours)
@@ -467,14 +472,7 @@ def test_a_restart_that_reads_weights_says_so_and_leaves_the_watchdog_alone(
 ) -> None:
     """Where no digest can be recorded, files are read for each command; once ready, that extends no time."""
     (tmp_path / "cache").write_text("a file where the folder should be")
-    monkeypatch.setenv("LAUNCHER_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(service, "_TELL_PAUSE_S", 0.0)
-    weights = tmp_path / "w.gguf"
-    weights.write_bytes(b"w" * (20 << 20))
-    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
-    files = (ArtifactFile(name="w.gguf", sha256=sha256),)
-    plan = plan_for()
-    plan = replace(plan, artifact=replace(plan.artifact, files=files, local_path=str(weights)))
+    plan = _plan_to_check(tmp_path, monkeypatch)
     manager = Manager(tmp_path / "notify")
     ours = ServiceManager(manager.address)
     last = "starting: checking the sha256 of w.gguf once, 20.0 MiB read"
