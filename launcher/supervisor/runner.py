@@ -41,6 +41,7 @@ from launcher.supervisor.strain import Sample
 from launcher.supervisor.tasks import Tasks
 from launcher.supervisor.telling import changes_of, name_of, notice_of
 from launcher.supervisor.tether import Tether
+from launcher.supervisor.threads import open_threads
 from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.watching import EngineWatch, Watched
 
@@ -158,6 +159,7 @@ class _Supervision:
         """Feed the machine until it comes to an end; leave nothing running."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
+        loop.set_default_executor(open_threads())
         with contextlib.ExitStack() as stack:
             stack.enter_context(self._sampling())
             if self._options.handle_signals:
