@@ -25,7 +25,7 @@ def test_the_page_is_what_the_commands_say_today() -> None:
 
 
 def test_every_command_and_option_is_in_it() -> None:
-    """Also those of commands within commands."""
+    """Also those of commands within commands; each says what it is for."""
     text = _PAGE.read_text(encoding="utf-8").replace("\\-", "-")
 
     def walk(command: click.Command, path: str) -> None:
@@ -33,6 +33,7 @@ def test_every_command_and_option_is_in_it() -> None:
         for parameter in command.params:
             for option in [name for name in parameter.opts if name.startswith("--")]:
                 assert option in text, (path, option)
+            assert getattr(parameter, "help", None), (path, parameter.name, "says nothing of itself")
         if isinstance(command, click.Group):
             for name, child in command.commands.items():
                 walk(child, f"{path} {name}")
