@@ -16,6 +16,7 @@ from yarl import URL
 from launcher.gateway import policy
 from launcher.gateway.client import Client, HttpError
 from launcher.gateway.headers import request_headers
+from launcher.gateway.interim import Connector, EndlessError
 from launcher.gateway.line import Line, RefusedError, Ticket, Upstream
 from launcher.gateway.meters import Meters
 from launcher.gateway.policy import Limits, Loss, Outcome, Remedy
@@ -30,10 +31,10 @@ _UNAVAILABLE: Final = 503
 _FIRST_FINAL: Final = 200  # below it no answer is one: 101 would begin another protocol, which nobody asked for
 
 
-def open_session() -> aiohttp.ClientSession:
+def open_session(limits: Limits) -> aiohttp.ClientSession:
     """Open what all requests to engines share: no limit but the line's, no proxy, no cookie, no end of patience."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S),
+        connector=Connector(n_interim=limits.n_interim, keepalive_timeout=_IDLE_S),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         trust_env=False,
@@ -170,5 +171,7 @@ class Exchange:
             )
         except aiohttp.ClientConnectorError as error:
             raise LostError(Loss.UNREACHED, "the engine cannot be reached") from error
+        except EndlessError as error:
+            raise LostError(Loss.BROKEN, str(error)) from error
         except IO_FAULTS as error:
             raise LostError(Loss.BROKEN, "the engine ended without an answer") from error

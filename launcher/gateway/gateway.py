@@ -75,7 +75,8 @@ class Gateway:
             PortInUseError: it cannot be listened on.
         """
         check_exposure(address, self._keys)
-        self._exchange = Exchange(line=self._line, limits=self._limits, meters=self._meters, session=open_session())
+        session = open_session(self._limits)
+        self._exchange = Exchange(line=self._line, limits=self._limits, meters=self._meters, session=session)
         try:
             # A name may mean anything: what counts is what it turned out to be.
             port = await self._front.listen(

@@ -28,6 +28,8 @@ class Limits(Noun, frozen=True):
     """Of all requests together."""
     answer_bytes: int = MIB
     """Of an answer that is no stream of events: up to here it is passed on as a whole, and so can be asked for again."""
+    n_interim: int = 100
+    """Of an engine, before its answer (RFC 9110, section 15.2). None is asked for, but a proxy before it may send some."""
     body_timeout_s: float = 60.0
     """For a client to send the body."""
     stall_timeout_s: float = 60.0

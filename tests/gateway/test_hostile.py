@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from launcher.gateway.events import Took, read_took
+from launcher.gateway.policy import Limits
 from tests.fakes.gateway import serving
 
 _ENDLESS = 64 << 20
@@ -86,17 +87,24 @@ def test_negative_figures_count_as_none(answer: bytes) -> None:
     assert read_took(answer) == Took(n_prompt=0, n_generated=0)
 
 
+_HEAD = b"HTTP/1.1 200 OK\r\nX: y\r\n"
+_N_INTERIM = Limits().n_interim
+_INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
 @pytest.mark.parametrize(
-    "endless", [b"X-A: b\r\n", b"x" * 4096, b" folded\r\n"], ids=["fields", "a line", "a folded field"]
+    ("head", "endless"),
+    [(_HEAD, b"X-A: b\r\n"), (_HEAD, b"x" * 4096), (_HEAD, b" folded\r\n"), (b"", _INTERIM)],
+    ids=["fields", "a line", "a folded field", "interim answers"],
 )
-async def test_a_head_without_end_is_a_lost_engine(endless: bytes) -> None:
+async def test_a_head_without_end_is_a_lost_engine(head: bytes, endless: bytes) -> None:
     """It is read to a bound, and not to its end."""
     sent = 0
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal sent
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nX: y\r\n")
+        writer.write(head)
         with contextlib.suppress(ConnectionError):
             while sent < _ENDLESS:
                 writer.write(endless * 64)
@@ -113,6 +121,51 @@ async def test_a_head_without_end_is_a_lost_engine(endless: bytes) -> None:
         server.close()
     assert said.startswith(b"HTTP/1.1 502 ")
     assert sent < _ENDLESS
+
+
+async def test_interim_answers_that_come_one_by_one_are_bounded() -> None:
+    """Each was progress of the connection, and a request that got nothing else was held for ever."""
+    n_sent = 0
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal n_sent
+        await reader.readuntil(b"\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while not writer.is_closing():
+                writer.write(_INTERIM)
+                n_sent += 1
+                await writer.drain()
+                await asyncio.sleep(0.001)  # the gateway is to read each by itself
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    try:
+        async with serving(n_replays=0) as served:
+            served.gateway.attach(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            said = await served.raw(b"GET /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    finally:
+        server.close()
+    assert said.startswith(b"HTTP/1.1 502 ")
+    assert f"the engine sent more than {_N_INTERIM} interim answers".encode() in said
+    assert n_sent < 10 * _N_INTERIM
+
+
+async def test_interim_answers_within_the_bound_are_passed_over_before_each_answer() -> None:
+    """They count for the answer that follows them: a connection is used again and again."""
+
+    async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(_INTERIM * _N_INTERIM + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    try:
+        async with serving(n_replays=0) as served:
+            served.gateway.attach(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+            assert [await served.get("/props") for _ in range(3)] == [(200, "{}")] * 3
+    finally:
+        server.close()
 
 
 @pytest.mark.parametrize("coding", ["", "gzip, chunked", "identity", "\t"])
