@@ -206,6 +206,12 @@ class ApiKeyError(LauncherError):
     code = "bad-api-key"
 
 
+class NoHomeError(LauncherError):
+    """There is no home folder, in which what is not told to be elsewhere would be looked for or kept."""
+
+    code = "no-home"
+
+
 class StateError(LauncherError):
     """The state directory cannot be used: no permission, no space, or not ours."""
 

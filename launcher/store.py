@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 import msgspec
-import platformdirs
 
 from launcher.domain import (
     SCHEMA_VERSION,
@@ -30,6 +29,7 @@ from launcher.domain import (
     State,
 )
 from launcher.errors import AlreadyServedError, NewerStateError, NotServedError, StateError, UsageError
+from launcher.folders import xdg_dir
 from launcher.private import (
     NotOursError,
     create_private,
@@ -109,7 +109,7 @@ def state_root() -> Path:
     systemd = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
     if systemd:
         return Path(systemd).resolve()  # of a dynamic user it is a link, made by the service manager
-    return platformdirs.user_state_path("launcher")
+    return xdg_dir("XDG_STATE_HOME", ".local/state") / "launcher"
 
 
 def instance_name(name: str) -> str:

@@ -163,7 +163,7 @@ def _first_file(artifact: "Artifact") -> Path | None:
     from launcher.fetch.places import models_dir
 
     if artifact.local_path is not None:
-        return Path(artifact.local_path).expanduser()
+        return Path(artifact.local_path)
     joined = [models_dir() / file.name for file in artifact.files[:1] if artifact.package is not None]
     return next((path for path in joined if path.exists()), None)
 

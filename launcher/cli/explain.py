@@ -111,7 +111,7 @@ def _read_in_time(source: str) -> "ReadLog":
 
 
 def _unknown(word: str) -> "UsageError":
-    from launcher.errors import NotServedError, UsageError
+    from launcher.errors import LauncherError, UsageError
     from launcher.pages import near
     from launcher.store import find_instance
 
@@ -122,6 +122,6 @@ def _unknown(word: str) -> "UsageError":
         return UsageError(message, help=f"did you mean {' or '.join(f'`{code}`' for code in close)}?")
     try:
         log = find_instance(word).log_path
-    except (NotServedError, UsageError):
+    except LauncherError:  # not served, or the state cannot be looked into, which nobody asked for
         return UsageError(message, help="`launch explain` lists all codes; a log file is given by its path")
     return UsageError(message, help=f"the log of the instance is explained by `launch explain {log}`")

@@ -1,14 +1,10 @@
 """`launch hardware`."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from launcher.cli import options as opt
-
-if TYPE_CHECKING:
-    from launcher.domain import Inventory, Machines
-    from launcher.inventory.workers import Workers
 
 
 def register(app: typer.Typer) -> None:
@@ -29,10 +25,7 @@ def hardware(
 ) -> None:
     """Show what this machine offers: memory, processors, GPUs, and the engines found with the devices each sees."""
     workers = opt.parse_rpc(rpc, inventory)
-    if inventory is None and cluster is None:
-        found: Machines = _here(workers)
-    else:
-        found = opt.start_reading_inventory(inventory, workers, cluster)()
+    found = opt.start_reading_inventory(inventory, workers, cluster)()
     if json:
         import msgspec
 
@@ -42,13 +35,3 @@ def hardware(
 
         text = render_hardware(found).rstrip("\n")
     typer.echo(text)
-
-
-def _here(workers: "Workers | None") -> "Inventory":
-    """Return this machine with the workers that it may use."""
-    from pathlib import Path
-
-    from launcher.inventory import probe_inventory
-
-    here = probe_inventory(disk_path=Path.home())
-    return here if workers is None else workers.join(here)

@@ -182,7 +182,7 @@ def make_command(plan: "Plan", *, tell: bool, manager: "ServiceManager | None" =
 
     from launcher.backends import build_command, tell_before_load, with_key
     from launcher.domain import Address
-    from launcher.fetch import cache_dir
+    from launcher.folders import cache_dir
     from launcher.supervisor.checks import free_port
 
     weights = check_weights(plan, manager)

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any, Final
 
 import urllib3
@@ -22,8 +21,10 @@ from urllib3.exceptions import HTTPError, LocationParseError, MaxRetryError, New
 from urllib3.util import Timeout, Url, parse_url
 
 from launcher.errors import ClusterAccessError, ClusterError, UsageError
+from launcher.folders import home_dir
 from launcher.inventory.addresses import is_loopback
 from launcher.inventory.text import printable
+from launcher.resources import from_home
 from launcher.units import MIB, format_bytes
 
 TOKEN_VARIABLE: Final = "RAY_AUTH_TOKEN"  # noqa: S105 - a variable's name
@@ -218,7 +219,7 @@ def read_token() -> str | None:
     token = os.environ.get(TOKEN_VARIABLE, "").strip()
     named = os.environ.get(TOKEN_PATH_VARIABLE, "").strip()
     if not token:
-        path = Path(named).expanduser() if named else Path.home() / ".ray" / "auth_token"
+        path = from_home(named) if named else home_dir() / ".ray" / "auth_token"
         try:
             with path.open("rb") as stream:
                 token = stream.read(_MAX_TOKEN_BYTES).decode().strip()

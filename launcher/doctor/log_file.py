@@ -6,10 +6,10 @@ It must not know what stands in it.
 import os
 import stat
 from collections import deque
-from pathlib import Path
 from typing import Final, NamedTuple
 
 from launcher.errors import UsageError
+from launcher.resources import from_home
 
 HEAD_BYTES: Final = 1 << 20
 TAIL_BYTES: Final = 3 << 20
@@ -40,7 +40,7 @@ def read_log(source: str) -> ReadLog:
         except OSError as error:  # closed, or a folder
             message = f"cannot read standard input: {(error.strerror or str(error)).lower()}"
             raise UsageError(message, help=_HELP) from error
-    path = Path(source).expanduser()
+    path = from_home(source)
     try:
         # A pipe that nobody writes to would otherwise keep us waiting before anything is known of it.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from launcher.errors import WeightsMissingError
-from launcher.fetch.places import cache_dir
+from launcher.folders import cache_dir
 from launcher.metadata.files import label
 from launcher.private import make_private, read_own
 from launcher.units import MIB

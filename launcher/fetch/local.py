@@ -17,7 +17,8 @@ from launcher.domain import Artifact, WeightsFormat
 from launcher.errors import WeightsMissingError
 from launcher.fetch.digests import check_digest
 from launcher.fetch.names import shards_of
-from launcher.fetch.places import CACHE_VARIABLE, models_dir
+from launcher.fetch.places import models_dir
+from launcher.folders import CACHE_VARIABLE
 from launcher.private import make_private, open_private
 from launcher.resources import from_home
 

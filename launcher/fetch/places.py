@@ -1,4 +1,4 @@
-"""Where on this machine what can be had again is kept: this program's own folder, the hub's cache.
+"""Where on this machine weights are kept: a folder of this program's cache, the hub's cache.
 
 It must not know what is kept there.
 """
@@ -8,17 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from launcher.folders import cache_dir, home_dir
+
 _TRUE: Final = frozenset({"1", "ON", "YES", "TRUE"})
-CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
-
-
-def cache_dir() -> Path:
-    """Return the folder of what can be made again."""
-    if chosen := os.environ.get(CACHE_VARIABLE) or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]:
-        return Path(chosen)
-    # What platformdirs does on Linux, without its import.
-    base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base) if base else Path.home() / ".cache") / "launcher"
 
 
 def models_dir() -> Path:
@@ -30,7 +22,7 @@ def hub_home_dir(environ: Mapping[str, str] = os.environ, home: Path | None = No
     """Return the folder of the hub's client: its cache and its token are there, unless they are told to be elsewhere."""
     chosen = environ.get("HF_HOME")
     if not chosen:
-        cache = environ.get("XDG_CACHE_HOME") or (Path.home() if home is None else home) / ".cache"
+        cache = environ.get("XDG_CACHE_HOME") or (home_dir() if home is None else home) / ".cache"
         chosen = f"{cache}/huggingface"
     return expand_path(chosen)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from launcher.errors import UnitError
+from launcher.folders import xdg_dir
 from launcher.render.systemd import Scope
 
 CACHE_FOLDER: Final = "var/cache/launcher"
@@ -27,8 +28,7 @@ def units_folder(scope: Scope, root: Path, environ: Mapping[str, str]) -> Path:
         return root / _SYSTEM_FOLDER
     if root != Path("/"):
         return root / _ALL_USERS_FOLDER
-    base = environ.get("XDG_CONFIG_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".config") / "systemd/user"
+    return xdg_dir("XDG_CONFIG_HOME", ".config", environ) / "systemd/user"
 
 
 def profiles_folder(root: Path) -> Path:

@@ -54,7 +54,7 @@ def _weights_paths(artifact: Artifact) -> list[Path]:
     """Return an artifact's one file, or the folder of its several with those that its links lead to."""
     if artifact.local_path is None:
         return []  # of a package, which is part of the launcher's Python
-    path = Path(artifact.local_path).expanduser().absolute()
+    path = Path(artifact.local_path).absolute()
     if path.is_file() and len(artifact.files) <= 1:
         return [path]
     folder = path if path.is_dir() else path.parent

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from launcher.domain import Inventory, Provenance
+from launcher.folders import cache_dir
 from launcher.inventory.bounded import Bounded
 from launcher.inventory.devices import join_devices
 from launcher.inventory.engines import EnginesProbe, probe_engines
@@ -15,9 +16,6 @@ from launcher.inventory.host import probe_host
 from launcher.inventory.nvidia_driver import NvidiaProbe, has_driver
 from launcher.inventory.sysfs import probe_amd
 from launcher.inventory.text import printable
-
-CACHE_VARIABLE: Final = "LAUNCHER_CACHE_DIR"
-"""Names the folder for what can be asked again, in place of the user's cache folder."""
 
 _NVML_S: Final = 15.0
 """NVML answers in milliseconds, in seconds where it must load the driver first, and never where the driver hangs."""
@@ -64,12 +62,3 @@ def probe_nvidia() -> NvidiaProbe:
     from launcher.inventory import nvidia  # noqa: PLC0415 - NVML's bindings take 8 ms, which most machines without spare
 
     return nvidia.probe_nvidia()
-
-
-def cache_dir() -> Path:
-    """Return the folder for what can be asked again, of this user or of a service of systemd; it may not exist yet."""
-    if explicit := os.environ.get(CACHE_VARIABLE) or os.environ.get("CACHE_DIRECTORY", "").partition(":")[0]:
-        return Path(explicit)
-    # What platformdirs does on Linux, without its import.
-    base = os.environ.get("XDG_CACHE_HOME", "").strip()
-    return (Path(base) if base else Path.home() / ".cache") / "launcher"

@@ -196,6 +196,14 @@ PAGES: Final[tuple[Page, ...]] = (
         "Make a key with `openssl rand -hex 32`, in a file of mode 0600.",
     ),
     _error(
+        "no-home",
+        "There is no home folder.",
+        "HOME is not set and the system does not know the user's number, as in some containers, or HOME is no absolute path. "
+        "What is not told to be elsewhere would be looked for or kept in it: profiles, state, caches, weights.",
+        "Set HOME to a folder of your own.",
+        "Or name each of them by itself: LAUNCHER_PROFILES, LAUNCHER_STATE_DIR, LAUNCHER_CACHE_DIR, HF_HOME.",
+    ),
+    _error(
         "state-unusable",
         "The state directory cannot be used.",
         "It belongs to somebody else, is a link, cannot be written, or its disk is full.",

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from launcher.domain import Inventory, Provenance
+from launcher.folders import CACHE_VARIABLE
 from launcher.inventory import load_inventory, probe, probe_inventory
 from launcher.inventory.nvidia_driver import NvidiaProbe
 
@@ -15,7 +16,7 @@ from launcher.inventory.nvidia_driver import NvidiaProbe
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep what is remembered out of the user's cache."""
-    monkeypatch.setenv(probe.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
 
 
 def test_this_machine(tmp_path: Path) -> None:
