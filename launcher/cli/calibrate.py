@@ -8,7 +8,7 @@ import typer
 from launcher.cli import options as opt
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterator
 
     from aiohttp import ClientSession
 
@@ -98,11 +98,17 @@ def _parse(quant: str | None, context: int | None, engine: str | None) -> "Setti
 
 def engine_opener(instance: "Instance") -> "OpenEngine":
     """Return what starts a plan's engine, under the instance's lock, for as long as a block lasts."""
+    from contextlib import asynccontextmanager
+
     from launcher.cli.service import make_command
     from launcher.supervisor.session import open_engine
+    from launcher.supervisor.threads import aside
 
-    def open_plan(plan: "Plan") -> "AbstractAsyncContextManager[ClientSession]":
-        return open_engine(make_command(plan, tell=False), instance=instance, plan=plan)
+    @asynccontextmanager
+    async def open_plan(plan: "Plan") -> "AsyncIterator[ClientSession]":
+        command = await aside(make_command, plan, tell=False)  # it may read files for minutes
+        async with open_engine(command, instance=instance, plan=plan) as session:
+            yield session
 
     return open_plan
 

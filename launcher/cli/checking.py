@@ -11,6 +11,7 @@ from launcher.errors import LauncherError
 from launcher.fetch import require_weights
 from launcher.supervisor.setback import Setback, Step
 from launcher.supervisor.stepping import MachineStepper
+from launcher.supervisor.threads import check_wanted
 
 
 class CheckingStepper(MachineStepper):
@@ -37,4 +38,4 @@ class CheckingStepper(MachineStepper):
 
 def _check(plan: Plan) -> None:
     with suppress(LauncherError):
-        require_weights(plan.artifact)
+        require_weights(plan.artifact, on_read=lambda *_: check_wanted())

@@ -160,12 +160,14 @@ def check_weights(plan: "Plan", manager: "ServiceManager | None") -> "Path":
     import time
 
     from launcher.fetch import require_weights
+    from launcher.supervisor.threads import check_wanted
     from launcher.units import format_bytes
 
     told_s = 0.0
 
     def tell_read(path: "Path", n_bytes: int) -> None:
         nonlocal told_s
+        check_wanted()
         if manager is not None and time.monotonic() - told_s >= _TELL_PAUSE_S:
             told_s = time.monotonic()
             manager.tell_progress(f"checking the sha256 of {path.name} once, {format_bytes(n_bytes)} read")

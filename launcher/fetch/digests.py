@@ -22,7 +22,8 @@ from launcher.metadata.files import label
 from launcher.private import make_private, read_own
 from launcher.units import MIB
 
-_CHUNK_BYTES: Final = 8 * MIB
+_CHUNK_BYTES: Final = MIB
+"""Between two of them who waits can break the reading off: little enough for a slow disk."""
 _MAX_RECORD_BYTES: Final = 64 * 1024
 _TICK_NS: Final = 20_000_000
 """Two ticks of the slowest clock that a file's times are taken from (100 Hz)."""
@@ -51,7 +52,7 @@ def check_digest(
 ) -> None:
     """Make sure that the file has this digest; ``on_hash`` is told its size in bytes before it is read.
 
-    ``on_read`` is told how many bytes were read so far, after each piece of them.
+    ``on_read`` is told how many bytes were read so far, after each piece of them; what it raises ends the reading.
 
     Raises:
         WeightsMissingError: it has another one, it cannot be read, or it changes while it is read.

@@ -25,6 +25,7 @@ from launcher.supervisor.setback import Service, Step
 from launcher.supervisor.speed_watch import can_spill, watch_speed
 from launcher.supervisor.stepping import describe_step
 from launcher.supervisor.strain import Sample
+from launcher.supervisor.threads import aside
 from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.vllm_told import compare, fewer_tokens
 from launcher.supervisor.watching import Post
@@ -168,7 +169,7 @@ class MemoryWatch:
         """Give up a serving engine only for a plan that is known: where there is none, it goes on while it can."""
         assert failure.setback is not None  # noqa: S101 - strain is one
         setback = replace(failure.setback, own_bytes=dict(self._vigil.own_bytes()))
-        answer = await asyncio.to_thread(self._service.stepper.next_plan, setback)
+        answer = await aside(self._service.stepper.next_plan, setback)
         if isinstance(answer, Refusal):
             self._notify("ladder.none", f"{failure.message}; it serves on, for no smaller plan keeps its floors")
             return
@@ -209,7 +210,7 @@ class MemoryWatch:
 
     async def _look_up(self, plan: Plan) -> None:
         """Offer a better plan; take it, where the profile says so, once it has been on offer at two looks in a row."""
-        better = await asyncio.to_thread(self._service.stepper.better_plan, plan, self._vigil.own_bytes())
+        better = await aside(self._service.stepper.better_plan, plan, self._vigil.own_bytes())
         was_offered, self._offered = better is not None and self._offered == better, better
         offer = None if better is None else f"there is room again: {'; '.join(describe_step(plan, better))}"
         if self._account.record.offer != offer:

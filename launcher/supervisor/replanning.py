@@ -3,13 +3,12 @@
 It must not know phases, nor how a stepper finds a plan.
 """
 
-import asyncio
-
 from launcher.domain import Refusal
 from launcher.errors import LauncherError
 from launcher.supervisor import failures
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.setback import Step, Stepper
+from launcher.supervisor.threads import aside
 
 
 async def find_step(stepper: Stepper, failure: Failure) -> Step | Failure:
@@ -27,7 +26,7 @@ async def _ask(stepper: Stepper, failure: Failure) -> Step | Failure:
     """Ask in a thread: the machine has to be measured."""
     assert failure.setback is not None  # noqa: S101 - no other failure leads here
     try:
-        answer = await asyncio.to_thread(stepper.next_plan, failure.setback)
+        answer = await aside(stepper.next_plan, failure.setback)
     except LauncherError as error:
         return failures.of_error(error)
     return failures.of_refusal(answer) if isinstance(answer, Refusal) else answer

@@ -41,7 +41,7 @@ from launcher.supervisor.strain import Sample
 from launcher.supervisor.tasks import Tasks
 from launcher.supervisor.telling import changes_of, name_of, notice_of
 from launcher.supervisor.tether import Tether
-from launcher.supervisor.threads import open_threads
+from launcher.supervisor.threads import aside, open_threads
 from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.watching import EngineWatch, Watched
 
@@ -399,9 +399,9 @@ class _Supervision:
         try:
             command = first
             if command is None:
-                command = await asyncio.to_thread(make, plan, tell=not self._vigil.is_known(plan))
+                command = await aside(make, plan, tell=not self._vigil.is_known(plan))
             if command.tells_memory and self._memories.recall(plan, command):
-                command = await asyncio.to_thread(make, plan, tell=False)
+                command = await aside(make, plan, tell=False)
         except LauncherError as error:
             self._next = failures.of_error(error)
         else:

@@ -37,6 +37,7 @@ from launcher.planner.sizing import Candidate, prepare
 from launcher.planner.verdicts import describe_program
 from launcher.store import read_calibration, update_calibration
 from launcher.supervisor.setback import Setback, Shortage, Step
+from launcher.supervisor.threads import check_wanted
 from launcher.units import MIB, format_bytes
 
 _SETTLE_S: Final = 3.0
@@ -131,6 +132,7 @@ class MachineStepper:
                 return Step(plan=outcome, story=(setback.words, left, *describe_step(plan, outcome)))
             if time.monotonic() >= end_s:
                 return self._refuse(outcome, (setback.words, left), machine, known)
+            check_wanted()
             time.sleep(_RETURN_PAUSE_S)
 
     def _refuse(self, refusal: Refusal, words: tuple[str, ...], machine: Inventory, known: Calibration) -> Refusal:

@@ -4,7 +4,7 @@ The scenario is JSON: ``free_bytes`` of the machine at each look (the last one s
 can have of the host before it runs out of memory, ``serves_bytes``: above them it loads and has none for its first
 request, ``arguments``: further ones of the engine, ``ladder``: the
 profile's rungs, ``step_up``: whether it goes up by itself, ``stolen``: the number of the start at which another program
-has the engine's port, ``tells``: whether the engine, when it is asked to, tells what it will take before it loads,
+has the engine's port, ``weights``: a file that is compared with a digest from the second start on, ``tells``: whether the engine, when it is asked to, tells what it will take before it loads,
 ``seen_file``: holds the bytes that the sampler sees to be free of the host (else all are).
 Prints one JSON line per notice on stdout, and a rendered error on stderr.
 """
@@ -20,8 +20,20 @@ from unittest import mock
 import msgspec
 from msgspec.structs import replace
 
-from launcher.cli.service import GatewayFront
-from launcher.domain import Address, Command, Engine, EngineInstall, Fallback, Host, Inventory, Plan, Request, Rung
+from launcher.cli.service import GatewayFront, check_weights
+from launcher.domain import (
+    Address,
+    ArtifactFile,
+    Command,
+    Engine,
+    EngineInstall,
+    Fallback,
+    Host,
+    Inventory,
+    Plan,
+    Request,
+    Rung,
+)
 from launcher.errors import LauncherError
 from launcher.gateway.gateway import Gateway
 from launcher.inventory.host import HostMemory
@@ -79,6 +91,18 @@ def report(notice: Notice) -> None:
     sys.stdout.flush()
 
 
+def take_long(plan: Plan, *, held_up: str | None, weights: str | None) -> None:
+    """Wait while a file is there, or read one as the plan's weights; a file beside it says that this has begun."""
+    if held_up:
+        Path(f"{held_up}.asked").touch()
+        while Path(held_up).exists():
+            time.sleep(0.01)
+    if weights:
+        Path(f"{weights}.asked").touch()
+        files = (ArtifactFile(name="w.gguf", sha256="0" * 64),)
+        check_weights(replace(plan, artifact=replace(plan.artifact, files=files, local_path=weights)), None)
+
+
 def main() -> int:
     """Serve until stopped; return the exit code of a command line."""
     name, port, options, scenario_json = sys.argv[1:]
@@ -98,10 +122,7 @@ def main() -> int:
         nonlocal n_starts
         n_starts += 1
         address = Address(port=free_port("127.0.0.1"))
-        if held_up := scenario.get("held_up"):
-            Path(f"{held_up}.asked").touch()
-            while Path(held_up).exists():
-                time.sleep(0.01)
+        take_long(plan, held_up=scenario.get("held_up"), weights=scenario.get("weights") if n_starts > 1 else None)
         if scenario.get("stolen") == n_starts:
             thief = socket.create_server((address.host, address.port or 0))
             held.append(thief)

@@ -1,16 +1,18 @@
-"""How many threads there are is known from the start, whatever is asked of them."""
+"""How many threads there are is known from the start, whatever is asked of them; what nobody waits for any more ends."""
 
 import asyncio
 import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
 
-from launcher.supervisor.threads import N_THREADS, open_threads
+from launcher.supervisor.threads import N_THREADS, aside, check_wanted, open_threads
 from tests.fakes.harness import Served, poll
 
 
@@ -70,3 +72,56 @@ def test_a_supervisor_has_the_same_threads_after_an_engine_died(serve_stepping: 
     assert supervisor.num_threads() == expected
     served.process.terminate()
     assert served.end() == 0
+
+
+def test_work_that_nobody_waits_for_any_more_is_told() -> None:
+    """While it is waited for, and where it is not done aside, it is wanted; once the one who waits is cancelled, it is not."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        check_wanted()
+        begun.set()
+        try:
+            while True:
+                check_wanted()
+                time.sleep(0.001)
+        finally:
+            ended.set()
+
+    async def cancel() -> None:
+        task = asyncio.ensure_future(aside(work))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(cancel())
+    assert ended.is_set()  # a loop ends after its threads
+    check_wanted()
+
+
+def test_work_aside_returns_and_raises_as_it_does_without_a_thread() -> None:
+    """Arguments go in, the result and faults come out, and the next work knows nothing of the last."""
+
+    async def ask() -> list[int]:
+        results = [await aside(int, "11", base=base) for base in (2, 10)]
+        with pytest.raises(ValueError, match="invalid literal"):
+            await aside(int, "x")
+        check_wanted()
+        await asyncio.to_thread(check_wanted)
+        return results
+
+    assert asyncio.run(ask()) == [3, 11]
+
+
+def test_a_stop_does_not_wait_for_a_file_that_is_read(serve_stepping: Callable[..., Served], tmp_path: Path) -> None:
+    """An engine died, and weights are compared with their digest before the next one: 256 GiB, which takes minutes."""
+    weights = tmp_path / "weights"
+    with weights.open("wb") as file:
+        file.truncate(256 << 30)
+    served = serve_stepping(options={"restarts": {"first_delay_s": 0.05, "jitter_s": 0.0}}, weights=str(weights))
+    served.await_event("engine.ready")
+    os.kill(served.engine_pid(), signal.SIGKILL)
+    assert poll(Path(f"{weights}.asked").exists)
+    served.process.terminate()
+    assert served.end(10.0) == 0
