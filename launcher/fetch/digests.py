@@ -1,14 +1,14 @@
 """Makes sure that a file has the sha256 that somebody promised, reading it once.
 
 What was found is recorded with what the file system says of the file then; a change of that is a reason to read it again.
-It must not know where a file is from.
+Records are in the cache, or where that cannot be written beside the state: who serves can write there, and would else read
+weights anew for each engine. It must not know where a file is from.
 """
 
 import hashlib
 import os
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,7 @@ from msgspec import Struct
 from launcher.errors import WeightsMissingError
 from launcher.folders import cache_dir
 from launcher.metadata.files import label
-from launcher.private import make_private, read_own
+from launcher.private import own_directory, read_own
 from launcher.units import MIB
 
 _CHUNK_BYTES: Final = MIB
@@ -98,18 +98,18 @@ def is_recorded(path: Path, sha256: str) -> bool:
     """Return whether the file had this digest when it was read, and has not changed since."""
     path = path.resolve()
     try:
-        return _read(path) == _look(sha256, path.stat())
-    except (OSError, ValueError, RecursionError):  # no record, or one that somebody spoilt: the file is read again
+        now = _look(sha256, path.stat())
+    except OSError:
         return False
+    return now in _records(path)
 
 
 def what_changed(path: Path) -> tuple[str, ...] | None:
     """Say what of a file is no longer as it was when its digest was found; ``None`` where none is recorded."""
     path = path.resolve()
     try:
-        record = _read(path)
-        now = _look(record.sha256, path.stat())
-    except (OSError, ValueError, RecursionError):
+        status = path.stat()
+    except OSError:
         return None
     names = {
         "size_bytes": "size",
@@ -117,7 +117,12 @@ def what_changed(path: Path) -> tuple[str, ...] | None:
         "changed_ns": "time of change",
         "inode": "file",
     }
-    return tuple(words for field, words in names.items() if getattr(record, field) != getattr(now, field))
+    changes = [
+        tuple(words for field, words in names.items() if getattr(record, field) != getattr(now, field))
+        for record in _records(path)
+        for now in (_look(record.sha256, status),)
+    ]
+    return min(changes, key=len, default=None)
 
 
 def _let_tick_pass(status: os.stat_result) -> None:
@@ -137,26 +142,32 @@ def _look(sha256: str, status: os.stat_result) -> _Record:
     )
 
 
-def _record_path(path: Path) -> Path:
-    return cache_dir() / "verified" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+def _folders() -> tuple[Path, Path]:
+    from launcher.store import state_root  # noqa: PLC0415  for most plans no file is looked at
+
+    return cache_dir() / "verified", state_root() / "verified"
 
 
-def _read(path: Path) -> _Record:
-    """Return what is recorded of a file; that of somebody else is none: they could vouch for a file of their own."""
-    return msgspec.json.decode(read_own(_record_path(path), _MAX_RECORD_BYTES), type=_Record)
+def _record_name(path: Path) -> str:
+    return f"{hashlib.sha256(os.fsencode(path)).hexdigest()}.json"
+
+
+def _records(path: Path) -> Iterator[_Record]:
+    """Yield what is recorded of a file. That of somebody else is nothing: they could vouch for a file of their own."""
+    for folder in _folders():
+        with suppress(OSError, ValueError, RecursionError):  # no record, or one that somebody spoilt
+            yield msgspec.json.decode(read_own(folder / _record_name(path), _MAX_RECORD_BYTES), type=_Record)
 
 
 def _write(path: Path, record: _Record) -> None:
-    """Keep the record where that is possible: without it the file is read again, and nothing else is lost."""
-    target = _record_path(path)
-    with suppress(OSError):
-        make_private(target.parent)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".record.", delete=False) as file:
-            temporary = Path(file.name)
+    """Keep the record in the first place that takes it: without it the file is read again, and nothing else is lost."""
+    from launcher.store import replace_file  # noqa: PLC0415  as above
+
+    for folder in _folders():
+        with suppress(OSError):
+            directory = own_directory(folder)
             try:
-                file.write(msgspec.json.encode(record))
-                file.flush()
-                temporary.replace(target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+                replace_file(directory, _record_name(path), msgspec.json.encode(record))
+            finally:
+                os.close(directory)
+            return

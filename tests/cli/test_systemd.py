@@ -441,6 +441,7 @@ def test_each_folder_on_the_way_must_let_others_through(tmp_path: Path, monkeypa
 def _plan_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Return a plan for 20 MiB of weights whose digest is known; each part of them that is read is told."""
     monkeypatch.setenv("LAUNCHER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LAUNCHER_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.setattr(service, "_TELL_PAUSE_S", 0.0)
     weights = tmp_path / "w.gguf"
     weights.write_bytes(b"w" * (20 << 20))
@@ -471,7 +472,8 @@ def test_a_restart_that_reads_weights_says_so_and_leaves_the_watchdog_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where no digest can be recorded, files are read for each command; once ready, that extends no time."""
-    (tmp_path / "cache").write_text("a file where the folder should be")
+    for name in ("cache", "state"):
+        (tmp_path / name).write_text("a file where the folder should be")
     plan = _plan_to_check(tmp_path, monkeypatch)
     manager = Manager(tmp_path / "notify")
     ours = ServiceManager(manager.address)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from launcher.domain import Artifact, ArtifactFile, WeightsFormat
 from launcher.errors import WeightsMissingError
 from launcher.fetch import require_weights
-from launcher.fetch.digests import check_digest, is_recorded, record_digest
+from launcher.fetch.digests import check_digest, is_recorded, record_digest, what_changed
 
 CONTENT = b"weights" * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -19,6 +20,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of weights; what is recorded of it goes to a folder of the test's."""
     monkeypatch.setenv("LAUNCHER_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LAUNCHER_STATE_DIR", str(tmp_path / "state"))
     path = tmp_path / "model.gguf"
     path.write_bytes(CONTENT)
     return path
@@ -82,18 +84,50 @@ def test_a_spoilt_record_is_none(file: Path, tmp_path: Path, record: bytes) -> N
 
 
 def test_without_a_place_for_records_the_file_is_read_each_time(file: Path, tmp_path: Path) -> None:
-    """A cache that cannot be written costs time and nothing else."""
-    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
+    """A cache that cannot be written, nor the state, costs time and nothing else."""
+    for name in ("cache", "state"):
+        (tmp_path / name).write_text("a file where the folder should be", encoding="utf-8")
     told: list[int] = []
     check_digest(file, SHA256, on_hash=told.append)
     check_digest(file, SHA256, on_hash=told.append)
     assert told == [len(CONTENT)] * 2
+    assert what_changed(file) is None
+
+
+def test_where_the_cache_cannot_be_written_the_record_is_with_the_state(file: Path, tmp_path: Path) -> None:
+    """Who serves can write there. It is as good as the other, and of two the one that is true counts."""
+    check_digest(file, SHA256)
+    (tmp_path / "cache").rename(tmp_path / "old")
+    (tmp_path / "cache").write_text("a file where the folder should be", encoding="utf-8")
+    file.write_bytes(CONTENT)
+    told: list[int] = []
+    check_digest(file, SHA256, on_hash=told.append)
+    check_digest(file, SHA256, on_hash=told.append)
+    assert told == [len(CONTENT)]
+    assert len(list((tmp_path / "state" / "verified").iterdir())) == 1
+    (tmp_path / "cache").unlink()
+    (tmp_path / "old").rename(tmp_path / "cache")
+    assert is_recorded(file, SHA256)
+    assert what_changed(file) == ()
+
+
+def test_a_record_for_which_no_room_was_left_is_no_record(file: Path, tmp_path: Path) -> None:
+    """A full disk leaves neither a part of a record nor what was to become one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        check_digest(file, SHA256)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not is_recorded(file, SHA256)
+    assert [*(tmp_path / "cache" / "verified").iterdir(), *(tmp_path / "state" / "verified").iterdir()] == []
 
 
 def test_records_are_the_owners_alone(file: Path, tmp_path: Path) -> None:
     """Nobody else may say what was verified."""
     check_digest(file, SHA256)
     folder = tmp_path / "cache" / "verified"
+    assert not (tmp_path / "state").exists()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in folder.iterdir())
 
