@@ -8,7 +8,7 @@ from typing import Final
 from launcher.doctor.facts import Facts
 
 PROGRAMS: Final = (
-    "apt-get", "chmod", "df", "dmesg", "dnf", "free", "journalctl", "kill", "loginctl", "ls", "lsof", "modprobe", "mv",
+    "apt-get", "chmod", "df", "dmesg", "dnf", "free", "journalctl", "loginctl", "ls", "lsof", "modprobe",
     "nvidia-modprobe", "ps", "reboot", "ss", "sudo", "sysctl", "systemctl", "timedatectl", "usermod", "vmstat",
 )  # fmt: skip
 """What commands of findings begin with, apart from this program and its Python."""
@@ -26,6 +26,12 @@ def as_root(facts: Facts, *command: str) -> tuple[str, ...]:
     if facts.user.uid == 0:
         return command
     return ("sudo", *command) if "sudo" in facts.programs else ()
+
+
+def first_as_root(facts: Facts, *commands: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the first command whose program is there, as only root may give it."""
+    command = first_there(facts, *commands)
+    return as_root(facts, *command) if command else ()
 
 
 def pip_install(facts: Facts) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ _DRIVERS: Final = (
         "No Vulkan driver is registered, though an engine is built for Vulkan.",
         "The loader looks for manifests in icd.d folders, and found none.",
         "Install the GPU's Vulkan driver, Mesa's for AMD and Intel.",
+        "A container is given NVIDIA's by the variable NVIDIA_DRIVER_CAPABILITIES=all.",
     ),
     _finding(
         "vulkan-broken-driver",

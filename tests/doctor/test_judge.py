@@ -309,6 +309,21 @@ def test_mesa_is_offered_to_cards_that_it_drives(card: DisplayCard, program: str
     assert "".join(found.command[:1]) == program
 
 
+@pytest.mark.parametrize(("vendor", "driver"), [("0x1a03", "ast"), ("0x102b", "mgag200"), ("0x1234", "bochs-drm")])
+def test_a_display_chip_needs_no_vulkan_driver(vendor: str, driver: str) -> None:
+    """A server's board has one for its console: nothing has to be installed for it, and nothing could be."""
+    chip = replace(CARD, vendor=vendor, driver=driver)
+    builds = (EngineBuild(argv=SERVER.argv, backends=("vulkan",)),)
+    for cards, n_found in (((chip,), 0), ((chip, AMD_CARD), 1)):
+        found = [
+            found
+            for found in judge(replace(drivers(cards=cards), builds=builds)).findings
+            if found.code is FindingCode.VULKAN_NO_DRIVER
+        ]
+        assert len(found) == n_found
+        assert all(vendor not in evidence.value for each in found for evidence in each.evidence)
+
+
 @pytest.mark.parametrize(("scope", "enables"), [("system", ("sudo", "systemctl")), ("user", ("systemctl", "--user"))])
 def test_a_unit_of_the_system_is_enabled_by_root(scope: str, enables: tuple[str, ...]) -> None:
     """One's own needs no more than oneself."""

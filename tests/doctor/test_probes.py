@@ -124,9 +124,7 @@ def test_vulkan_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     put(folder / "c.json", '{"ICD": {"library_path": "./here.so"}}')
     put(folder / "here.so", "")
     put(folder / "d.json", "no json")
-    for name in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "none"))
+    without_settings_of_vulkan(monkeypatch, tmp_path)
     assert [(Path(item.manifest).name, item.is_there) for item in drivers.probe_drivers(tmp_path).vulkan] == [
         ("a.json", True),
         ("b.json", False),
@@ -135,6 +133,51 @@ def test_vulkan_manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]
     monkeypatch.setenv("VK_DRIVER_FILES", str(folder / "b.json"))
     assert [Path(item.manifest).name for item in drivers.probe_drivers(tmp_path).vulkan] == ["b.json"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "place"),
+    [
+        (None, "etc/vulkan/icd.d"),
+        (None, "usr/local/etc/vulkan/icd.d"),
+        (None, "usr/local/share/vulkan/icd.d"),
+        (None, "home/.config/vulkan/icd.d"),
+        (None, "home/.local/share/vulkan/icd.d"),
+        ("XDG_DATA_DIRS", "driver/share/vulkan/icd.d"),
+        ("XDG_CONFIG_HOME", "driver/share/vulkan/icd.d"),
+        ("VK_DRIVER_FILES", "driver/share"),
+    ],
+)
+def test_where_vulkan_s_manifests_may_be(
+    variable: str | None, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each place where the loader looks is looked at: a driver found by none of the usual ones is there all the same."""
+    without_settings_of_vulkan(monkeypatch, tmp_path)
+    if variable is not None:
+        monkeypatch.setenv(variable, f"{tmp_path}/driver/share")
+    put(tmp_path / place / "a.json", '{"ICD": {"library_path": "libc.so.6"}}')
+    (found,) = drivers.probe_drivers(tmp_path).vulkan
+    assert (found.manifest, found.is_there) == (str(tmp_path / place / "a.json"), True)
+
+
+def test_a_vulkan_driver_that_crashes_when_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded in a process of its own, and told to be one that cannot be."""
+    without_settings_of_vulkan(monkeypatch, tmp_path)
+    source = put(tmp_path / "crash.c", "#include <stdlib.h>\n__attribute__((constructor)) void go(void) { abort(); }\n")
+    compiler = shutil.which("cc") or pytest.skip("needs a C compiler")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", tmp_path / "libcrash.so", source], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    put(tmp_path / "etc/vulkan/icd.d/a.json", '{"ICD": {"library_path": "libcrash.so"}}')
+    assert [driver.is_there for driver in drivers.probe_drivers(tmp_path).vulkan] == [False]
+
+
+def without_settings_of_vulkan(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Take away what tells the loader where to look, and the home folder."""
+    for name in ("VK_DRIVER_FILES", "VK_ICD_FILENAMES"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("XDG_CONFIG_HOME", "XDG_CONFIG_DIRS", "XDG_DATA_HOME", "XDG_DATA_DIRS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(folder / "home"))
 
 
 # --- Builds -----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from launcher.doctor.commands import as_root, first_there
+from launcher.doctor.commands import as_root, first_as_root, first_there
 from launcher.doctor.facts import DisplayCard, EngineBuild, Facts
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
 from launcher.inventory.devices import is_software
@@ -269,7 +269,8 @@ def _vulkan(facts: Facts) -> Iterator[Finding]:
             ),
             help="reinstall the package that has the library, or remove the manifest",
         )
-    cards = [card for card in facts.drivers.cards if card.driver not in {None, _PASSED_THROUGH}]
+    # A server's board has a display chip of its own, which no Vulkan driver is for.
+    cards = [card for vendor in _VENDORS for card in _cards_of(facts, vendor) if card.driver is not None]
     if cards and not facts.drivers.vulkan:
         yield Finding(
             code=FindingCode.VULKAN_NO_DRIVER,
@@ -279,11 +280,14 @@ def _vulkan(facts: Facts) -> Iterator[Finding]:
             evidence=(
                 *(_card_evidence(card) for card in cards),
                 *(Evidence(source=" ".join(build.argv), value="built with vulkan") for build in users),
-                Evidence(source="/usr/share/vulkan/icd.d, /etc/vulkan/icd.d", value="no manifest"),
+                Evidence(source="vulkan/icd.d in /usr/share, /etc and XDG's folders", value="no manifest"),
             ),
-            help="install the GPU's Vulkan driver: Mesa's for AMD and Intel, NVIDIA's own comes with its driver",
+            help="install the GPU's Vulkan driver: Mesa's for AMD and Intel, NVIDIA's own comes with its driver"
+            + ("; a container is given it by NVIDIA_DRIVER_CAPABILITIES=all" if facts.drivers.container else ""),
             # Mesa's has none for a card that NVIDIA's own module holds.
-            command=as_root(facts, "apt-get", "install", "mesa-vulkan-drivers")
+            command=first_as_root(
+                facts, ("apt-get", "install", "mesa-vulkan-drivers"), ("dnf", "install", "mesa-vulkan-drivers")
+            )
             if any(card.driver != "nvidia" for card in cards)
             else (),
         )

@@ -3,12 +3,12 @@
 It must not know of engines, nor ask a driver itself: that is done in a process of its own, which may hang.
 """
 
-import ctypes
 import grp
 import json
 import os
 import pwd
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -17,15 +17,23 @@ from launcher.doctor.facts import DeviceNode, DisplayCard, Drivers, VulkanDriver
 from launcher.doctor.probes.files import is_there, listed, text_of
 from launcher.inventory.nvidia_driver import has_driver
 from launcher.inventory.nvidia_versions import NvidiaVersions, probe_versions
+from launcher.inventory.proc import run_bounded
 from launcher.inventory.text import printable
+from launcher.resources import from_home
 
 _DISPLAY_CLASS: Final = "0x03"
 """Of PCI: display controllers, 3D controllers without an output among them."""
 _NODES: Final = ("dev/nvidia[0-9]*", "dev/nvidiactl", "dev/nvidia-uvm", "dev/kfd", "dev/dri/renderD*")
-_MANIFESTS: Final = ("etc/vulkan/icd.d", "usr/local/share/vulkan/icd.d", "usr/share/vulkan/icd.d")
-"""Where the Vulkan loader looks on Linux, per its ``LoaderDriverInterface``; the user's own folder comes besides."""
+_MANIFESTS: Final = "vulkan/icd.d"
+_SEARCHED: Final = (
+    ("XDG_CONFIG_HOME", "~/.config"), ("XDG_CONFIG_DIRS", "/etc/xdg"), (None, "/usr/local/etc:/etc"),
+    ("XDG_DATA_HOME", "~/.local/share"), ("XDG_DATA_DIRS", "/usr/local/share:/usr/share"),
+)  # fmt: skip
+"""Below what the Vulkan loader looks for manifests on Linux, in its order, per its ``LoaderDriverInterface``: what a variable
+names, else the folders beside it."""
 _MANIFEST_VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
-"""Either replaces the search by a list of manifests; the second is the older name."""
+"""Either replaces the search by a list of manifests and folders; the second is the older name."""
+_LOAD_S: Final = 5.0
 _CONTAINER_SIGNS: Final = (".dockerenv", "run/.containerenv", "run/systemd/container")
 _MAX_MANIFEST_BYTES: Final = 1 << 16
 
@@ -91,20 +99,36 @@ def _group(gid: int) -> str:
 
 
 def _vulkan(root: Path) -> Iterator[VulkanDriver]:
-    named = next((value for name in _MANIFEST_VARIABLES if (value := os.environ.get(name))), None)
-    if named is not None:
-        manifests = [Path(name) for name in named.split(":") if name]
-    else:
-        own = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "vulkan/icd.d"
-        folders = [*(root / folder for folder in _MANIFESTS), own]
-        manifests = [path for folder in folders for path in listed(folder, "*.json")]
-    for manifest in manifests:
+    for manifest in _manifests(root):
         library = _library_of(manifest)
         yield VulkanDriver(
             manifest=str(manifest),
             library=library,
             is_there=library is not None and _is_found(library, manifest.parent),
         )
+
+
+def _manifests(root: Path) -> Iterator[Path]:
+    """Yield the manifests that the loader would read, each once."""
+    named = next((value for name in _MANIFEST_VARIABLES if (value := os.environ.get(name))), None)
+    if named is not None:
+        places = [Path(name) for name in named.split(":") if name]
+    else:
+        places = [folder / _MANIFESTS for folder in _searched(root)]
+    yield from dict.fromkeys(
+        path
+        for place in places
+        for path in ([place] if named is not None and not place.is_dir() else listed(place, "*.json"))
+    )
+
+
+def _searched(root: Path) -> Iterator[Path]:
+    for variable, fallback in _SEARCHED:
+        chosen = os.environ.get(variable, "") if variable is not None else ""
+        for name in (chosen or fallback).split(":"):
+            path = from_home(name)
+            if path.is_absolute():
+                yield path if chosen or name.startswith("~") else root / path.relative_to("/")
 
 
 def _library_of(manifest: Path) -> str | None:
@@ -125,8 +149,6 @@ def _is_found(library: str, folder: Path) -> bool:
 
 
 def _can_load(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+    """Tell whether the loader finds a library, by loading it in a process of its own: it is a driver, which may crash."""
+    program = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    return run_bounded((sys.executable, "-I", "-S", "-c", program, library), timeout_s=_LOAD_S).ok
