@@ -3,8 +3,9 @@
 It must not fail nor ask a network: what cannot be read is not offered, and the shell's own file names take its place.
 """
 
+import re
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
 _Offers = list[tuple[str, str]]
 """Values with a few words on each, which some shells show."""
+_NOT_PLAIN: Final = re.compile(r"[^\w .,:;/()+-]")
+"""Zsh evaluates the words as its own, and Typer reads brackets in them as markup: nothing that means something to either is kept."""
 
 
 def _beginning(offers: "Iterable[tuple[str, str]]", incomplete: str) -> _Offers:
-    return [offer for offer in offers if offer[0].startswith(incomplete)]
+    return [(value, _NOT_PLAIN.sub("", words)) for value, words in offers if value.startswith(incomplete)]
 
 
 def _profiles() -> "tuple[Profile, ...]":
@@ -37,7 +40,8 @@ def complete_model(incomplete: str) -> _Offers:
 
 def complete_quantization(ctx: typer.Context, incomplete: str) -> _Offers:
     """Offer the quantizations of the profile that was named, or of all."""
-    named = ctx.params.get("name")
+    # Where an option still lacks its value, Click reads no further: what was named is among the words left over.
+    named = ctx.params.get("name") or next(iter(ctx.args), None)
     profiles = _profiles()
     chosen = [profile for profile in profiles if named in (profile.name, *profile.aliases)] or profiles
     found = dict.fromkeys(artifact.quantization for profile in chosen for artifact in profile.artifacts)
