@@ -18,6 +18,7 @@ from launcher.inventory.environment import redact
 from launcher.store import Instance
 from launcher.supervisor import failures, placement
 from launcher.supervisor.account import Account, without_tensors
+from launcher.supervisor.allocator import one_heap, set_aside, trim
 from launcher.supervisor.checks import check_start
 from launcher.supervisor.environment import environment_of, key_of, known_secrets
 from launcher.supervisor.failures import Failure
@@ -46,6 +47,7 @@ from launcher.supervisor.vigil import Vigil
 from launcher.supervisor.watching import EngineWatch, Watched
 
 _LOOK_S: Final = 0.5  # between two looks at whether others gave memory back; it is sampled once a second
+_TIDY_S: Final = 60.0
 _LEAD_S: Final = 0.05  # before a start what is free is measured anew, which mostly takes less than this
 _SERVING: Final = frozenset({Phase.READY, Phase.DRAINING})
 _GIVING_UP: Final = frozenset({Phase.CLEARING_TO_RETRY, Phase.CLEARING_TO_FAIL, Phase.CLEARING_TO_STEP})
@@ -85,6 +87,7 @@ def serve(
         EngineMissingError, WeightsMissingError, StateError: found before anything was started.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(one_heap())
         n_reclaimed = reclaim(instance)
         check_start(command, plan, instance.path)
         if options.adopt_orphans:
@@ -466,6 +469,7 @@ class _Supervision:
             n_gpu_layers=realised.realised_gpu_layers,
             placement=placement.describe(realised),
         )
+        self._tasks.start(self._tidy())
 
     def _attach(self, service: Service, watch: EngineWatch, realised: Placement) -> None:
         """Let requests through to the engine, and watch what becomes of it."""
@@ -479,6 +483,13 @@ class _Supervision:
             self._memories.compare(self._plan, realised)
             for work in self._memories.watchers(self._plan, realised, self._republish, self._options):
                 self._tasks.start(work)
+
+    async def _tidy(self) -> None:
+        """Give back what planning, loading and, later, bursts of requests took."""
+        set_aside()
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            trim()
 
     def _republish(self) -> None:
         self._publish(self._account.record)
