@@ -8,7 +8,7 @@ from typing import Final
 from launcher.doctor.facts import Facts
 
 PROGRAMS: Final = (
-    "apt-get", "chmod", "df", "dmesg", "dnf", "free", "journalctl", "loginctl", "ls", "lsof", "modprobe",
+    "apt-get", "chmod", "df", "dmesg", "dnf", "free", "journalctl", "loginctl", "ls", "lsof", "modprobe", "namei",
     "nvidia-modprobe", "ps", "reboot", "ss", "sudo", "sysctl", "systemctl", "timedatectl", "usermod", "vmstat",
 )  # fmt: skip
 """What commands of findings begin with, apart from this program and its Python."""
@@ -17,6 +17,11 @@ PROGRAMS: Final = (
 def first_there(facts: Facts, *commands: tuple[str, ...]) -> tuple[str, ...]:
     """Return the first command whose program is there; none where no program is."""
     return next((command for command in commands if command[0] in facts.programs), ())
+
+
+def path_shown(facts: Facts, path: str) -> tuple[str, ...]:
+    """Return what shows owner and mode of a path and of each folder above it: any of them may be what is closed."""
+    return first_there(facts, ("namei", "-l", path), ("ls", "-ld", path))
 
 
 def as_root(facts: Facts, *command: str) -> tuple[str, ...]:

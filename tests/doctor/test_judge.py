@@ -151,6 +151,8 @@ CASES: list[tuple[str, Facts, FindingCode, Severity, str]] = [
     ("an open state", state(folder=replace(FOLDER, mode=0o755)), FindingCode.STATE_OPEN, Severity.WARNING, "0755"),
     ("an open file of it", state(folder=replace(FOLDER, n_open_files=2, open_file="/s/a")), FindingCode.STATE_OPEN, Severity.NOTE, "/s/a"),
     ("another's state", state(folder=replace(FOLDER, owner_uid=0)), FindingCode.STATE_NOT_OURS, Severity.FAULT, "belongs to user 0"),
+    ("another's closed state", state(folder=replace(FOLDER, owner_uid=0, error="permission denied")), FindingCode.STATE_NOT_OURS, Severity.FAULT, "belongs to user 0"),
+    ("a file for a state", state(folder=StateFolder(path="/s", error="it is no folder")), FindingCode.STATE_NOT_OURS, Severity.FAULT, "/s: it is no folder"),
     ("a link", state(folder=replace(FOLDER, is_link=True)), FindingCode.STATE_NOT_OURS, Severity.FAULT, "symbolic link"),
     ("an unknown model", replace(HEALTHY, model=Model(name="x", asked="x", told=Told(code="unknown-model", message="no profile is called `x`"))), FindingCode.PROFILE_UNUSABLE, Severity.FAULT, "error[unknown-model]"),
     ("another profile broken", replace(HEALTHY, broken_profiles=(Told(code="bad-profile", message="/p is wrong", details=("a: b",)),)), FindingCode.PROFILE_BROKEN, Severity.WARNING, "a: b"),

@@ -446,6 +446,18 @@ def test_an_open_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe_state(find_marked).folder.is_link
 
 
+def test_a_state_that_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in its place, above it, or in the place of its own folder is told in words that a finding can put behind the path."""
+    file = put(tmp_path / "file", "")
+    for path, error in ((file, "it is no folder"), (file / "below", "not a directory")):
+        monkeypatch.setenv("LAUNCHER_STATE_DIR", str(path))
+        assert (probe_state(find_marked).folder.path, probe_state(find_marked).folder.error) == (str(path), error)
+    put(tmp_path / "state/instances", "")
+    monkeypatch.setenv("LAUNCHER_STATE_DIR", str(tmp_path / "state"))
+    found = probe_state(find_marked).folder
+    assert (found.error, found.mode is not None) == ("not a directory", True)
+
+
 # --- Weights ----------------------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from launcher.doctor.commands import first_there
+from launcher.doctor.commands import path_shown
 from launcher.doctor.facts import Facts, Model, Told, WeightsFile
 from launcher.domain import Plan, Refusal
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
@@ -127,7 +127,7 @@ def _of_file(facts: Facts, file: WeightsFile) -> Iterator[Finding]:
             text=f"{file.path} cannot be read: {why}",
             evidence=(Evidence(source=f"opening {file.path}", value=why),),
             help="correct the path or its permissions, or fetch the file again",
-            command=first_there(facts, ("ls", "-ld", file.path)),
+            command=path_shown(facts, file.path),
         )
         return
     if file.published_bytes is not None and file.published_bytes != file.size_bytes:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from launcher.doctor.commands import as_root, first_there
+from launcher.doctor.commands import as_root, first_there, path_shown
 from launcher.doctor.facts import Facts, StateFolder, Systemd, Unit
 from launcher.domain import InstanceView, State
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
@@ -92,19 +92,20 @@ def check_state(facts: Facts) -> Iterator[Finding]:
 
 def _folder(facts: Facts, folder: StateFolder) -> Iterator[Finding]:
     if folder.error is not None or folder.is_link or (folder.owner_uid not in {None, facts.user.uid}):
-        why = folder.error or (
-            "it is a symbolic link"
-            if folder.is_link
-            else f"it belongs to user {folder.owner_uid}, not to {facts.user.uid}"
-        )
+        if folder.is_link:
+            why = "it is a symbolic link"
+        elif folder.owner_uid in {None, facts.user.uid}:
+            why = folder.error or ""
+        else:  # which is why it cannot be read, if it cannot
+            why = f"it belongs to user {folder.owner_uid}, not to {facts.user.uid}"
         yield Finding(
             code=FindingCode.STATE_NOT_OURS,
             severity=Severity.FAULT,
             area=Area.STATE,
             text=f"the state directory {folder.path} cannot be used: {why}",
-            evidence=(Evidence(source=f"lstat({folder.path})", value=why),),
+            evidence=(Evidence(source=folder.path, value=why),),
             help="set LAUNCHER_STATE_DIR to a folder of your own",
-            command=first_there(facts, ("ls", "-ld", folder.path)),
+            command=path_shown(facts, folder.path),
         )
         return
     if folder.mode is not None and folder.mode & _OTHERS:

@@ -25,10 +25,12 @@ def probe_state(find_marked: Callable[[str], list[int]]) -> State:
     """Return what is in the state directory; ``find_marked`` names the living processes that carry a guard's token."""
     root = state_root()
     folder = _folder(root)
+    if folder.error is not None:
+        return State(folder=folder)
     try:
         instances = list_instances()
     except StateError as error:
-        return State(folder=msgspec.structs.replace(folder, error=error.message))
+        return State(folder=msgspec.structs.replace(folder, error=_words(error.__cause__ or error)))
     return State(
         folder=folder,
         instances=instances,
@@ -47,7 +49,9 @@ def _folder(root: Path) -> StateFolder:
     except FileNotFoundError:
         return StateFolder(path=str(root))
     except OSError as error:
-        return StateFolder(path=str(root), error=error.strerror or str(error))
+        return StateFolder(path=str(root), error=_words(error))
+    if not stat.S_ISDIR(info.st_mode) and not stat.S_ISLNK(info.st_mode):
+        return StateFolder(path=str(root), error="it is no folder")
     opened = [path for path in _files(root) if _is_open(path)]
     return StateFolder(
         path=str(root),
@@ -57,6 +61,11 @@ def _folder(root: Path) -> StateFolder:
         n_open_files=len(opened),
         open_file=str(opened[0]) if opened else None,
     )
+
+
+def _words(error: BaseException) -> str:
+    """Return the system's own words, without the path: a finding names it once."""
+    return (getattr(error, "strerror", None) or str(error)).lower()
 
 
 def _files(root: Path) -> list[Path]:
