@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from launcher.tune.calibrate import OpenEngine, Outcome
 
 _DEFAULT_MODEL = "gemma3-270m"
+_N_PORTS = 3  # on which a start is tried
 
 
 def register(app: typer.Typer) -> None:
@@ -73,6 +74,7 @@ def calibrate(
         model=profile.name,
         default_request_s=outcome.default.request_s,
         complete=outcome.complete,
+        left_out=outcome.left_out,
     )
     sys.stdout.write(text)
 
@@ -97,18 +99,28 @@ def _parse(quant: str | None, context: int | None, engine: str | None) -> "Setti
 
 
 def engine_opener(instance: "Instance") -> "OpenEngine":
-    """Return what starts a plan's engine, under the instance's lock, for as long as a block lasts."""
-    from contextlib import asynccontextmanager
+    """Return what starts a plan's engine, under the instance's lock, for as long as a block lasts.
+
+    A port that was free may be another's before the engine binds it: the start is then tried on other ports.
+    """
+    from contextlib import AsyncExitStack, asynccontextmanager
+
+    from tenacity import retry, retry_if_exception_type, stop_after_attempt
 
     from launcher.cli.service import make_command
+    from launcher.errors import PortInUseError
     from launcher.supervisor.session import open_engine
     from launcher.supervisor.threads import aside
 
+    @retry(retry=retry_if_exception_type(PortInUseError), stop=stop_after_attempt(_N_PORTS), reraise=True)
+    async def start(plan: "Plan", stack: AsyncExitStack) -> "ClientSession":
+        command = await aside(make_command, plan, tell=False)  # it may read files for minutes
+        return await stack.enter_async_context(open_engine(command, instance=instance, plan=plan))
+
     @asynccontextmanager
     async def open_plan(plan: "Plan") -> "AsyncIterator[ClientSession]":
-        command = await aside(make_command, plan, tell=False)  # it may read files for minutes
-        async with open_engine(command, instance=instance, plan=plan) as session:
-            yield session
+        async with AsyncExitStack() as stack:
+            yield await start(plan, stack)
 
     return open_plan
 

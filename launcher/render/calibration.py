@@ -7,9 +7,15 @@ from launcher.units import format_rate
 
 
 def render_calibration(
-    calibration: Calibration, tunings: Sequence[Tuning], *, model: str, default_request_s: float, complete: bool
+    calibration: Calibration,
+    tunings: Sequence[Tuning],
+    *,
+    model: str,
+    default_request_s: float,
+    complete: bool,
+    left_out: Sequence[str],
 ) -> str:
-    """Return the chosen settings of each build, the gain over the plan's own, and what the memory delivered."""
+    """Return the chosen settings of each build, the gain over the plan's own, what the memory delivered, and what was left out."""
     best = tunings[0]
     flash = "on" if best.flash_attn else "off"
     lines = [
@@ -27,6 +33,7 @@ def render_calibration(
         f"  {rates.name:<9} {format_rate(rates.bandwidth_bytes_per_s)}; generation reaches {rates.efficiency:.0%} of it"
         for rates in calibration.rates
     ]
+    lines += [f"  left out  {line}" for line in left_out]
     if not complete:
         lines.append("  the time was over before every setting was measured; `--max-time` gives more")
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from launcher.domain import Command, Plan
-from launcher.errors import EngineFailedError, PlacementError
+from launcher.errors import EngineFailedError, LauncherError, PlacementError, PortInUseError
 from launcher.inventory.environment import redact
 from launcher.store import Instance
 from launcher.supervisor import faults, placement
@@ -19,6 +19,7 @@ from launcher.supervisor.checks import check_start
 from launcher.supervisor.environment import environment_of, known_secrets
 from launcher.supervisor.holding import Holding
 from launcher.supervisor.reclaim import reclaim
+from launcher.supervisor.signs import Cause
 
 if TYPE_CHECKING:
     import aiohttp
@@ -45,11 +46,12 @@ class _Engine:
             on_line=lambda line: self._lines.append(redact(line, secrets)),
         )
 
-    def fault(self) -> EngineFailedError:
+    def fault(self) -> LauncherError:
         """Say how the engine ended, with its telling lines."""
         found = faults.classify(faults.End(lines=tuple(self._lines), signal_number=self.holding.signal_number))
         message = f"the engine ended ({self.holding.ended.result()}): {faults.describe(found)}"
-        return EngineFailedError(message, help=found.help, details=found.lines)
+        kind = PortInUseError if found.cause is Cause.PORT else EngineFailedError
+        return kind(message, help=found.help, details=found.lines)
 
     async def await_ready(self, session: "aiohttp.ClientSession", timeout_s: float) -> None:
         """Return once the engine answers, with the model where it was planned."""
@@ -82,7 +84,8 @@ async def open_engine(
     Raises:
         EngineFailedError: it ended before it was ready, or was not ready in time.
         PlacementError: it put the model elsewhere than planned.
-        EngineMissingError, WeightsMissingError, PortInUseError, StateError: found before anything was started.
+        PortInUseError: another process has the address, or had it before the engine.
+        EngineMissingError, WeightsMissingError, StateError: found before anything was started.
     """
     from launcher.supervisor import readiness  # noqa: PLC0415 - imports aiohttp, which a plan does not need
 

@@ -26,7 +26,7 @@ from launcher.domain import (
     Settings,
     Tuning,
 )
-from launcher.errors import EngineFailedError, EngineMissingError
+from launcher.errors import EngineFailedError, EngineMissingError, LauncherError, PortInUseError
 from launcher.planner.calibration import build_of, machine_id
 from launcher.planner.fit import decide
 from launcher.planner.footprint.llama_cpp import LlamaCppConfig, place_layers
@@ -56,6 +56,10 @@ _N_PER_START: Final = 2
 """Requests measured at each start of an engine, after one to warm up."""
 _GIVE_UP: Final = 2.5
 """A run that takes this many times the quickest so far is ended: no median could make up for it."""
+_PATIENCE_S: Final = 10.0
+"""No run is ended sooner, unless the time is over: a start can be late by seconds for what is no fault of its settings (a
+busy machine, an engine that takes its time to load). Assumed; real runs of the smallest model take four seconds or more,
+which allows as much."""
 _N_ROUNDS: Final = 2
 _N_FINAL_ROUNDS: Final = 4
 _N_FINALISTS: Final = 3
@@ -74,6 +78,8 @@ class Outcome(Struct, frozen=True, kw_only=True):
     elapsed_s: float
     complete: bool
     """False where the time ran out before every point was measured."""
+    left_out: tuple[str, ...]
+    """Points that failed or took too long, each with why."""
 
 
 class _Race:
@@ -88,7 +94,8 @@ class _Race:
         self._n_runs = 0
         self.complete = True
         self.samples: dict[Point, list[Sample]] = {}
-        self.failed: dict[Point, EngineFailedError] = {}
+        self.failed: dict[Point, LauncherError] = {}
+        self.left_out: list[str] = []
 
     @property
     def n_prompt(self) -> int:
@@ -131,7 +138,7 @@ class _Race:
         """Return how long a run may take: never past the end, nor several times the quickest; no limit for the first."""
         if not self.samples:
             return None
-        return min(self._end_s - time.monotonic(), _GIVE_UP * self._quickest_s)
+        return min(self._end_s - time.monotonic(), max(_PATIENCE_S, _GIVE_UP * self._quickest_s))
 
     async def _measure(self, point: Point, plan: Plan) -> None:
         begin_s = time.monotonic()
@@ -144,10 +151,14 @@ class _Race:
                     self._n_runs += 1
                     found.append(await measure(session, plan.engine, self._workload, seed=self._n_runs))
                 self._quickest_s = min(self._quickest_s, time.monotonic() - begin_s)
-        except (EngineFailedError, TimeoutError) as error:
-            fault = error if isinstance(error, EngineFailedError) else _too_slow(limit_s)
-            self.failed[point] = fault
-            self._report(f"  {describe(point, plan)}: {fault.message}")
+        except (EngineFailedError, PortInUseError) as error:
+            self._leave_out(point, plan, error)
+            return
+        except TimeoutError:
+            if time.monotonic() >= self._end_s:  # no fault of the point: with more time it might have been measured
+                self.complete = False
+                return
+            self._leave_out(point, plan, EngineFailedError(f"given up after {time.monotonic() - begin_s:.0f} s"))
             return
         finally:
             if not found:
@@ -159,9 +170,10 @@ class _Race:
             f" ({left_s:.0f} s left)"
         )
 
-
-def _too_slow(limit_s: float | None) -> EngineFailedError:
-    return EngineFailedError(f"given up after {limit_s or 0:.0f} s")
+    def _leave_out(self, point: Point, plan: Plan, fault: LauncherError) -> None:
+        self.failed[point] = fault
+        self.left_out.append(f"{describe(point, plan)}: {fault.message}")
+        self._report(f"  {self.left_out[-1]}")
 
 
 def describe(point: Point, plan: Plan) -> str:
@@ -285,6 +297,7 @@ async def calibrate(
         default=next((rates[point] for point, _ in bases if point.build == best.build and point in rates), rates[best]),
         elapsed_s=time.monotonic() - begin_s,
         complete=race.complete,
+        left_out=tuple(race.left_out),
     )
 
 

@@ -30,6 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tag", help="changes nothing: a test finds the process by it")
     parser.add_argument("--load-s", type=float, default=0.0, help="load this long, with progress lines")
     parser.add_argument("--silent-load-s", type=float, default=0.0, help="load this long without a sign of life")
+    parser.add_argument("--slow-file", help="while it exists, remove it and load two seconds longer")
     parser.add_argument("--never-ready", action="store_true")
     parser.add_argument("--say", action="append", default=[], help="print this line while loading")
     parser.add_argument("--exit-after-load", type=int, help="exit with this code instead of serving")
@@ -178,6 +179,9 @@ def load(args: argparse.Namespace) -> None:
         say(f"load_tensors: {args.load_s - (end - time.monotonic()):.1f} s of {args.load_s:.1f}")
         time.sleep(0.05)
     time.sleep(args.silent_load_s)
+    if args.slow_file and Path(args.slow_file).exists():
+        Path(args.slow_file).unlink()
+        time.sleep(2)
     while args.never_ready:
         time.sleep(3600)
 

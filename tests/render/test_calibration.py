@@ -28,9 +28,11 @@ _HOST = MeasuredRates(name="host", bandwidth_bytes_per_s=11.2e9, efficiency=0.77
 
 
 def test_the_whole_text() -> None:
-    """Settings, rates, gain, the slower engine, the memory; and that time ran out."""
+    """Settings, rates, gain, the slower engine, the memory; what was left out, and that time ran out."""
     found = Calibration(machine="m", rates=(_HOST,), tunings=(_BEST, _OTHER))
-    text = render_calibration(found, found.tunings, model="gemma3-270m", default_request_s=3.0, complete=False)
+    text = render_calibration(
+        found, found.tunings, model="gemma3-270m", default_request_s=3.0, complete=False, left_out=["a: given up"]
+    )
     assert text.splitlines() == [
         "`gemma3-270m` is fastest here with llama-server (58aaf471):",
         "  threads   1, 2 for prompts",
@@ -39,7 +41,10 @@ def test_the_whole_text() -> None:
         "  gain      1.50 times as fast as without a calibration",
         "  slower    llama-cpp-python (cf7b): 300 and 20.0 tokens/s",
         "  host      11 GB/s; generation reaches 78% of it",
+        "  left out  a: given up",
         "  the time was over before every setting was measured; `--max-time` gives more",
     ]
-    complete = render_calibration(found, found.tunings, model="gemma3-270m", default_request_s=3.0, complete=True)
-    assert complete == text.rpartition("  the time")[0]
+    complete = render_calibration(
+        found, found.tunings, model="gemma3-270m", default_request_s=3.0, complete=True, left_out=()
+    )
+    assert complete == text.partition("  left out")[0]

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -27,12 +28,13 @@ from launcher.domain import (
     Settings,
     Tuning,
 )
-from launcher.errors import EngineFailedError, EngineMissingError
+from launcher.errors import EngineFailedError, EngineMissingError, PortInUseError
 from launcher.inventory import load_inventory, probe_inventory
 from launcher.planner.calibration import machine_id
 from launcher.planner.fit import decide
 from launcher.profiles import load_profile
 from launcher.store import open_instance, read_calibration, write_calibration
+from launcher.supervisor import checks
 from launcher.tune.bandwidth import measure_bandwidth
 from launcher.tune.calibrate import Outcome, calibrate
 from launcher.tune.points import Workload
@@ -72,7 +74,11 @@ def request_for(tmp_path: Path) -> Request:
     return Request(profile=replace(profile, artifacts=(local,)), settings=Settings(n_parallel=1))
 
 
-def _run(request: Request, machine: Inventory, report: Callable[[str], None], max_s: float = 60.0) -> Outcome:
+def _run(request: Request, machine: Inventory, report: Callable[[str], None], max_s: float = 120.0) -> Outcome:
+    def say(line: str) -> None:
+        sys.stdout.write(f"{line}\n")  # shown where the test fails
+        report(line)
+
     with open_instance("calibrate") as instance:
         outcome = asyncio.run(
             calibrate(
@@ -80,7 +86,7 @@ def _run(request: Request, machine: Inventory, report: Callable[[str], None], ma
                 machine,
                 open_engine=engine_opener(instance),
                 host_bandwidth_bytes_per_s=10e9,
-                report=report,
+                report=say,
                 workload=_WORKLOAD,
                 max_s=max_s,
             )
@@ -148,6 +154,67 @@ def test_the_time_is_bounded(state_dir: Path, request_for: Request, tmp_path: Pa
     assert journal.read_text().splitlines() == ["3"]
 
 
+def test_one_late_start_is_no_reason_to_leave_a_point_out(
+    state_dir: Path, request_for: Request, tmp_path: Path
+) -> None:
+    """An engine whose start took many times the quickest run, as on a busy machine, is measured and found to be fastest."""
+    del state_dir
+    late = tmp_path / "late"
+    late.touch()
+    slow = _fake("slow", {n: [p / 2, g / 2] for n, (p, g) in _RATES.items()})
+    fast = _fake("fast", _RATES, "--slow-file", str(late))
+    fixed = replace(request_for, settings=replace(request_for.settings, n_threads=2, n_batch=512, n_ubatch=512))
+    outcome = _run(fixed, _machine(slow, fast), lambda _: None)
+    assert not late.exists()
+    assert outcome.tunings[0].build == "fast"
+    assert (outcome.left_out, outcome.complete) == ((), True)
+
+
+def test_what_the_end_of_the_time_cut_off_is_not_called_complete(state_dir: Path, request_for: Request) -> None:
+    """An engine still loading when the time is over has not failed, but more time is offered: it might have won."""
+    del state_dir
+    late = _fake("late", _RATES, "--never-ready")
+    outcome = _run(request_for, _machine(_fake("good", _RATES), late), lambda _: None, max_s=5.0)
+    assert {tuning.build for tuning in outcome.tunings} == {"good"}
+    assert (outcome.left_out, outcome.complete) == ((), False)
+
+
+@pytest.mark.parametrize("taken", ["before the start", "before the engine binds it"])
+def test_a_port_that_another_process_took_is_no_reason_to_leave_a_point_out(
+    taken: str, state_dir: Path, request_for: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The start is tried on another port, whoever found the first one taken: the check before it, or the engine."""
+    del state_dir
+    crash, options = tmp_path / "crash", list[str]()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        if taken == "before the start":
+            ports = iter([other.getsockname()[1]])
+            monkeypatch.setattr(
+                checks, "free_port", lambda host, real=checks.free_port: next(ports, None) or real(host)
+            )
+        else:
+            crash.touch()
+            words = "srv start: couldn't bind HTTP server socket, hostname: 127.0.0.1, port: 8080"
+            options += ["--crash-file", str(crash), "--say", words]
+        outcome = _run(request_for, _machine(_fake("good", _RATES, *options)), lambda _: None, max_s=2.0)
+    assert not crash.exists()
+    assert {tuning.build for tuning in outcome.tunings} == {"good"}
+    assert outcome.left_out == ()
+
+
+def test_ports_that_are_always_taken_are_a_fault(
+    state_dir: Path, request_for: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three ports are tried; then the point is left out, and where nothing else could be measured, that is the fault."""
+    del state_dir
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ports = iter([other.getsockname()[1]] * 4)
+        monkeypatch.setattr(checks, "free_port", lambda _: next(ports))
+        with pytest.raises(PortInUseError, match="is taken"):
+            _run(request_for, _machine(_fake("good", _RATES)), lambda _: None)
+    assert len(list(ports)) == 1
+
+
 def test_an_engine_that_hangs_is_given_up(state_dir: Path, request_for: Request) -> None:
     """Once there is a yardstick, a run that takes several times as long ends, and the rest goes on."""
     del state_dir
@@ -156,6 +223,7 @@ def test_an_engine_that_hangs_is_given_up(state_dir: Path, request_for: Request)
     outcome = _run(request_for, _machine(_fake("good", _RATES), hanging), lines.append)
     assert {tuning.build for tuning in outcome.tunings} == {"good"}
     assert any("hanging" in line and "given up" in line for line in lines), lines
+    assert [line.split(",")[0] for line in outcome.left_out] == ["llama-server hanging"]
 
 
 def test_on_a_gpu_threads_are_left_out_and_its_own_efficiency_is_learned(
