@@ -200,6 +200,30 @@ class NotServedError(LauncherError):
     code = "not-served"
 
 
+class EndpointError(LauncherError):
+    """The endpoint of a served instance does not answer, or answers what cannot be used."""
+
+    code = "endpoint-failed"
+
+
+class EndpointAccessError(EndpointError):
+    """The endpoint of a served instance wants an API key, or another one."""
+
+    code = "endpoint-access"
+
+
+class AnswerIncompleteError(EndpointError):
+    """An answer ended before it was whole; what came of it was shown."""
+
+    code = "answer-incomplete"
+
+
+class ContextExceededError(EndpointError):
+    """A conversation, with the question at its end, is longer than the context that is served."""
+
+    code = "context-exceeded"
+
+
 class ApiKeyError(LauncherError):
     """An API key cannot be used: too short, unreadable, or readable by others."""
 

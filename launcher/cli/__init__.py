@@ -11,6 +11,7 @@ import typer
 
 from launcher.cli import (
     calibrate,
+    chat,
     doctor,
     explain,
     export,
@@ -69,6 +70,7 @@ for module in (
     doctor,
     explain,
     instances,
+    chat,
     systemd,
     worker,
 ):

@@ -61,9 +61,19 @@ def _digest(key: str) -> bytes:
 
 
 def read_keys(env: Mapping[str, str], file: Path | None = None) -> Keys:
-    """Return the keys in ``file`` (one a line, ``#`` begins a comment) and in the variable ``LAUNCHER_API_KEY``.
+    """Return the keys that `read_secrets` reads, as what a client sends is compared with them.
 
-    Without a ``file`` the credential ``api-key`` is read, where a service manager passed it on.
+    Raises:
+        ApiKeyError: as there.
+    """
+    return Keys(read_secrets(env, file))
+
+
+def read_secrets(env: Mapping[str, str], file: Path | None = None) -> tuple[str, ...]:
+    """Return the very keys in ``file`` (one a line, ``#`` begins a comment) and in the variable ``LAUNCHER_API_KEY``.
+
+    Without a ``file`` the credential ``api-key`` is read, where a service manager passed it on. They are for whoever has
+    to send one; nothing else may hold them.
 
     Raises:
         ApiKeyError: a key is too short or unusable, the file holds none, or others can read it.
@@ -75,7 +85,7 @@ def read_keys(env: Mapping[str, str], file: Path | None = None) -> Keys:
         keys = [] if passed_on is None else _read_file(passed_on, is_private=True)
     if KEY_ENV in env:
         keys.append(_check(env[KEY_ENV].strip(), f"${KEY_ENV}"))
-    return Keys(tuple(keys))
+    return tuple(keys)
 
 
 def _read_file(file: Path, *, is_private: bool) -> list[str]:

@@ -185,9 +185,38 @@ PAGES: Final[tuple[Page, ...]] = (
     ),
     _error(
         "not-served",
-        "No instance of this name is known.",
-        "It was never served by this user, or with another state directory.",
+        "No instance of this name is served.",
+        "It was never served by this user, was served with another state directory, or has ended.",
         "`launch ps --all` shows all that were.",
+        "`launch serve NAME` serves it.",
+    ),
+    _error(
+        "endpoint-failed",
+        "The endpoint of a served instance does not answer, or answers what cannot be used.",
+        "Its engine is away for longer than is waited, the instance is stopping, or the request itself is what the engine "
+        "refuses; the message has the server's own words.",
+        "`launch status NAME` says how it is, `launch logs NAME` what its engine wrote.",
+    ),
+    _error(
+        "endpoint-access",
+        "The endpoint of a served instance wants an API key, or another one.",
+        "It was served with `--api-key-file` or with LAUNCHER_API_KEY; whoever asks it has to send one of those keys.",
+        "Give the same file with `--api-key-file`, or set LAUNCHER_API_KEY.",
+    ),
+    _error(
+        "answer-incomplete",
+        "An answer ended before it was whole.",
+        "Its engine was lost while it answered, the instance ended, or the answer reached a limit of tokens: `--max-tokens`, or "
+        "the end of the context. What came of it was printed.",
+        "Ask again; after a loss the engine is started again by itself.",
+        "`launch status NAME` says why an engine was lost.",
+    ),
+    _error(
+        "context-exceeded",
+        "A conversation is longer than the context that is served.",
+        "All that was said is sent with each question. Nothing is left out of it in silence.",
+        "In `launch chat`, `/forget` drops the oldest question with its answer, `/clear` all of them.",
+        "`launch serve NAME --context N` serves a larger one.",
     ),
     _error(
         "bad-api-key",

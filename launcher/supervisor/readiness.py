@@ -13,6 +13,7 @@ import aiohttp
 
 from launcher.backends.canary import listed_models
 from launcher.domain import Address, Command
+from launcher.inventory.addresses import reached_at
 from launcher.inventory.text import printable
 from launcher.supervisor.environment import key_of
 
@@ -25,12 +26,11 @@ _MAX_BYTES: Final = 1 << 20
 _MAX_SAID: Final = 200
 _MODELS_PATH: Final = "/v1/models"
 _UNREACHABLE: Final = (aiohttp.ClientError, OSError, TimeoutError)
-_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - compared, not bound
 
 
 def base_url(address: Address) -> str:
     """Return where this machine reaches the endpoint; a wildcard address is reached over loopback."""
-    host = _WILDCARDS.get(address.host, address.host)
+    host = reached_at(address.host)
     return f"http://[{host}]:{address.port}" if ":" in host else f"http://{host}:{address.port}"
 
 
