@@ -243,6 +243,11 @@ class Instance:
         """Replace the record; raises ``OSError`` where the disk does not take it."""
         replace_file(self.directory, _RECORD, msgspec.json.encode(record))
 
+    def forget(self) -> None:
+        """Remove the record; raises ``OSError`` where the disk does not let go of it."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_RECORD, dir_fd=self.directory)
+
     def read(self) -> InstanceRecord | None:
         """Return the last record; one that cannot be understood is set aside and counts as none.
 

@@ -68,6 +68,7 @@ def serve_on_cluster(
     import typer
     from msgspec.structs import replace
 
+    from launcher.cli.beginning import beginning
     from launcher.cluster.dashboard import open_dashboard
     from launcher.cluster.runner import ApplicationRun
     from launcher.cluster.serving import FollowOptions
@@ -84,13 +85,14 @@ def serve_on_cluster(
         open_dashboard(url) as dashboard,
         open_dashboard(url) as log_reader,
     ):
-        reclaim(instance)
-        tell_left(instance, dashboard.url, report)
-        outcome = decide(request, _ask_for_ours(dashboard, request.profile.name))
-        sys.stderr.write(render_outcome(outcome))
-        if isinstance(outcome, Refusal):
-            raise typer.Exit(EXIT_REFUSED)
-        serving = _serving(outcome, dashboard)
+        with beginning(instance, request.profile.address, report):
+            reclaim(instance)
+            tell_left(instance, dashboard.url, report)
+            outcome = decide(request, _ask_for_ours(dashboard, request.profile.name))
+            sys.stderr.write(render_outcome(outcome))
+            if isinstance(outcome, Refusal):
+                raise typer.Exit(EXIT_REFUSED)
+            serving = _serving(outcome, dashboard)
         application = ClusterApplication(url=dashboard.url, name=serving.name)
         with _standing(instance, outcome, application, keys=keys, report=report) as (account, front):
             run = ApplicationRun(

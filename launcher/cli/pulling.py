@@ -242,18 +242,15 @@ def bring_recorded(
 
     Raises:
         Exit: it was told to stop; what came is kept.
-        PortInUseError: it could not be served afterwards.
         LauncherError: it failed; the record says so.
     """
     from launcher.domain import State
     from launcher.errors import LauncherError
     from launcher.render.plan import render_outcome
     from launcher.supervisor.account import Account
-    from launcher.supervisor.checks import check_port
     from launcher.supervisor.options import RunOptions
 
     sys.stderr.write(render_outcome(plan))
-    check_port(plan.address)  # what would fail afterwards fails before hours of waiting
     account = Account(instance, plan.address, plan, RunOptions(), report)
     try:
         account.notify("weights.fetching", f"the weights are not here: downloading {plan.quantization}")

@@ -11,6 +11,7 @@ from launcher.cli import options as opt
 from launcher.cli.calibrate import read_known
 
 if TYPE_CHECKING:
+    from launcher.cli.pulling import Chosen
     from launcher.domain import Artifact, Inventory, Outcome, Plan
     from launcher.store import Instance
     from launcher.supervisor.notices import Notice, Report
@@ -73,15 +74,14 @@ def serve(
 
     from msgspec.structs import replace
 
+    from launcher.cli.beginning import beginning
     from launcher.cli.on_cluster import check_for_cluster, serve_on_cluster, tell_left
     from launcher.cli.pulling import bring_recorded, choose
     from launcher.cli.service import build_service
-    from launcher.domain import Refusal, Request
-    from launcher.errors import EXIT_REFUSED
+    from launcher.domain import Request
     from launcher.fetch.places import is_offline
     from launcher.gateway.keys import check_exposure, read_keys
     from launcher.planner.advice import plan as decide
-    from launcher.render.plan import render_outcome
     from launcher.store import open_instance
     from launcher.supervisor.service_manager import take_over
 
@@ -126,8 +126,9 @@ def serve(
             stall_timeout_s=stall_timeout,
         )
         return
-    with open_instance(profile.name) as instance:
-        tell_left(instance, None, _reporter(profile.name))
+    report = _reporter(profile.name)
+    with open_instance(profile.name) as instance, beginning(instance, profile.address, report):
+        tell_left(instance, None, report)
         argv = opt.echo_argv("serve", inventory=inventory, rpc=rpc, min_quant=min_quant, min_tps=min_tps)
         others = opt.find_alternatives(inventory=inventory, min_quant=min_quant, min_tps=min_tps)
 
@@ -146,24 +147,19 @@ def serve(
             decide=weigh,
             bring=None if no_pull or is_offline() else bring,
         )
-        outcome, request, machine = chosen.outcome, chosen.request, chosen.machine
-        if not chosen.is_told:
-            sys.stderr.write(render_outcome(outcome))
-        if isinstance(outcome, Refusal):
-            manager.tell({"STATUS": f"refused: {outcome.fact}"})
-            raise typer.Exit(EXIT_REFUSED)
-        _check_engine(outcome, inventory)
+        plan = _tell_outcome(chosen, manager)
+        _check_engine(plan, inventory)
         service = build_service(
-            outcome,
-            request,
-            machine,
+            plan,
+            chosen.request,
+            chosen.machine,
             keys=keys,
             argv=argv,
             alternatives=others,
             manager=manager,
             workers=workers,
         )
-        _run(outcome, instance, service, stall_timeout, manager)
+        _run(plan, instance, service, stall_timeout, manager)
 
 
 def _warn_of_exposure() -> None:
@@ -172,6 +168,21 @@ def _warn_of_exposure() -> None:
 
     if (exposed := find_exposure()) is not None:
         sys.stderr.write(f"warning: {exposed}\n")
+
+
+def _tell_outcome(chosen: "Chosen", manager: "ServiceManager") -> "Plan":
+    """Show what was planned, unless that was done before a download; a refusal ends the command."""
+    from launcher.domain import Refusal
+    from launcher.errors import EXIT_REFUSED
+    from launcher.render.plan import render_outcome
+
+    outcome = chosen.outcome
+    if not chosen.is_told:
+        sys.stderr.write(render_outcome(outcome))
+    if isinstance(outcome, Refusal):
+        manager.tell({"STATUS": f"refused: {outcome.fact}"})
+        raise typer.Exit(EXIT_REFUSED)
+    return outcome
 
 
 def _check_engine(plan: "Plan", inventory: str | None) -> None:

@@ -3,6 +3,7 @@
 It must not start or change anything.
 """
 
+import errno
 import shutil
 import socket
 from pathlib import Path
@@ -48,17 +49,18 @@ def check_port(address: Address) -> None:
         PortInUseError: somebody listens there, or the address is not this machine's.
     """
     port = address.port or 0
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        # As servers do: a port whose last connections still linger in TIME_WAIT is free, one that is listened on not.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address.host, port))
-        except OSError as error:
-            holder = who_listens(port)
-            by = f" by {holder}" if holder else f": {(error.strerror or str(error)).lower()}"
-            message = f"{address.host}:{port} is taken{by}"
-            raise PortInUseError(message, help="choose another with `--port`, or end what listens there") from error
+    try:
+        family, *_, where = socket.getaddrinfo(address.host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            # As servers do: a port whose last connections still linger in TIME_WAIT is free, one that is listened on not.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except (OSError, UnicodeError) as error:  # UnicodeError: no name that could be asked for
+        holder = who_listens(port) if getattr(error, "errno", None) == errno.EADDRINUSE else None
+        why = (getattr(error, "strerror", None) or str(error)).lower()
+        said = f"is taken by {holder}" if holder else f"cannot be listened on: {why}"
+        message = f"{address.host}:{port} {said}"
+        raise PortInUseError(message, help="choose another with `--port`, or end what listens there") from error
 
 
 def free_port(host: str) -> int:
