@@ -50,6 +50,7 @@ class FindingCode(StrEnum):
     NVIDIA_NOT_LOADED = "nvidia-not-loaded"
     NVIDIA_UNUSABLE = "nvidia-unusable"
     GPU_OUT_OF_USE = "gpu-out-of-use"
+    GPU_MEMORY_UNTOLD = "gpu-memory-untold"
     CUDA_TOO_OLD = "cuda-too-old"
     CUDA_OLDER = "cuda-older"
     AMD_NOT_LOADED = "amd-not-loaded"

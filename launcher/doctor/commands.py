@@ -14,6 +14,10 @@ PROGRAMS: Final = (
 """What commands of findings begin with, apart from this program and its Python."""
 
 
+_JOURNAL_READERS: Final = frozenset({"adm", "systemd-journal", "wheel"})
+"""The groups that systemd opens the journal to (``acl-groups`` of its build, systemd-journald.service(8))."""
+
+
 def first_there(facts: Facts, *commands: tuple[str, ...]) -> tuple[str, ...]:
     """Return the first command whose program is there; none where no program is."""
     return next((command for command in commands if command[0] in facts.programs), ())
@@ -37,6 +41,18 @@ def first_as_root(facts: Facts, *commands: tuple[str, ...]) -> tuple[str, ...]:
     """Return the first command whose program is there, as only root may give it."""
     command = first_there(facts, *commands)
     return as_root(facts, *command) if command else ()
+
+
+def journal(facts: Facts, *options: str) -> tuple[str, ...]:
+    """Return what shows the journal; to whom it is not open it shows nothing of the system's."""
+    command = ("journalctl", *options)
+    return first_there(facts, command) if _JOURNAL_READERS & {*facts.user.groups} else as_root(facts, *command)
+
+
+def kernel_messages(facts: Facts, word: str | None = None) -> tuple[str, ...]:
+    """Return what shows the kernel's last messages, or those with a word in them; most systems show them to root alone."""
+    having = () if word is None else ("-g", word)
+    return journal(facts, "-k", *having, "-n", "50") or as_root(facts, "dmesg")
 
 
 def pip_install(facts: Facts) -> tuple[str, ...]:

@@ -25,14 +25,21 @@ _DRIVERS: Final = (
     _finding(
         "nvidia-unusable",
         "NVIDIA's driver is loaded and refuses to answer.",
-        "Its library could not begin. The evidence has NVML's own words.",
+        "Its library could not begin, or is not there. The evidence has NVML's own words.",
         "Read the kernel's messages with the word NVRM; a GPU in an error state needs a reset or a reboot.",
+        "A library that is not there comes with the driver's packages; it has to be of the module's version.",
     ),
     _finding(
         "gpu-out-of-use",
         "One GPU does not answer, others may.",
-        "It fell off the bus, or does not tell its memory.",
+        "It fell off the bus, or is in a state of error.",
         "Reboot; if it comes back, check power, heat and seat of the card.",
+    ),
+    _finding(
+        "gpu-memory-untold",
+        "A GPU does not tell its memory.",
+        "NVML has no figure for GPUs that share the host's memory. What an engine lists for such a GPU is taken instead.",
+        "Nothing has to be done where an engine lists the GPU: `launch hardware` shows that.",
     ),
     _finding(
         "cuda-too-old",

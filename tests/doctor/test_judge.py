@@ -110,10 +110,14 @@ CASES: list[tuple[str, Facts, FindingCode, Severity, str]] = [
     ("a container", drivers(nvidia=None, container="/.dockerenv", nodes=()), FindingCode.NVIDIA_NOT_LOADED, Severity.FAULT, "/.dockerenv"),
     ("NVML says 999", drivers(nvidia=replace(NVIDIA, error_code=999, error="Unknown Error")), FindingCode.NVIDIA_UNUSABLE, Severity.FAULT, "Unknown Error"),
     ("a lost GPU", replace(HEALTHY, nvidia_notes=("NVIDIA's GPU 1 is out of use: GPU is lost",)), FindingCode.GPU_OUT_OF_USE, Severity.FAULT, "GPU is lost"),
+    ("a GPU without memory of its own", replace(HEALTHY, nvidia_notes=("NVIDIA's GPU 0 does not tell its memory; only an engine can",)), FindingCode.GPU_MEMORY_UNTOLD, Severity.NOTE, "only an engine can"),
+    ("a module without its library", drivers(nvidia=replace(NVIDIA, error_code=12, error="NVML Shared Library Not Found")), FindingCode.NVIDIA_UNUSABLE, Severity.FAULT, "code 12"),
+    ("a container on a machine with its driver", drivers(nvidia=replace(NVIDIA, error_code=12, error="NVML Shared Library Not Found"), container="/.dockerenv", nodes=()), FindingCode.NVIDIA_NOT_LOADED, Severity.FAULT, "/.dockerenv"),
     ("few lanes", replace(HEALTHY, nvidia_notes=("gpu1 uses 4 of the 16 PCI Express lanes it could",)), FindingCode.GPU_LINK, Severity.NOTE, "4 of the 16"),
     ("CUDA 13 on 12.4", replace(HEALTHY, builds=(replace(HEALTHY.builds[0], cuda=(13, None)),)), FindingCode.CUDA_TOO_OLD, Severity.FAULT, "12.4"),
     ("CUDA 12.8 on 12.4", replace(HEALTHY, builds=(replace(HEALTHY.builds[0], cuda=(12, 8)),)), FindingCode.CUDA_OLDER, Severity.NOTE, "12.8"),
     ("no amdgpu", drivers(cards=(replace(AMD_CARD, driver=None),)), FindingCode.AMD_NOT_LOADED, Severity.FAULT, "0x1002:0x744c"),
+    ("a card of the kernel's older driver", drivers(cards=(replace(AMD_CARD, driver="radeon"),)), FindingCode.AMD_NOT_LOADED, Severity.NOTE, "kernel driver radeon"),
     ("no kfd", replace(drivers(cards=(AMD_CARD,)), builds=(EngineBuild(argv=SERVER.argv, backends=("hip",)),)), FindingCode.KFD_MISSING, Severity.FAULT, "built with hip"),
     ("no ICD", replace(HEALTHY, builds=(EngineBuild(argv=SERVER.argv, backends=("vulkan",)),)), FindingCode.VULKAN_NO_DRIVER, Severity.WARNING, "no manifest"),
     ("a dead ICD", replace(drivers(vulkan=(VulkanDriver(manifest="/i/x.json", library="libx.so", is_there=False),)), builds=(EngineBuild(argv=SERVER.argv, backends=("vulkan",)),)), FindingCode.VULKAN_BROKEN_DRIVER, Severity.WARNING, "libx.so"),
@@ -309,6 +313,73 @@ def test_mesa_is_offered_to_cards_that_it_drives(card: DisplayCard, program: str
     facts = replace(drivers(cards=(card,)), builds=(EngineBuild(argv=SERVER.argv, backends=("vulkan",)),))
     (found,) = [found for found in judge(facts).findings if found.code is FindingCode.VULKAN_NO_DRIVER]
     assert "".join(found.command[:1]) == program
+
+
+def test_a_container_without_its_gpus_is_told_one_thing() -> None:
+    """The host's bus and module are seen in it: neither is at fault, nor are files that it was not given."""
+    nvidia = replace(NVIDIA, error_code=12, error="NVML Shared Library Not Found")
+    checkup = judge(drivers(nvidia=nvidia, container="/.dockerenv", nodes=()))
+    (found,) = [found for found in checkup.findings if found.severity is Severity.FAULT]
+    assert "this container was not given it" in found.text
+    assert "--gpus all" in (found.help or "")
+    assert found.command == ()
+
+
+def test_a_container_that_was_given_its_gpus_is_well() -> None:
+    """With an answering driver, being in one is no fault."""
+    checkup = judge(drivers(container="/.dockerenv"))
+    assert {finding.severity for finding in checkup.findings} == {Severity.OK}
+
+
+def test_a_container_is_not_rebooted() -> None:
+    """What is of the host is not offered as a command within."""
+    nvidia = replace(NVIDIA, library_version="550.90.07")
+    for container, command in ((None, ("sudo", "reboot")), ("/.dockerenv", ())):
+        (found,) = [
+            found
+            for found in judge(drivers(nvidia=nvidia, container=container)).findings
+            if found.code is FindingCode.NVIDIA_MISMATCH
+        ]
+        assert found.command == command
+
+
+RENDER = node("/dev/dri/renderD128", is_accessible=False, group="render", vendor="0x1002")
+
+
+@pytest.mark.parametrize(
+    ("group", "user", "container", "help_", "command"),
+    [
+        ("render", "me", None, "join the group render", ("sudo", "usermod", "-aG", "render", "me")),
+        ("render", "me", "/.dockerenv", "`--group-add render`", ()),
+        ("993", "me", "/.dockerenv", "`--group-add 993`", ()),
+        ("993", "me", None, "join the group 993", ()),
+        ("render", "1000", None, "join the group render", ()),
+        ("root", "me", None, "denies it", ()),
+    ],
+)
+def test_the_way_to_a_device_file(
+    group: str, user: str, container: str | None, help_: str, command: tuple[str, ...]
+) -> None:
+    """Only a user who has a name can be made a member of a group that has one, and not from within a container."""
+    facts = drivers(nodes=(replace(RENDER, group=group),), container=container)
+    builds = (EngineBuild(argv=SERVER.argv, backends=("vulkan",)),)
+    facts = replace(facts, user=User(uid=1000, name=user, groups=("me",)), builds=builds)
+    (found,) = [found for found in judge(facts).findings if found.code is FindingCode.DEVICE_DENIED]
+    assert help_ in (found.help or "")
+    assert found.command == command
+
+
+@pytest.mark.parametrize(("groups", "program"), [(("me",), "sudo"), (("me", "adm"), "journalctl")])
+def test_the_journal_of_the_system_is_not_open_to_all(groups: tuple[str, ...], program: str) -> None:
+    """Without rights it shows no line of the kernel or of the system's units, and does not fail either."""
+    facts = unit(scope="system", active="failed", result="exit-code", exit_status=1)
+    facts = replace(
+        facts, silent=(Silent(what="NVIDIA's driver", timeout_s=10),), user=replace(facts.user, groups=groups)
+    )
+    commands = [found.command for found in judge(facts).findings if "journalctl" in found.command]
+    assert [command[0] for command in commands] == [program, program]
+    own = judge(unit(scope="user", active="failed", result="exit-code", exit_status=1))
+    assert [found.command[:2] for found in own.findings if "journalctl" in found.command] == [("journalctl", "--user")]
 
 
 @pytest.mark.parametrize(("vendor", "driver"), [("0x1a03", "ast"), ("0x102b", "mgag200"), ("0x1234", "bochs-drm")])

@@ -79,13 +79,19 @@ def test_cards_and_nodes(tmp_path: Path) -> None:
     card(tmp_path, "0000:01:00.0", vendor="0x10de", device="0x2684", driver="nouveau")
     card(tmp_path, "0000:02:00.0", vendor="0x1002", device="0x744c", driver=None, kind="0x038000")
     card(tmp_path, "0000:03:00.0", vendor="0x8086", device="0x15f3", driver="igc", kind="0x020000")
+    card(tmp_path, "0000:04:00.0", vendor="0x1002", device="0x74a1", driver="amdgpu", kind="0x120000")  # MI300X
+    card(tmp_path, "0000:05:00.0", vendor="0x8086", device="0x7d1d", driver="intel_vpu", kind="0x120000")  # no GPU
     put(tmp_path / "dev/nvidiactl", "", 0o600)
     put(tmp_path / "dev/dri/renderD128", "", 0o660)
     put(tmp_path / "sys/class/drm/renderD128/device/vendor", "0x1002\n")
     put(tmp_path / "opt/rocm/.info/version", "6.2.0-66\n")
     put(tmp_path / "run/.containerenv", "")
     found = drivers.probe_drivers(tmp_path)
-    assert [(item.vendor, item.driver) for item in found.cards] == [("0x10de", "nouveau"), ("0x1002", None)]
+    assert [(item.vendor, item.driver) for item in found.cards] == [
+        ("0x10de", "nouveau"),
+        ("0x1002", None),
+        ("0x1002", "amdgpu"),
+    ]
     assert [(item.path, item.mode, item.vendor) for item in found.nodes] == [
         ("/dev/nvidiactl", 0o600, None),
         ("/dev/dri/renderD128", 0o660, "0x1002"),

@@ -6,6 +6,7 @@ It must not read anything. Nothing is said of what was not read: where a fact is
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from launcher.doctor.commands import kernel_messages
 from launcher.doctor.facts import Facts
 from launcher.doctor.judge import drivers, engines, machine, memory, model, served
 from launcher.findings import Area, Checkup, Evidence, Finding, FindingCode, Severity
@@ -47,9 +48,7 @@ def judge(facts: Facts) -> Checkup:
                 ),
             ),
             help="what hangs here will hang an engine, too; the kernel's messages often name the driver or the disk",
-            command=next(
-                (line for line in (("journalctl", "-k", "-n", "50"), ("dmesg",)) if line[0] in facts.programs), ()
-            ),
+            command=kernel_messages(facts),
         )
         for silent in facts.silent
     ]

@@ -1,10 +1,9 @@
 """GPUs, their drivers, and whether this user may use them. Pure."""
 
-import re
 from collections.abc import Iterator
 from typing import Final
 
-from launcher.doctor.commands import as_root, first_as_root, first_there
+from launcher.doctor.commands import as_root, first_as_root, kernel_messages
 from launcher.doctor.facts import DisplayCard, EngineBuild, Facts
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
 from launcher.inventory.devices import is_software
@@ -17,9 +16,11 @@ _NVML_MISMATCH: Final = 18
 _NVML_NOT_LOADED: Final = 9
 _NVML_NO_LIBRARY: Final = 12
 _NVML_NO_PERMISSION: Final = 4
+_ABSENT: Final = frozenset({_NVML_NOT_LOADED, _NVML_NO_LIBRARY})
 _GROUP_USES: Final = 0o060
 _PASSED_THROUGH: Final = "vfio-pci"
-_OUT_OF_USE: Final = re.compile(r"out of use|does not tell its memory")
+_RADEON: Final = "radeon"
+"""The kernel's driver for AMD's cards before those that amdgpu drives, which are on servers' boards, too."""
 
 
 def check_drivers(facts: Facts) -> Iterator[Finding]:
@@ -29,8 +30,7 @@ def check_drivers(facts: Facts) -> Iterator[Finding]:
     yield from _cuda(facts)
     yield from _vulkan(facts)
     for note in facts.device_notes:
-        code = FindingCode.SOFTWARE_RENDERER if "software renderer" in note else FindingCode.GPU_LINK
-        yield _note(code, note, "the devices that engines list")
+        yield _note(FindingCode.SOFTWARE_RENDERER, note, "the devices that engines list")
 
 
 def sum_up_drivers(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
@@ -81,8 +81,13 @@ def _cards_of(facts: Facts, vendor: str) -> list[DisplayCard]:
 def _nvidia(facts: Facts) -> Iterator[Finding]:
     found = facts.drivers.nvidia
     cards = _cards_of(facts, NVIDIA)
-    if found is None or (found.module is None and found.error_code in {_NVML_NOT_LOADED, _NVML_NO_LIBRARY}):
-        yield from _nvidia_not_loaded(facts, cards, found)
+    if _is_withheld(facts):
+        if cards or (found is not None and found.module is not None):
+            yield _withheld(facts, cards, found)
+        return
+    if found is None or (found.module is None and found.error_code in _ABSENT):
+        if any(card.driver != "nvidia" for card in cards):
+            yield _nvidia_not_loaded(facts, cards, found)
         return
     mismatch = found.error_code == _NVML_MISMATCH or (
         found.module is not None and found.library_version is not None and found.module != found.library_version
@@ -91,8 +96,13 @@ def _nvidia(facts: Facts) -> Iterator[Finding]:
         yield _mismatch(facts, found)
     elif found.error_code is not None:
         yield _unusable(facts, found)
+    yield from _nvidia_notes(facts)
+
+
+def _nvidia_notes(facts: Facts) -> Iterator[Finding]:
+    """Yield what the driver says of single GPUs."""
     for note in facts.nvidia_notes:
-        if _OUT_OF_USE.search(note):
+        if "out of use" in note:
             yield Finding(
                 code=FindingCode.GPU_OUT_OF_USE,
                 severity=Severity.FAULT,
@@ -102,13 +112,10 @@ def _nvidia(facts: Facts) -> Iterator[Finding]:
                 help="a GPU that fell off the bus comes back with a reboot, or needs its power and seat checked",
                 command=kernel_messages(facts, "NVRM"),
             )
+        elif "does not tell its memory" in note:
+            yield _note(FindingCode.GPU_MEMORY_UNTOLD, note, "NVML")
         elif "PCI Express" in note:
             yield _note(FindingCode.GPU_LINK, note, "NVML")
-
-
-def kernel_messages(facts: Facts, word: str) -> tuple[str, ...]:
-    """Return what shows the kernel's messages with a word in them."""
-    return first_there(facts, ("journalctl", "-k", "-g", word, "-n", "30"), ("dmesg",))
 
 
 def _module_evidence(found: NvidiaVersions | None) -> Evidence:
@@ -116,33 +123,50 @@ def _module_evidence(found: NvidiaVersions | None) -> Evidence:
     return Evidence(source="/proc/driver/nvidia/version", value=text)
 
 
-def _nvidia_not_loaded(facts: Facts, cards: list[DisplayCard], found: NvidiaVersions | None) -> Iterator[Finding]:
-    """A GPU on the bus that NVIDIA's own module does not have; silence where there is no such GPU."""
-    lacking = [card for card in cards if card.driver != "nvidia"]
-    if not cards or not (lacking or facts.drivers.container):
-        return
-    evidence = [_card_evidence(card) for card in cards]
-    if found is not None and found.error is not None:
-        evidence.append(Evidence(source="NVML", value=f"{found.error} (code {found.error_code})"))
-    if facts.drivers.container is not None:
-        evidence.append(Evidence(source=facts.drivers.container, value="there: this is a container"))
-        help_ = "start the container with its GPUs: `--gpus all` of Docker, `--device nvidia.com/gpu=all` of Podman"
-        command: tuple[str, ...] = ()
-    else:
-        evidence.append(_module_evidence(found))
-        help_ = (
-            "install NVIDIA's driver from your distribution, then load it; a driver named nouveau gives engines nothing"
-        )
-        command = as_root(facts, "modprobe", "nvidia")
-    yield Finding(
+def _is_withheld(facts: Facts) -> bool:
+    """Tell whether this is a container that was started without NVIDIA's GPUs: the host's bus and modules are seen there, too."""
+    found = facts.drivers.nvidia
+    is_silent = found is None or found.error_code in _ABSENT
+    is_given = any(node.path.startswith("/dev/nvidia") for node in facts.drivers.nodes)
+    return facts.drivers.container is not None and is_silent and not is_given
+
+
+def _withheld(facts: Facts, cards: list[DisplayCard], found: NvidiaVersions | None) -> Finding:
+    return Finding(
+        code=FindingCode.NVIDIA_NOT_LOADED,
+        severity=Severity.FAULT,
+        area=Area.DRIVERS,
+        text="an NVIDIA GPU is there, and this container was not given it: no engine can use it",
+        evidence=(
+            *(_card_evidence(card) for card in cards),
+            *_nvml_evidence(found),
+            Evidence(source=facts.drivers.container or "", value="there: this is a container"),
+            Evidence(source="/dev/nvidia0", value="not there"),
+        ),
+        help="start the container with its GPUs: `--gpus all` of Docker, `--device nvidia.com/gpu=all` of Podman",
+    )
+
+
+def _nvidia_not_loaded(facts: Facts, cards: list[DisplayCard], found: NvidiaVersions | None) -> Finding:
+    return Finding(
         code=FindingCode.NVIDIA_NOT_LOADED,
         severity=Severity.FAULT,
         area=Area.DRIVERS,
         text="an NVIDIA GPU is there, and its driver is not loaded: no engine can use it",
-        evidence=tuple(evidence),
-        help=help_,
-        command=command,
+        evidence=(
+            *(_card_evidence(card) for card in cards),
+            *_nvml_evidence(found),
+            _module_evidence(found),
+        ),
+        help="install NVIDIA's driver from your distribution, then load it; a driver named nouveau gives engines nothing",
+        command=as_root(facts, "modprobe", "nvidia"),
     )
+
+
+def _nvml_evidence(found: NvidiaVersions | None) -> tuple[Evidence, ...]:
+    if found is None or found.error is None:
+        return ()
+    return (Evidence(source="NVML", value=f"{found.error} (code {found.error_code})"),)
 
 
 def _mismatch(facts: Facts, found: NvidiaVersions) -> Finding:
@@ -150,8 +174,7 @@ def _mismatch(facts: Facts, found: NvidiaVersions) -> Finding:
     if found.library is not None:
         version = found.library_version or "unknown version"
         evidence.append(Evidence(source=found.library, value=version))
-    if found.error is not None:
-        evidence.append(Evidence(source="NVML", value=f"{found.error} (code {found.error_code})"))
+    evidence += _nvml_evidence(found)
     differ = f": {found.library_version} and {found.module}" if found.module and found.library_version else ""
     return Finding(
         code=FindingCode.NVIDIA_MISMATCH,
@@ -159,24 +182,33 @@ def _mismatch(facts: Facts, found: NvidiaVersions) -> Finding:
         area=Area.DRIVERS,
         text=f"NVIDIA's library and its kernel module are of different versions{differ}, as after an update",
         evidence=tuple(evidence),
-        help="reboot, so that the module of the new version is loaded",
-        command=as_root(facts, "reboot"),
+        help="reboot, so that the module of the new version is loaded"
+        if facts.drivers.container is None
+        else "start the container anew, which gives it the host's library; the host itself may need a reboot",
+        command=as_root(facts, "reboot") if facts.drivers.container is None else (),
     )
 
 
 def _unusable(facts: Facts, found: NvidiaVersions) -> Finding:
-    denied = found.error_code == _NVML_NO_PERMISSION
+    lacks_library = found.error_code == _NVML_NO_LIBRARY
+    if lacks_library:
+        help_ = f"install the libraries of NVIDIA's driver, of the module's very version ({found.module})"
+        if facts.drivers.container is not None:
+            help_ = "start the container with NVIDIA_DRIVER_CAPABILITIES=all: the host's libraries come with that"
+    elif found.error_code == _NVML_NO_PERMISSION:
+        help_ = "the device files may not be open to you, see below"
+    else:
+        help_ = "the kernel's messages tell why"
     return Finding(
         code=FindingCode.NVIDIA_UNUSABLE,
         severity=Severity.FAULT,
         area=Area.DRIVERS,
-        text="NVIDIA's driver is loaded and refuses to answer",
-        evidence=(
-            _module_evidence(found),
-            Evidence(source="NVML", value=f"{found.error} (code {found.error_code})"),
-        ),
-        help="the device files may not be open to you, see below" if denied else "the kernel's messages tell why",
-        command=kernel_messages(facts, "NVRM"),
+        text="NVIDIA's driver is loaded and its library is not there: no engine can use the GPU"
+        if lacks_library
+        else "NVIDIA's driver is loaded and refuses to answer",
+        evidence=(_module_evidence(found), *_nvml_evidence(found)),
+        help=help_,
+        command=() if lacks_library else kernel_messages(facts, "NVRM"),
     )
 
 
@@ -225,15 +257,16 @@ def _cuda_of(build: EngineBuild, needed: tuple[int, int | None], offered: tuple[
 def _amd(facts: Facts) -> Iterator[Finding]:
     cards = _cards_of(facts, AMD)
     lacking = [card for card in cards if card.driver != "amdgpu"]
+    old = [card for card in lacking if card.driver == _RADEON]
     if lacking:
         yield Finding(
             code=FindingCode.AMD_NOT_LOADED,
-            severity=Severity.FAULT,
+            severity=Severity.NOTE if old == lacking else Severity.FAULT,
             area=Area.DRIVERS,
             text="an AMD GPU is there, and the kernel's amdgpu driver does not have it: no engine can use it",
             evidence=tuple(_card_evidence(card) for card in lacking),
             help="load the driver; very old cards (driver radeon) are not supported by it",
-            command=as_root(facts, "modprobe", "amdgpu"),
+            command=() if old == lacking else as_root(facts, "modprobe", "amdgpu"),
         )
     needs_kfd = [build for build in facts.builds if "hip" in build.backends]
     has_kfd = any(node.path == "/dev/kfd" for node in facts.drivers.nodes)
@@ -304,7 +337,7 @@ def check_permissions(facts: Facts) -> Iterator[Finding]:
     for group in dict.fromkeys(node.group for node in denied):
         nodes = [node for node in denied if node.group == group]
         can_join = any(node.mode & _GROUP_USES == _GROUP_USES for node in nodes) and group != "root"
-        joined = group in facts.user.groups
+        help_, command = _way_in(facts, group if can_join and group not in facts.user.groups else None)
         yield Finding(
             code=FindingCode.DEVICE_DENIED,
             severity=Severity.FAULT,
@@ -317,12 +350,22 @@ def check_permissions(facts: Facts) -> Iterator[Finding]:
                 ),
                 Evidence(source="groups of the user", value=", ".join(facts.user.groups)),
             ),
-            help=f"join the group {group}, then log in anew"
-            if can_join and not joined
-            else "the file's mode, or what confines this process, denies it",
-            command=as_root(facts, "usermod", "-aG", group, facts.user.name) if can_join and not joined else (),
+            help=help_,
+            command=command,
         )
     yield from _missing_nodes(facts)
+
+
+def _way_in(facts: Facts, group: str | None) -> tuple[str, tuple[str, ...]]:
+    """Return help and command for who would have to be in a group; ``None`` for no group that would do."""
+    if group is None:
+        return "the file's mode, or what confines this process, denies it", ()
+    if facts.drivers.container is not None:
+        return f"start the container with `--group-add {group}`", ()
+    # A number stands for a name that nobody has given it.
+    is_known = not group.isdigit() and facts.user.name != str(facts.user.uid)
+    command = as_root(facts, "usermod", "-aG", group, facts.user.name) if is_known else ()
+    return f"join the group {group}, then log in anew", command
 
 
 def _matters(facts: Facts, path: str, vendor: str | None) -> bool:
@@ -336,7 +379,7 @@ def _matters(facts: Facts, path: str, vendor: str | None) -> bool:
 
 def _missing_nodes(facts: Facts) -> Iterator[Finding]:
     found = facts.drivers.nvidia
-    if found is None or found.module is None:
+    if found is None or found.module is None or _is_withheld(facts):
         return
     there = {node.path for node in facts.drivers.nodes}
     lacking = [path for path in ("/dev/nvidiactl", "/dev/nvidia-uvm") if path not in there]
@@ -353,7 +396,9 @@ def _missing_nodes(facts: Facts) -> Iterator[Finding]:
             _module_evidence(found),
             *(Evidence(source=path, value="no such file") for path in lacking),
         ),
-        help="hand the GPU over to the container" if facts.drivers.container else "create the device files",
+        help="hand the GPU over to the container"
+        if facts.drivers.container
+        else "create the device files, by nvidia-modprobe, which may be a package of its own",
         command=() if facts.drivers.container else as_root(facts, "nvidia-modprobe", "-u", "-c=0"),
     )
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Final
 
-from launcher.doctor.commands import as_root, first_there, path_shown
+from launcher.doctor.commands import as_root, first_there, journal, path_shown
 from launcher.doctor.facts import Facts, StateFolder, Systemd, Unit
 from launcher.domain import InstanceView, State
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
@@ -222,7 +222,9 @@ def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
             text=f"{unit.name} has failed: {_why(unit)}",
             evidence=(told,),
             help="its journal tells more; `launch explain -` reads it from a pipe",
-            command=first_there(facts, ("journalctl", *_options(unit), "-u", unit.name, "-n", "50")),
+            command=first_there(facts, ("journalctl", "--user", "-u", unit.name, "-n", "50"))
+            if unit.scope == "user"
+            else journal(facts, "-u", unit.name, "-n", "50"),
         )
     if unit.scope == "user" and unit.enabled == "enabled" and found.lingers is False:
         yield Finding(

@@ -23,6 +23,9 @@ from launcher.resources import from_home
 
 _DISPLAY_CLASS: Final = "0x03"
 """Of PCI: display controllers, 3D controllers without an output among them."""
+_ACCELERATOR_CLASS: Final = "0x12"
+"""Of PCI: processing accelerators, which AMD's MI300 is one of; of other vendors they are none that an engine uses."""
+_AMD: Final = "0x1002"
 _NODES: Final = ("dev/nvidia[0-9]*", "dev/nvidiactl", "dev/nvidia-uvm", "dev/kfd", "dev/dri/renderD*")
 _MANIFESTS: Final = "vulkan/icd.d"
 _SEARCHED: Final = (
@@ -34,7 +37,10 @@ names, else the folders beside it."""
 _MANIFEST_VARIABLES: Final = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES")
 """Either replaces the search by a list of manifests and folders; the second is the older name."""
 _LOAD_S: Final = 5.0
-_CONTAINER_SIGNS: Final = (".dockerenv", "run/.containerenv", "run/systemd/container")
+_CONTAINER_SIGNS: Final = (
+    ".dockerenv", "run/.containerenv", "run/systemd/container",
+    "run/secrets/kubernetes.io", "var/run/secrets/kubernetes.io",
+)  # fmt: skip
 _MAX_MANIFEST_BYTES: Final = 1 << 16
 
 
@@ -56,12 +62,13 @@ def probe_nvidia_versions(root: Path = Path("/"), *, timeout_s: float) -> Nvidia
 
 def _cards(root: Path) -> Iterator[DisplayCard]:
     for device in listed(root / "sys/bus/pci/devices", "*"):
-        if not (text_of(device / "class") or "").startswith(_DISPLAY_CLASS):
+        kind, vendor = text_of(device / "class") or "", text_of(device / "vendor") or ""
+        if not (kind.startswith(_DISPLAY_CLASS) or (kind.startswith(_ACCELERATOR_CLASS) and vendor == _AMD)):
             continue
         driver = device / "driver"
         yield DisplayCard(
             bus_id=device.name,
-            vendor=text_of(device / "vendor") or "",
+            vendor=vendor,
             device=text_of(device / "device") or "",
             driver=driver.resolve().name if is_there(driver) else None,
         )
