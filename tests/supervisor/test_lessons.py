@@ -71,6 +71,13 @@ def _stepper(*looks: Inventory, return_s: float = 10.0) -> MachineStepper:
     )
 
 
+def _at_the_foot() -> MachineStepper:
+    """Return one whose profile has no step to take."""
+    profile = replace(_REQUEST.profile, fallback=replace(_REQUEST.profile.fallback, ladder=()))
+    request = replace(_REQUEST, profile=profile)
+    return MachineStepper(request, probe=lambda: _WHOLE, argv=("serve",), alternatives=Alternatives(), settle_s=0.0)
+
+
 def _setback(plan: Plan, shortage: Shortage = Shortage.AT_LOAD, **more: object) -> Setback:
     return replace(Setback(plan=plan, shortage=shortage, words="it ran out", memory="gpu0"), **more)
 
@@ -139,6 +146,22 @@ def test_where_nothing_fits_beside_others_the_same_plan_waits() -> None:
 
 
 @pytest.mark.usefixtures("state_dir")
+def test_at_the_ladders_foot_others_who_left_are_no_end() -> None:
+    """However often they take the memory and leave: nothing is wrong with the plan, and no smaller one is needed."""
+    plan = _plan()
+    stepper = _at_the_foot()
+    setback = _setback(plan, Shortage.FORESEEN, taken_bytes=20 * GIB)
+    first, second, third = (stepper.next_plan(setback) for _ in range(3))
+    assert isinstance(first, Step)
+    assert (first.is_retry, first.after_backoff, first.plan) == (True, False, plan)
+    for later in (second, third):
+        assert isinstance(later, Step)
+        assert (later.is_retry, later.after_backoff, later.plan) == (True, True, plan)
+        assert "they have given it back" in later.story[-1]
+    assert _lessons() == {}
+
+
+@pytest.mark.usefixtures("state_dir")
 def test_the_engines_own_figure_is_added_to_what_is_kept() -> None:
     """A start that would not fit by 300 MiB more than planned: so much more is kept free next time."""
     plan = _plan()
@@ -202,11 +225,7 @@ def test_more_room_is_offered_and_less_is_not() -> None:
 @pytest.mark.usefixtures("state_dir")
 def test_the_foot_has_advice_that_fits() -> None:
     """The refusal says what happened, what was measured, and ways out."""
-    request = replace(
-        _REQUEST, profile=replace(_REQUEST.profile, fallback=replace(_REQUEST.profile.fallback, ladder=()))
-    )
-    stepper = MachineStepper(request, probe=lambda: _WHOLE, argv=("serve",), alternatives=Alternatives(), settle_s=0.0)
-    refusal = stepper.next_plan(_setback(_plan()))
+    refusal = _at_the_foot().next_plan(_setback(_plan()))
     assert isinstance(refusal, Refusal)
     assert refusal.derivation[0] == "it ran out"
     assert "of gpu0 are free without it" in refusal.derivation[1]
