@@ -903,7 +903,7 @@ class InstanceRecord(Noun, frozen=True):
     offer: str | None = None
     """What it could give more by now, were it started again."""
     fetching: str | None = None
-    """How far the download of its weights has come, while that lasts."""
+    """How far the download of its weights, or their comparison with a digest, has come, while that lasts."""
     slow: str | None = None
     """How far its engine is below the speed that was expected, while it is."""
     last_exit: str | None = None

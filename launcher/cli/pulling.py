@@ -1,4 +1,4 @@
-"""What ``pull`` and ``serve`` share of a download: which artifact, how its progress is shown, how it is broken off."""
+"""What ``pull`` and ``serve`` do before weights can be served: which artifact, how progress is shown, how it is broken off."""
 
 import sys
 from contextlib import contextmanager
@@ -238,38 +238,74 @@ def _is_same(one: "Plan", other: "Plan") -> bool:
 def bring_recorded(
     plan: "Plan", instance: "Instance", name: str, report: "Report", manager: "ServiceManager"
 ) -> "Artifact":
-    """Download what a plan chose, and keep the instance's record true meanwhile: `launch status` shows how far it is.
+    """Download what a plan chose.
 
     Raises:
-        Exit: it was told to stop; what came is kept.
+        Exit, LauncherError: as `_recorded` says.
+    """
+    from launcher.render.plan import render_outcome
+
+    sys.stderr.write(render_outcome(plan))
+    kept = "what was downloaded is kept, and the same command goes on from there"
+    with _recorded(plan, instance, report, manager, doing="downloaded", kept=kept) as (account, tell):
+        account.notify("weights.fetching", f"the weights are not here: downloading {plan.quantization}")
+        pulled = fetch(plan.artifact, name, tell)
+        account.notify("weights.fetched", _said(plan, pulled), n_bytes=pulled.n_fetched_bytes)
+    return pulled.artifact
+
+
+def check_recorded(plan: "Plan", instance: "Instance", report: "Report", manager: "ServiceManager") -> None:
+    """Compare those of a plan's files with their digests that were not yet, or have changed since: it may take minutes.
+
+    Raises:
+        Exit, LauncherError: as `_recorded` says.
+    """
+    from launcher.fetch.local import require_weights, unread_files
+    from launcher.fetch.pull import progress_of_reading
+    from launcher.metadata.files import label
+    from launcher.units import format_bytes
+
+    unread = unread_files(plan.artifact)
+    if not unread:
+        return
+    n_bytes = sum(path.stat().st_size for path in unread)
+    files = label(unread[0].name) if len(unread) == 1 else f"{len(unread)} files"
+    kept = "the same command begins the comparison anew"
+    with _recorded(plan, instance, report, manager, doing="compared with their sha256", kept=kept) as (account, tell):
+        words = f"checking the sha256 of {files} once: {format_bytes(n_bytes)}"
+        account.notify("weights.checking", words, n_bytes=n_bytes)
+        require_weights(plan.artifact, on_read=progress_of_reading(tell))
+
+
+@contextmanager
+def _recorded(
+    plan: "Plan", instance: "Instance", report: "Report", manager: "ServiceManager", *, doing: str, kept: str
+) -> "Iterator[tuple[Account, Tell]]":
+    """Keep the instance's record true while weights are ``doing``, in a block that is `interruptible`.
+
+    Raises:
+        Exit: it was told to stop; ``kept`` says what follows.
         LauncherError: it failed; the record says so.
     """
     from launcher.domain import State
     from launcher.errors import LauncherError
-    from launcher.render.plan import render_outcome
     from launcher.supervisor.account import Account
     from launcher.supervisor.options import RunOptions
 
-    sys.stderr.write(render_outcome(plan))
     account = Account(instance, plan.address, plan, RunOptions(), report)
     try:
-        account.notify("weights.fetching", f"the weights are not here: downloading {plan.quantization}")
-        with interruptible(), shown(has_status=manager.is_listening) as show:
-            pulled = fetch(plan.artifact, name, _recording(show, account, manager))
-        account.notify("weights.fetched", _said(plan, pulled), n_bytes=pulled.n_fetched_bytes)
+        with shown(has_status=manager.is_listening) as show:
+            yield account, _recording(show, account, manager)
         account.update(fetching=None)
     except KeyboardInterrupt:
-        account.update(state=State.STOPPED, fetching=None, reason="stopped while its weights were downloaded")
-        account.notify(
-            "instance.stopped", "stopped; what was downloaded is kept, and the same command goes on from there"
-        )
+        account.update(state=State.STOPPED, fetching=None, reason=f"stopped while its weights were {doing}")
+        account.notify("instance.stopped", f"stopped; {kept}")
         raise typer.Exit(0) from None
     except LauncherError as error:
         account.update(state=State.FAILED, fetching=None, reason=error.message)
         raise
     finally:
         account.close()
-    return pulled.artifact
 
 
 def _recording(show: "Tell", account: "Account", manager: "ServiceManager") -> "Tell":

@@ -222,10 +222,12 @@ def _detach(name: str) -> int:
 def _run(
     plan: "Plan", instance: "Instance", service: "Service", stall_timeout_s: float, manager: "ServiceManager"
 ) -> None:
-    """Start the plan's engine behind its endpoint and stay with it."""
+    """Start the plan's engine behind its endpoint, once its weights are known to be whole, and stay with it."""
+    from launcher.cli.pulling import check_recorded
     from launcher.supervisor import runner
     from launcher.supervisor.options import RunOptions
 
+    check_recorded(plan, instance, _reporter(plan.model), manager)
     runner.serve(
         service.make_command(plan, tell=True),
         instance=instance,

@@ -15,7 +15,7 @@ from typing import Final
 
 from launcher.domain import Artifact, WeightsFormat
 from launcher.errors import WeightsMissingError
-from launcher.fetch.digests import check_digest
+from launcher.fetch.digests import check_digest, is_recorded
 from launcher.fetch.names import shards_of
 from launcher.fetch.places import models_dir
 from launcher.folders import CACHE_VARIABLE
@@ -52,6 +52,14 @@ def require_weights(
     where = f"{artifact.repository} has them" if artifact.repository else "no source is known"
     msg = f"the {artifact.quantization} weights are not on this machine; {where}"
     raise WeightsMissingError(msg, help="download them, then serve the file: launch serve PATH.gguf")
+
+
+def unread_files(artifact: Artifact) -> list[Path]:
+    """Return those of an artifact's files that `require_weights` would read as a whole to compare them with their sha256."""
+    if artifact.local_path is None or not (path := from_home(artifact.local_path)).exists():
+        return []
+    promised = promised_digests(artifact, path)
+    return [file for file, sha256 in promised if file.is_file() and not is_recorded(file, sha256)]
 
 
 def promised_digests(artifact: Artifact, path: Path) -> list[tuple[Path, str]]:

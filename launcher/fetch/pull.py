@@ -7,7 +7,7 @@ must not know why this artifact was chosen, nor how progress is shown.
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -133,12 +133,7 @@ def find_here(artifact: Artifact, *, tell: Tell = lambda _: None) -> Pulled:
     Raises:
         WeightsMissingError: it is not here, or not what it should be.
     """
-
-    def on_read(path: Path, n_bytes: int) -> None:
-        size_bytes = path.stat().st_size
-        tell(Progress(phase=Phase.CHECKING, file=path.name, n_bytes=n_bytes, total_bytes=size_bytes))
-
-    first = require_weights(artifact, on_read=on_read)
+    first = require_weights(artifact, on_read=progress_of_reading(tell))
     is_folder = artifact.format is WeightsFormat.SAFETENSORS
     paths = (
         [first / file.name for file in artifact.files]
@@ -148,6 +143,27 @@ def find_here(artifact: Artifact, *, tell: Tell = lambda _: None) -> Pulled:
     promised = dict(promised_digests(artifact, first))
     files = tuple(_found(path, promised.get(path)) for path in paths)
     return Pulled(artifact=replace(artifact, local_path=str(first)), files=files)
+
+
+def progress_of_reading(tell: Tell) -> Callable[[Path, int], None]:
+    """Return what turns the bytes that were read of a file into progress; each file has its own."""
+    meter = Meter()
+
+    def on_read(path: Path, n_bytes: int) -> None:
+        size_bytes = path.stat().st_size
+        rate = meter.rate(n_bytes, time.monotonic())
+        tell(
+            Progress(
+                phase=Phase.CHECKING,
+                file=path.name,
+                n_bytes=n_bytes,
+                total_bytes=size_bytes,
+                rate_bytes_per_s=rate,
+                left_s=left_s(n_bytes, size_bytes, rate),
+            )
+        )
+
+    return on_read
 
 
 def _found(path: Path, sha256: str | None) -> PulledFile:

@@ -69,7 +69,7 @@ def render_status(view: InstanceView, *, now: float) -> str:
         facts += _fallback_facts(record)
         facts += _process_facts(view, record, now)
         if record.fetching is not None and view.supervisor_alive:
-            facts.append(("download", record.fetching))
+            facts.append(("weights", record.fetching))
     facts.append(("log", view.log_path))
     width = max(len(name) for name, _ in facts)
     lines = [shown(view.name), *(f"  {name.ljust(width)}  {shown(value)}" for name, value in facts)]

@@ -573,3 +573,25 @@ def test_a_download_that_fails_is_the_instance_s_failure(
     assert view["state"] == "failed"
     assert "another digest" in view["reason"]
     assert blob(environ) == []
+
+
+@pytest.mark.engine
+def test_a_service_that_is_stopped_while_its_weights_are_compared(
+    launch: Launch, start: Start, tiny: bytes, tmp_path: Path
+) -> None:
+    """They are here, and take minutes to read: the status says how far it is, `launch stop` ends it at once."""
+    weights = tmp_path / "tiny-Q8_0.gguf"
+    weights.write_bytes(tiny)
+    with weights.open("ab") as file:
+        file.truncate(256 << 30)
+    profile = tmp_path / "tiny.toml"
+    artifact = f"[[artifact]]\nquantization = 'q8_0'\nlocal_path = '{weights}'\n"
+    profile.write_text(f"name = 'tiny'\n{artifact}files = [{{ name = '{weights.name}', sha256 = '{'0' * 64}' }}]\n")
+    serving = start("serve", str(profile), "--port", "0", "--context", "512")
+    poll(lambda: "checking what is here of tiny-Q8_0.gguf: " in launch("status", "tiny").stdout)
+    assert launch("stop", "tiny").returncode == 0
+    _, said = serving.communicate(timeout=10)
+    assert serving.returncode == 0, said
+    assert "checking the sha256 of tiny-Q8_0.gguf once: 256 GiB" in said
+    view = json.loads(launch("status", "tiny", "--json").stdout)
+    assert (view["state"], view["reason"]) == ("stopped", "stopped while its weights were compared with their sha256")

@@ -1,5 +1,6 @@
 """What `serve` downloads, and when: what is here goes first, and a plan comes before a download and after it."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from launcher.cli import pulling
 from launcher.cli.pulling import Chosen, choose
 from launcher.domain import (
     Artifact,
+    ArtifactFile,
     Host,
+    InstanceRecord,
     Inventory,
     Outcome,
     Plan,
@@ -20,10 +23,12 @@ from launcher.domain import (
     RefusalCode,
     Request,
     Settings,
+    State,
     WeightsFormat,
 )
 from launcher.errors import WeightsMissingError
 from launcher.fetch.progress import Phase, Progress
+from launcher.store import open_instance
 from launcher.supervisor.service_manager import ServiceManager
 from tests.fakes.harness import poll
 from tests.fakes.manager import Manager
@@ -222,6 +227,39 @@ def test_progress_is_written_down_and_told_the_service_manager(tmp_path: Path, m
     assert manager.values("STATUS") == [f"starting: {words}" for words in record.said[:3]]
     assert set(manager.values("EXTEND_TIMEOUT_USEC")) == {"600000000"}
     assert len(shown) == 5
+
+
+def test_weights_are_compared_before_they_are_served_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The record says what is done meanwhile; what is known is not told again; what is wrong is the instance's failure."""
+    monkeypatch.setenv("LAUNCHER_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.setenv("LAUNCHER_CACHE_DIR", str(tmp_path / "cache"))
+    weights = tmp_path / "w.gguf"
+    weights.write_bytes(b"w" * 1000)
+    sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+
+    def check(sha256: str, path: Path) -> tuple[list[str], InstanceRecord | None]:
+        artifact = replace(
+            plan_for().artifact, files=(ArtifactFile(name="w.gguf", sha256=sha256),), local_path=str(path)
+        )
+        told: list[str] = []
+        with open_instance("m") as instance:
+            try:
+                plan = replace(plan_for(), artifact=artifact)
+                pulling.check_recorded(plan, instance, lambda notice: told.append(notice.text), ServiceManager())
+            except WeightsMissingError as error:
+                told.append(error.message)
+            return told, instance.read()
+
+    assert check(sha256, tmp_path / "none") == ([], None)
+    told, record = check(sha256, weights)
+    assert told == ["checking the sha256 of w.gguf once: 1000 B"]
+    assert record is not None
+    assert (record.state, record.fetching) == (State.STARTING, None)
+    assert check(sha256, weights) == ([], record)
+    told, record = check("0" * 64, weights)
+    assert record is not None
+    assert (record.state, record.reason) == (State.FAILED, told[1])
+    assert "does not have the sha256 that it should" in told[1]
 
 
 def test_a_journal_gets_faults_alone(capsys: pytest.CaptureFixture[str]) -> None:
