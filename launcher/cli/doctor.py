@@ -61,7 +61,6 @@ def doctor(
             port=_port_prober(profile),
             broken_profiles=_broken_profiles,
             unit=_unit_instance(profile),
-            python=sys.executable,
             engine_requirement=_engine_requirement(),
             own_file=Path(__file__),
         )

@@ -57,6 +57,6 @@ def kernel_messages(facts: Facts, word: str | None = None) -> tuple[str, ...]:
 
 def pip_install(facts: Facts) -> tuple[str, ...]:
     """Return what installs the prebuilt engine beside this program, where this platform has it."""
-    if not facts.python or facts.engine_requirement is None:
+    if not facts.installer or facts.engine_requirement is None:
         return ()
-    return (facts.python, "-m", "pip", "install", facts.engine_requirement)
+    return (*facts.installer, facts.engine_requirement)

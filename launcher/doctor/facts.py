@@ -169,6 +169,7 @@ class Unit(Noun, frozen=True):
 
     name: str
     scope: str
+    load: str = "loaded"
     active: str = ""
     sub: str = ""
     result: str = ""
@@ -280,6 +281,7 @@ class Facts(Noun, frozen=True):
     silent: tuple[Silent, ...] = ()
     programs: frozenset[str] = frozenset()
     """Of the programs that a finding may name in a command: those that are there."""
-    python: str = ""
+    installer: tuple[str, ...] = ()
+    """What installs a distribution beside this program; empty where this user has nothing that does."""
     engine_requirement: str | None = None
-    """What pip would install for the prebuilt engine, where this platform has it."""
+    """What it would install for the prebuilt engine, where this platform has it."""

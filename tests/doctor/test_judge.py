@@ -1,5 +1,7 @@
 """Facts to findings: each kind of finding from the facts that lead to it, recorded or made up, and laws over all."""
 
+from typing import Any
+
 import click
 import pytest
 import typer
@@ -224,7 +226,7 @@ def check_command(command: tuple[str, ...], facts: Facts) -> None:
     else:
         assert program in {
             *facts.programs,
-            facts.python,
+            *facts.installer[:1],
             *(install.argv[0] for install in facts.inventory.engines or ()),
         }
         assert program != "sudo" or command[1] in facts.programs
@@ -367,6 +369,56 @@ def test_the_way_to_a_device_file(
     (found,) = [found for found in judge(facts).findings if found.code is FindingCode.DEVICE_DENIED]
     assert help_ in (found.help or "")
     assert found.command == command
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"active": "failed", "result": "signal", "exit_status": 9}, "has failed: result signal, signal 9"),
+        ({"active": "failed", "result": "exit-code", "exit_status": 1}, "has failed: result exit-code, exit status 1"),
+        ({"active": "failed", "result": "oom-kill", "exit_status": 9}, "want of memory"),
+        ({"active": "inactive", "load": "bad-setting"}, "cannot be started: systemd cannot use its files"),
+    ],
+)
+def test_why_a_unit_failed(fields: dict[str, Any], words: str) -> None:
+    """What systemd's figures mean depends on its result; a unit whose files are wrong has not failed yet."""
+    (found,) = [found for found in judge(unit(**fields)).findings if found.code is FindingCode.UNIT_FAILED]
+    assert words in found.text
+
+
+@pytest.mark.parametrize(
+    ("spared", "n_found"),
+    [(None, 1), ("localhost", 1), ("localhost,.corp", 1), ("127.0.0.1", 0), (".corp, 127.0.0.0/8", 0), ("*", 0)],
+)
+def test_the_name_of_loopback_spares_no_number(spared: str | None, n_found: int) -> None:
+    """Clients compare what stands in an address; what is advised keeps what was spared before."""
+    network = Network(proxies=(Proxy(variable="http_proxy", value="http://p:3128"),), no_proxy=spared)
+    found = [
+        found
+        for found in judge(replace(HEALTHY, network=network)).findings
+        if found.code is FindingCode.PROXY_FOR_LOOPBACK
+    ]
+    assert len(found) == n_found
+    assert all(("$no_proxy," in (each.help or "")) == (spared is not None) for each in found)
+
+
+def test_processes_of_what_is_served_here_are_ours() -> None:
+    """An engine of several processes, which all carry the token of its guard, is not advised to be ended."""
+    held = tuple(DeviceProcess(pid=pid, name="VLLM::Worker", used_bytes=10 * GIB) for pid in (8, 9))
+    facts = inventory(devices=(replace(GPU, free_bytes=2 * GIB, processes=held),))
+    left = Leftover(instance="x", path="/s/g.json", guard_alive=True, pids=(8, 9))
+    for lives, severity in ((True, Severity.NOTE), (False, Severity.WARNING)):
+        spoilt = replace(facts, state=State(folder=FOLDER, leftovers=(replace(left, guard_alive=lives),)))
+        (found,) = [found for found in judge(spoilt).findings if found.code is FindingCode.GPU_MEMORY_USERS]
+        assert (found.severity, bool(found.command)) == (severity, not lives)
+
+
+def test_what_broke_does_not_hang() -> None:
+    """Advice on what hangs would lead astray."""
+    for error, has_command in ((None, True), ("OSError: x", False)):
+        facts = replace(HEALTHY, silent=(Silent(what="the clock", timeout_s=10, error=error),))
+        (found,) = [found for found in judge(facts).findings if found.code is FindingCode.NOT_ANSWERED]
+        assert ("hang" in (found.help or ""), bool(found.command)) == (has_command, has_command)
 
 
 @pytest.mark.parametrize(("groups", "program"), [(("me",), "sudo"), (("me", "adm"), "journalctl")])

@@ -269,7 +269,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 def asked(**fields: object) -> Asked:
     """A question about no model."""
-    return Asked(**{"disks": (), "find_marked": find_marked, "python": sys.executable, **fields})  # type: ignore[arg-type]  # as each test says
+    return Asked(**{"disks": (), "find_marked": find_marked, **fields})  # type: ignore[arg-type]  # as each test says
 
 
 def kinds(findings: object) -> set[tuple[FindingCode, Severity]]:
@@ -336,6 +336,16 @@ _LETTERS = st.characters(codec="utf-8")
 def test_no_secret_passes(user: str, secret: str) -> None:
     """Whatever user and password are."""
     assert f"hidden-{secret}" not in host.without_credentials(f"http://{user}:hidden-{secret}@proxy:1")
+
+
+def test_what_installs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The installer that is offered sees what this program stands on; a folder that cannot be written has none."""
+    found = host.find_installer()
+    if found:
+        argv = [*found, "--dry-run", "--no-index", "typer"]
+        assert subprocess.run(argv, capture_output=True, timeout=60, check=False).returncode == 0
+    monkeypatch.setattr("sysconfig.get_path", lambda _: "/nowhere")
+    assert host.find_installer() == ()
 
 
 # --- systemd ----------------------------------------------------------------------------------------------------

@@ -47,8 +47,10 @@ def judge(facts: Facts) -> Checkup:
                     source="asking it", value=silent.error or f"no answer within {silent.timeout_s:g} s, given up"
                 ),
             ),
-            help="what hangs here will hang an engine, too; the kernel's messages often name the driver or the disk",
-            command=kernel_messages(facts),
+            help="what hangs here will hang an engine, too; the kernel's messages often name the driver or the disk"
+            if silent.error is None
+            else "it broke when it was asked: all that depends on it is left out here",
+            command=kernel_messages(facts) if silent.error is None else (),
         )
         for silent in facts.silent
     ]

@@ -20,7 +20,8 @@ _IN_MEMORY: Final = frozenset({"tmpfs", "ramfs"})
 _BUSY_SHARE: Final = 1.0
 _SLOW_LOAD_S: Final = 180.0
 _DAY_S: Final = 86400.0
-_LOOPBACK: Final = ("127.0.0.1", "localhost")
+_SPARES_LOOPBACK: Final = frozenset({"*", "127.0.0.1", "127.0.0.0/8"})
+"""The name `localhost` spares that name alone; what is served is told by its number."""
 
 
 def check_kernel(facts: Facts) -> Iterator[Finding]:
@@ -193,7 +194,7 @@ def check_clock(facts: Facts) -> Iterator[Finding]:
             text=f"the clock is {behind_s / _DAY_S:.0f} days behind this program's own files: certificates may be refused",
             evidence=(
                 Evidence(source="the clock, seconds since 1970", value=f"{clock.now:.0f}"),
-                Evidence(source="newest file of this program", value=f"{clock.installed_at:.0f}"),
+                Evidence(source="a file of this program, last written", value=f"{clock.installed_at:.0f}"),
             ),
             help="set the clock, or let it be kept",
             command=as_root(facts, "timedatectl", "set-ntp", "true"),
@@ -220,8 +221,8 @@ def sum_up_clock(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
 def check_network(facts: Facts) -> Iterator[Finding]:
     """Yield a proxy that clients would use for the endpoint on loopback, too."""
     asked = [proxy for proxy in facts.network.proxies if proxy.variable.lower() in {"http_proxy", "all_proxy"}]
-    spared = {entry.strip().removeprefix(".") for entry in (facts.network.no_proxy or "").split(",")}
-    if not asked or "*" in spared or spared & {*_LOOPBACK, "127.0.0.0/8"}:
+    spared = {*(facts.network.no_proxy or "").replace(",", " ").split()}
+    if not asked or spared & _SPARES_LOOPBACK:
         return
     yield Finding(
         code=FindingCode.PROXY_FOR_LOOPBACK,
@@ -232,7 +233,7 @@ def check_network(facts: Facts) -> Iterator[Finding]:
             *(Evidence(source=f"${proxy.variable}", value=proxy.value) for proxy in asked),
             Evidence(source="$no_proxy", value=facts.network.no_proxy or "not set"),
         ),
-        help="spare loopback: `export no_proxy=127.0.0.1,localhost`",
+        help=f"spare loopback: `export no_proxy={'$no_proxy,' if spared else ''}127.0.0.1,localhost`",
     )
 
 

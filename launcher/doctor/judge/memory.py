@@ -5,7 +5,7 @@ from typing import Final
 
 from launcher.doctor.commands import first_there
 from launcher.doctor.facts import Facts
-from launcher.domain import Device, DeviceProcess, Engine, InstanceView
+from launcher.domain import Device, DeviceProcess, Engine
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
 from launcher.inventory.devices import is_software
 from launcher.units import GIB, format_bytes
@@ -109,7 +109,7 @@ def _device_users(facts: Facts, device: Device) -> Iterator[Finding]:
     named = [_holder(process) for process in device.processes]
     if not named:
         named = [Evidence(source=device.name, value="its driver names no process: another user's, or in a container")]
-    ours = {view.record.engine.pid for view in _instances(facts) if view.record is not None and view.record.engine}
+    ours = _served(facts)
     foreign = [process for process in device.processes if process.pid not in ours]
     mostly = used > device.total_bytes / 2 and (foreign or not device.processes)
     yield Finding(
@@ -129,8 +129,13 @@ def _device_users(facts: Facts, device: Device) -> Iterator[Finding]:
     )
 
 
-def _instances(facts: Facts) -> tuple[InstanceView, ...]:
-    return () if facts.state is None else facts.state.instances
+def _served(facts: Facts) -> set[int]:
+    """Return the processes of what is served here: engines, and all that carries the token of a guard that lives."""
+    if facts.state is None:
+        return set()
+    records = [view.record for view in facts.state.instances if view.record is not None]
+    engines = {record.engine.pid for record in records if record.engine is not None}
+    return engines | {pid for left in facts.state.leftovers if left.guard_alive for pid in left.pids}
 
 
 # --- Limits -----------------------------------------------------------------------------------------------------

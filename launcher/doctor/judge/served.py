@@ -13,6 +13,10 @@ _FAILED: Final = "failed"
 _PROGRAM_MISSING: Final = 203
 """systemd's exit status for a program that could not be executed (``EXIT_EXEC``, systemd.exec(5))."""
 _REFUSED: Final = 3
+_WRONG_FILES: Final = frozenset({"bad-setting", "error"})
+"""Of systemd's states of a unit's files those in which it is not started (again)."""
+_BY_SIGNAL: Final = frozenset({"signal", "core-dump", "watchdog"})
+"""Results with which systemd's ``ExecMainStatus`` is a signal's number."""
 
 
 def check_port(facts: Facts) -> Iterator[Finding]:
@@ -199,7 +203,7 @@ def _options(unit: Unit) -> tuple[str, ...]:
 def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
     told = Evidence(
         source=f"systemctl {' '.join((*_options(unit), 'show', unit.name))}",
-        value=f"ActiveState={unit.active} SubState={unit.sub} Result={unit.result} "
+        value=f"LoadState={unit.load} ActiveState={unit.active} SubState={unit.sub} Result={unit.result} "
         f"UnitFileState={unit.enabled} ExecMainStatus={unit.exit_status} NRestarts={unit.n_restarts}",
     )
     if not unit.is_program_there and unit.program is not None:
@@ -214,12 +218,12 @@ def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
             "and the files of keys that its last drop-in names",
             command=first_there(facts, ("systemctl", *_options(unit), "--no-pager", "cat", unit.name)),
         )
-    elif unit.active == _FAILED:
+    elif unit.active == _FAILED or unit.load in _WRONG_FILES:
         yield Finding(
             code=FindingCode.UNIT_FAILED,
             severity=Severity.FAULT,
             area=Area.SYSTEMD,
-            text=f"{unit.name} has failed: {_why(unit)}",
+            text=f"{unit.name} {'has failed' if unit.active == _FAILED else 'cannot be started'}: {_why(unit)}",
             evidence=(told,),
             help="its journal tells more; `launch explain -` reads it from a pipe",
             command=first_there(facts, ("journalctl", "--user", "-u", unit.name, "-n", "50"))
@@ -250,13 +254,18 @@ def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
 
 
 def _why(unit: Unit) -> str:
+    if unit.load in _WRONG_FILES:
+        return f"systemd cannot use its files (LoadState={unit.load})"
     if unit.result == "start-limit-hit":
         return "it ended too often in too short a time"
     if unit.exit_status == _PROGRAM_MISSING:
         return "its program could not be executed (status 203)"
     if unit.exit_status == _REFUSED and unit.result == "exit-code":
         return "the plan was refused (exit code 3), which no restart mends"
-    return f"result {unit.result or 'unknown'}" + (f", exit status {unit.exit_status}" if unit.exit_status else "")
+    if unit.result == "oom-kill":
+        return "the kernel killed one of its processes for want of memory"
+    told = "signal" if unit.result in _BY_SIGNAL else "exit status"
+    return f"result {unit.result or 'unknown'}" + (f", {told} {unit.exit_status}" if unit.exit_status else "")
 
 
 def sum_up_systemd(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:

@@ -10,8 +10,11 @@ import pwd
 import re
 import resource
 import shutil
+import sys
+import sysconfig
 import time
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -166,6 +169,19 @@ def without_credentials(value: str) -> str:
     except ValueError:
         place = "?"
     return f"{scheme}{place}"
+
+
+def find_installer() -> tuple[str, ...]:
+    """Return the words that install a distribution beside this program; none where this user or the system lets nothing do so."""
+    folder = Path(sysconfig.get_path("purelib"))
+    is_managed = sys.prefix == sys.base_prefix and is_there(Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"))
+    if is_managed or not os.access(folder, os.W_OK):
+        return ()
+    if find_spec("pip") is not None:
+        return (sys.executable, "-m", "pip", "install")
+    if shutil.which("uv") is not None:
+        return ("uv", "pip", "install", "--python", sys.executable)
+    return ()
 
 
 def find_programs(names: tuple[str, ...]) -> frozenset[str]:

@@ -60,6 +60,7 @@ def parse_units(text: str, scope: str) -> Iterator[Unit]:
         yield Unit(
             name=printable(told.get("Id", "")),
             scope=scope,
+            load=told["LoadState"],
             active=told.get("ActiveState", ""),
             sub=told.get("SubState", ""),
             result=told.get("Result", ""),
