@@ -48,7 +48,8 @@ def require_served(name: str) -> "InstanceView":
         message = f"`{view.name}` is not served: it is {view.state}{why}"
         raise NotServedError(message, help=_how_to_serve(name))
     if view.record is None or view.record.plan is None:
-        message = f"`{view.name}` serves no model"
+        what = f"is {view.state}: {view.reason}" if view.reason else "serves no model"
+        message = f"`{view.name}` {what}"
         raise NotServedError(message, help="`launch ps` shows what is served")
     return view
 

@@ -93,12 +93,13 @@ def test_what_is_not_whole_is_exit_code_1(launch: tuple[str, ...], answer: bytes
 
 
 def test_who_is_not_served_is_named_with_the_way_to_it(launch: tuple[str, ...]) -> None:
-    """Never served, ended, killed, or a worker: none of them is asked."""
+    """Never served, ended, killed, a worker, or not even planned: none of them is asked."""
     for fields, words in (
         (None, "is not served here"),
         ({"state": State.STOPPED, "supervisor": GONE}, "it is stopped"),
         ({"state": State.READY, "supervisor": GONE}, "it is failed (its supervisor"),
         ({"plan": None}, "serves no model"),
+        ({"plan": None, "state": State.STARTING, "reason": "it is being planned"}, "is starting: it is being planned"),
     ):
         if fields is not None:
             record_served("x", 1, **fields)
@@ -106,7 +107,7 @@ def test_who_is_not_served_is_named_with_the_way_to_it(launch: tuple[str, ...]) 
         assert (done.returncode, done.stdout) == (1, b"")
         assert b"error[not-served]: `x`" in done.stderr
         assert words.encode() in done.stderr
-        if fields != {"plan": None}:
+        if fields is None or "plan" not in fields:
             assert b"`launch serve x`" in done.stderr
 
 
