@@ -25,7 +25,6 @@ def check_start(command: Command, plan: Plan | None, folder: Path) -> None:
         EngineMissingError: the program is not there or not executable.
         WeightsMissingError: the plan's weights are not there.
         StateError: the disk of the state directory is full.
-        PortInUseError: somebody listens on the address, or it is not this machine's.
     """
     if shutil.which(command.argv[0]) is None:
         message = f"the engine {command.argv[0]} is not there or cannot be executed"
@@ -39,7 +38,6 @@ def check_start(command: Command, plan: Plan | None, folder: Path) -> None:
     if n_free < _MIN_FREE_BYTES:
         message = f"the disk of {folder} is full: {format_bytes(n_free)} free"
         raise StateError(message, help="free some disk space, or set LAUNCHER_STATE_DIR to a folder on another disk")
-    check_port(command.address)
 
 
 def check_port(address: Address) -> None:

@@ -19,7 +19,7 @@ from launcher.store import Instance
 from launcher.supervisor import failures, placement
 from launcher.supervisor.account import Account, without_tensors
 from launcher.supervisor.allocator import one_heap, set_aside, trim
-from launcher.supervisor.checks import check_start
+from launcher.supervisor.checks import check_port, check_start
 from launcher.supervisor.environment import environment_of, key_of, known_secrets
 from launcher.supervisor.failures import Failure
 from launcher.supervisor.guard import become_subreaper
@@ -90,6 +90,8 @@ def serve(
         stack.enter_context(one_heap())
         n_reclaimed = reclaim(instance)
         check_start(command, plan, instance.path)
+        if service is None:  # a private port that was taken meanwhile costs a restart, not the service
+            check_port(command.address)
         if options.adopt_orphans:
             become_subreaper()
         supervision = _Supervision(

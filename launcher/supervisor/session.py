@@ -15,7 +15,7 @@ from launcher.errors import EngineFailedError, LauncherError, PlacementError, Po
 from launcher.inventory.environment import redact
 from launcher.store import Instance
 from launcher.supervisor import faults, placement
-from launcher.supervisor.checks import check_start
+from launcher.supervisor.checks import check_port, check_start
 from launcher.supervisor.environment import environment_of, known_secrets
 from launcher.supervisor.holding import Holding
 from launcher.supervisor.reclaim import reclaim
@@ -91,6 +91,7 @@ async def open_engine(
 
     await asyncio.to_thread(reclaim, instance)
     check_start(command, plan, instance.path)
+    check_port(command.address)
     try:
         engine = _Engine(command, instance)
     except OSError as error:

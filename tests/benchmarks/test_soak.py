@@ -2,8 +2,9 @@
 
 import asyncio
 import random
+import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -315,8 +316,8 @@ def test_a_rest_is_a_row_of_samples() -> None:
 
 
 @pytest.fixture
-def unused_port() -> int:
-    """A port on which nobody listens."""
-    from launcher.supervisor.checks import free_port  # noqa: PLC0415 - of this fixture alone
-
-    return free_port("127.0.0.1")
+def unused_port() -> Iterator[int]:
+    """A port on which nobody listens, nor can."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

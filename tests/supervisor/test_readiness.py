@@ -1,6 +1,7 @@
 """What an endpoint has to say of its models before it counts as ours."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from launcher.domain import Address, Command
-from launcher.supervisor.checks import free_port
 from launcher.supervisor.readiness import check_model, open_session
 
 
@@ -74,7 +74,9 @@ def test_another_programs_answer_is_told(body: bytes, words: str) -> None:
 
 def test_silence_is_told() -> None:
     """Nobody there."""
-    assert "not answered" in str(ask(free_port("127.0.0.1")))
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # and does not listen
+        assert "not answered" in str(ask(held.getsockname()[1]))
 
 
 def test_a_list_without_end_is_not_read_to_its_end() -> None:

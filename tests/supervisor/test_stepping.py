@@ -286,6 +286,14 @@ def test_a_stolen_port_costs_one_restart(serve_stepping: ServeStepping) -> None:
     assert served.process.poll() is None
 
 
+def test_the_first_engines_port_may_be_stolen_too(serve_stepping: ServeStepping) -> None:
+    """Whoever takes it between the look for a free one and the start does not keep the model from being served."""
+    served = serve_stepping(options=QUICK, stolen=1)
+    served.await_event("engine.ready")
+    assert served.events().count("engine.spawned") == 2
+    assert _ask(served)["choices"]
+
+
 def test_the_endpoints_own_port_in_use_is_said_before_anything_starts(serve_stepping: ServeStepping) -> None:
     """Exit code 1 with who has it; no engine was started."""
     with socket.create_server(("127.0.0.1", 0)) as held:
