@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from launcher.domain import Artifact, WeightsFormat
+from launcher.domain import Artifact, ArtifactFile, WeightsFormat
 from launcher.errors import WeightsMissingError
-from launcher.fetch.digests import check_digest, is_recorded
+from launcher.fetch.digests import check_digest, is_recorded, record_digest
 from launcher.fetch.names import shards_of
 from launcher.fetch.places import models_dir
 from launcher.folders import CACHE_VARIABLE
@@ -45,7 +45,7 @@ def require_weights(
             check_digest(file, sha256, on_hash=begin, on_read=partial(on_read, file))
         return path
     if artifact.package is not None:
-        return _join_package(artifact, artifact.package)
+        return _join_package(artifact, artifact.package, on_read)
     if artifact.store is not None:
         msg = f"the {artifact.quantization} weights are no longer in {artifact.store}, at `{artifact.local_path}`"
         raise WeightsMissingError(msg, help="`launch list --local` shows what is there")
@@ -73,8 +73,8 @@ def promised_digests(artifact: Artifact, path: Path) -> list[tuple[Path, str]]:
     return [(path.with_name(name), sha256) for name, sha256 in named if sha256 is not None and name in here]
 
 
-def _join_package(artifact: Artifact, package: str) -> Path:
-    """Join the parts that a weights package carries, once, verified against the profile's digest.
+def _join_package(artifact: Artifact, package: str, on_read: Callable[[Path, int], None]) -> Path:
+    """Join the parts that a weights package carries, once, verified against the profile's digest; anew what has it no more.
 
     The package's contract: ``chunk_paths()`` lists the parts in order, ``MODEL_NAME`` names the whole.
     """
@@ -86,15 +86,15 @@ def _join_package(artifact: Artifact, package: str) -> Path:
         raise WeightsMissingError(msg, help=help_) from error
     folder = models_dir()
     target = folder / str(module.MODEL_NAME)
-    expected = artifact.files[0] if artifact.files else None
-    if _is_whole(target, expected.size_bytes if expected else None):
+    expected = artifact.files[0] if artifact.files else ArtifactFile(name=target.name)
+    if _is_whole(target, expected, on_read):
         return target
     try:
         make_private(folder)
         with open(open_private(folder / f".{target.name}.lock", os.O_RDWR | os.O_CREAT), "w") as lock:  # noqa: PTH123 - a path would follow links
             fcntl.flock(lock, fcntl.LOCK_EX)  # two serves at once join it once
-            if not _is_whole(target, expected.size_bytes if expected else None):
-                _write_verified(module.chunk_paths(), target, expected.sha256 if expected else None)
+            if not _is_whole(target, expected, on_read):
+                _write_verified(module.chunk_paths(), target, expected.sha256)
     except OSError as error:
         msg = f"cannot write {target}: {error.strerror or error}"
         help_ = f"free some space, or name another folder in ${CACHE_VARIABLE}"
@@ -102,9 +102,17 @@ def _join_package(artifact: Artifact, package: str) -> Path:
     return target
 
 
-def _is_whole(target: Path, size_bytes: int | None) -> bool:
-    """Tell by size whether the file was joined before; it is written whole and verified, or not at all."""
-    return target.is_file() and size_bytes in {None, target.stat().st_size}
+def _is_whole(target: Path, expected: ArtifactFile, on_read: Callable[[Path, int], None]) -> bool:
+    """Tell whether the file was joined before, and is as it was then."""
+    if not target.is_file() or expected.size_bytes not in {None, target.stat().st_size}:
+        return False
+    if expected.sha256 is None:
+        return True
+    try:
+        check_digest(target, expected.sha256, on_read=partial(on_read, target))
+    except WeightsMissingError:
+        return False
+    return True
 
 
 def _write_verified(parts: list[Path], target: Path, sha256: str | None) -> None:
@@ -124,6 +132,7 @@ def _write_verified(parts: list[Path], target: Path, sha256: str | None) -> None
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+    record_digest(target, digest.hexdigest())
 
 
 def _check_digest(name: str, found: str, expected: str | None) -> None:
