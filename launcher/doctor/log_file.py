@@ -4,6 +4,7 @@ It must not know what stands in it.
 """
 
 import os
+import shlex
 import stat
 from collections import deque
 from typing import Final, NamedTuple
@@ -17,6 +18,10 @@ TAIL_BYTES: Final = 3 << 20
 _CHUNK_BYTES: Final = 1 << 16
 _STDIN: Final = "-"
 _STDIN_FD: Final = 0
+_PACKED: Final = {
+    b"\x1f\x8b": "zcat", b"\xfd7zXZ": "xzcat", b"(\xb5/\xfd": "zstdcat", b"BZh": "bzcat", b"LPKSHHRH": "journalctl --file",
+}  # fmt: skip
+"""How files begin that logs are rotated into, and the journal's own; and what prints their lines."""
 _HELP: Final = "name a log file, or `-` for what comes from a pipe"
 
 
@@ -32,11 +37,11 @@ def read_log(source: str) -> ReadLog:
     """Return the text of a file, or of standard input for ``-``; undecodable bytes are replaced.
 
     Raises:
-        UsageError: it is no file that can be read: a folder, a device, not there, not ours.
+        UsageError: it is no file that can be read: a folder, a device, not there, not ours; or its lines are packed.
     """
     if source == _STDIN:
         try:
-            return _read(_STDIN_FD)
+            return _read(_STDIN_FD, source)
         except OSError as error:  # closed, or a folder
             message = f"cannot read standard input: {(error.strerror or str(error)).lower()}"
             raise UsageError(message, help=_HELP) from error
@@ -53,7 +58,7 @@ def read_log(source: str) -> ReadLog:
             message = f"`{ascii(source)[1:-1]}` is no log file"
             raise UsageError(message, help=_HELP)
         os.set_blocking(fd, True)
-        return _read(fd)
+        return _read(fd, source)
     except OSError as error:
         message = f"cannot read the log `{ascii(source)[1:-1]}`: {(error.strerror or str(error)).lower()}"
         raise UsageError(message, help=_HELP) from error
@@ -61,7 +66,7 @@ def read_log(source: str) -> ReadLog:
         os.close(fd)
 
 
-def _read(fd: int) -> ReadLog:
+def _read(fd: int, source: str) -> ReadLog:
     """Keep the first and the last bytes of what comes, however much there is."""
     head = bytearray()
     tail: deque[bytes] = deque()
@@ -75,6 +80,10 @@ def _read(fd: int) -> ReadLog:
             n_tail += len(rest)
         while tail and n_tail - len(tail[0]) >= TAIL_BYTES:
             n_tail -= len(tail.popleft())
+    for mark, program in _PACKED.items():
+        if head.startswith(mark):
+            message = f"`{ascii(source)[1:-1]}` is no text, but what `{program}` reads"
+            raise UsageError(message, help=f"`{program} {shlex.quote(source)} | launch explain -` reads its lines")
     is_cut = n_bytes > len(head) + n_tail
     between = b"\n" if is_cut else b""  # so that no line is made of two
     data = bytes(head) + between + b"".join(tail)

@@ -32,4 +32,4 @@ def near(code: str) -> tuple[str, ...]:
 
     word = code.lower()
     parts = [known for known in PAGES if len(word) > 2 and word in known]  # noqa: PLR2004 - two letters are in many
-    return tuple(dict.fromkeys((*get_close_matches(word, PAGES, n=3, cutoff=0.6), *parts)))[:3]
+    return tuple(dict.fromkeys((*get_close_matches(word, PAGES, n=3, cutoff=0.7), *parts)))[:3]

@@ -411,6 +411,12 @@ def test_processes_of_what_is_served_here_are_ours() -> None:
         spoilt = replace(facts, state=State(folder=FOLDER, leftovers=(replace(left, guard_alive=lives),)))
         (found,) = [found for found in judge(spoilt).findings if found.code is FindingCode.GPU_MEMORY_USERS]
         assert (found.severity, bool(found.command)) == (severity, not lives)
+        (of_host,) = [
+            found
+            for found in judge(replace(spoilt, holders=held[:1])).findings
+            if found.code is FindingCode.MEMORY_USERS
+        ]
+        assert ["served here" in each.value for each in (of_host.evidence[-1], found.evidence[-1])] == [lives, lives]
 
 
 def test_what_broke_does_not_hang() -> None:

@@ -1,7 +1,13 @@
 """Logs in the forms in which they are passed on, and within bounds."""
 
+import bz2
+import gzip
 import json
+import lzma
 import os
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -98,6 +104,20 @@ def test_a_small_log_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "engine.log"
     path.write_bytes(b"a\xffb\nc")
     assert read_log(str(path)) == ("a\ufffdb\nc", 5, False)
+
+
+@pytest.mark.parametrize(
+    ("pack", "program"), [(gzip.compress, "zcat"), (lzma.compress, "xzcat"), (bz2.compress, "bzcat")]
+)
+def test_a_log_that_was_packed(pack: Callable[[bytes], bytes], program: str, tmp_path: Path) -> None:
+    """What a rotated log became is not taken for one without a sign: the command that unpacks it is told, and works."""
+    path = tmp_path / "my engine.log.1"
+    path.write_bytes(pack(b"main: failed\n"))
+    with pytest.raises(UsageError, match=f"what `{program}` reads") as caught:
+        read_log(str(path))
+    command = (caught.value.help or "").split("`")[1].partition(" | ")[0]
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=20, check=False)
+    assert done.stdout == b"main: failed\n" or shutil.which(program) is None
 
 
 def test_a_pipe(tmp_path: Path) -> None:

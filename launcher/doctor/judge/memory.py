@@ -33,7 +33,7 @@ def check_memory(facts: Facts) -> Iterator[Finding]:
             severity=Severity.WARNING,
             area=Area.MEMORY,
             text=f"of the host's memory {format_bytes(host.available_bytes)} of {format_bytes(host.total_bytes)} is left",
-            evidence=(available, *(_holder(process) for process in facts.holders)),
+            evidence=(available, *_holders(facts)),
             help="end what is not needed, or ask for less",
             command=first_there(facts, ("ps", "aux", "--sort=-rss"), ("free", "-h")),
         )
@@ -43,9 +43,9 @@ def check_memory(facts: Facts) -> Iterator[Finding]:
             code=FindingCode.MEMORY_USERS,
             severity=Severity.NOTE,
             area=Area.MEMORY,
-            text=f"other programs hold {format_bytes(held)} of the host's memory; "
+            text=f"programs hold {format_bytes(held)} of the host's memory; "
             f"{format_bytes(host.available_bytes)} is available",
-            evidence=(available, *(_holder(process) for process in facts.holders)),
+            evidence=(available, *_holders(facts)),
         )
     yield from _swap(facts)
     yield from _stalls(facts)
@@ -65,9 +65,15 @@ def sum_up_memory(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
     )
 
 
-def _holder(process: DeviceProcess) -> Evidence:
+def _holders(facts: Facts) -> Iterator[Evidence]:
+    ours = _served(facts)
+    return (_holder(process, is_served=process.pid in ours) for process in facts.holders)
+
+
+def _holder(process: DeviceProcess, *, is_served: bool) -> Evidence:
     held = "an unknown part" if process.used_bytes is None else format_bytes(process.used_bytes)
-    return Evidence(source=f"process {process.pid} ({process.name or 'unnamed'})", value=f"holds {held}")
+    served = ", and is served here" if is_served else ""
+    return Evidence(source=f"process {process.pid} ({process.name or 'unnamed'})", value=f"holds {held}{served}")
 
 
 def _swap(facts: Facts) -> Iterator[Finding]:
@@ -106,10 +112,10 @@ def _device_users(facts: Facts, device: Device) -> Iterator[Finding]:
     used = device.total_bytes - device.free_bytes
     if not device.processes and used < _HELD_BYTES:
         return
-    named = [_holder(process) for process in device.processes]
+    ours = _served(facts)
+    named = [_holder(process, is_served=process.pid in ours) for process in device.processes]
     if not named:
         named = [Evidence(source=device.name, value="its driver names no process: another user's, or in a container")]
-    ours = _served(facts)
     foreign = [process for process in device.processes if process.pid not in ours]
     mostly = used > device.total_bytes / 2 and (foreign or not device.processes)
     yield Finding(
