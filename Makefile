@@ -176,7 +176,7 @@ test-systemd:
 endif
 
 # Real processes and long laws: not in the quick check.
-SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/cli/test_pull.py tests/planner/test_footprint_unseen.py \
+SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/cli/test_pull.py tests/cli/test_chat.py tests/cli/test_top.py tests/planner/test_footprint_unseen.py \
 	tests/gateway/test_losses.py tests/gateway/test_front.py tests/gateway/test_described.py
 
 check: static

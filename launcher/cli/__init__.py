@@ -24,6 +24,7 @@ from launcher.cli import (
     pull,
     serve,
     systemd,
+    top,
     worker,
 )
 
@@ -70,6 +71,7 @@ for module in (
     doctor,
     explain,
     instances,
+    top,
     chat,
     systemd,
     worker,

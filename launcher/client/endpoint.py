@@ -75,12 +75,18 @@ def call(
 
 
 def _await_head(sock: socket.socket, silence_s: float | None, on_wait: Callable[[], None]) -> None:
-    """Return once something came, or when ``silence_s`` are over: reading then says so."""
+    """Return once something came.
+
+    Raises:
+        TimeoutError: nothing did for ``silence_s``.
+    """
     poller = select.poll()
     poller.register(sock, select.POLLIN)
     waited_s = 0.0
-    while not poller.poll(_TICK_S * 1000) and (silence_s is None or waited_s < silence_s):
+    while not poller.poll(_TICK_S * 1000):
         waited_s += _TICK_S
+        if silence_s is not None and waited_s >= silence_s:
+            raise TimeoutError
         on_wait()
 
 

@@ -1,4 +1,4 @@
-"""`launch chat` with the real model behind real engines, and what becomes of an answer whose engine is killed."""
+"""`launch chat` with the real model behind real engines, what `launch top` sees of it, and an answer whose engine is killed."""
 
 import json
 import os
@@ -77,9 +77,13 @@ def test_an_answer_whose_engine_is_killed(
             assert talk.stdout is not None
             assert talk.stderr is not None
             assert _first(talk.stdout)
+            (seen,) = json.loads(_run(launch, environment, "top", _NAME, "--json").stdout)["instances"]
             os.kill(engine, signal.SIGKILL)
             _, errors = talk.communicate(timeout=60)
         assert talk.returncode == 1
+        assert seen["figures"]["n_running"] == 1
+        assert seen["figures"]["stream_tps"] > 0
+        assert seen["figures"]["memories"][0]["name"] == "host"
         assert errors.startswith("error[answer-incomplete]"), errors
         again = _run(launch, environment, "chat", _NAME, "--max-tokens", "4", "--message", "And now?")
         assert again.stdout.strip()
