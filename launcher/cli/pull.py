@@ -32,7 +32,7 @@ def pull(name: opt.Name, quant: opt.Quant = None, json: opt.Json = False) -> Non
     with interruptible() as interruption:
         try:
             profile = _describe(name, quant)
-            chosen = _choose(profile, quant)
+            chosen = _choose(profile, quant, name)
             with shown() as tell:
                 pulled = _bring(profile, chosen, name, tell)
         except KeyboardInterrupt:
@@ -61,8 +61,8 @@ def _describe(name: str, quant: str | None) -> "Profile":
     return opt.resolve_profile(name)
 
 
-def _choose(profile: "Profile", quant: str | None) -> "Artifact":
-    """Return the artifact that is named, or that would be served on this machine.
+def _choose(profile: "Profile", quant: str | None, name: str) -> "Artifact":
+    """Return the artifact that is named, by its quantization or as a file, or that would be served on this machine.
 
     Raises:
         UsageError: there is none of that quantization.
@@ -73,6 +73,7 @@ def _choose(profile: "Profile", quant: str | None) -> "Artifact":
     from launcher.cli.pulling import obtainable_part
     from launcher.domain import Request, Settings
     from launcher.errors import UsageError
+    from launcher.profiles import is_local
 
     wanted = quant.strip().lower() if quant is not None else None
     named = [artifact for artifact in profile.artifacts if wanted in {None, artifact.quantization}]
@@ -80,10 +81,16 @@ def _choose(profile: "Profile", quant: str | None) -> "Artifact":
         msg = f"`{profile.name}` has no {wanted}"
         raise UsageError(msg, help=f"it has {', '.join(artifact.quantization for artifact in profile.artifacts)}")
     profile = opt.find_weights(replace(profile, artifacts=tuple(named)))
-    if len(named) == 1:
-        return profile.artifacts[0]
+    only = profile.artifacts[0] if len(named) == 1 else None
+    if only is not None and (wanted is not None or _is_file(name) or is_local(only)):
+        return only
     settings = Settings(quantization=wanted)
     return _plan(Request(profile=obtainable_part(profile, settings) or profile, settings=settings))
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name is that of one file: an address, or a file of a repository."""
+    return "://" in name or name.lower().endswith(".gguf")
 
 
 def _plan(request: "Request") -> "Artifact":

@@ -77,12 +77,14 @@ def start(environ: dict[str, str]) -> Iterator[Start]:
     """Start the command; what still runs after the test is killed."""
     started: list[subprocess.Popen[str]] = []
 
-    def call(*words: str, limit: int | None = None, **more: str) -> "subprocess.Popen[str]":
+    def call(*words: str, limit: int | None = None, space: int | None = None, **more: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", "launcher", *words]
         env = {**environ, **more}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
         if limit is not None:
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (limit, limit))
+        if space is not None:
+            resource.prlimit(process.pid, resource.RLIMIT_AS, (space, space))
         started.append(process)
         return process
 
@@ -301,6 +303,25 @@ def test_a_killed_pull_goes_on_later(
     gate.opened.set()
     result = launch("pull", NAME, "--json")
     assert json.loads(result.stdout)["pulled"]["n_fetched_bytes"] == len(tiny) - len(tiny) // 2
+    assert blob(environ) == [tiny]
+
+
+@pytest.mark.parametrize("names", [("tiny-Q8_0.gguf",), ("tiny-Q8_0.gguf", "tiny-Q4_0.gguf")])
+def test_what_cannot_be_served_here_is_brought_only_by_its_name(
+    start: Start, hub: Hub, environ: dict[str, str], tiny: bytes, names: tuple[str, ...]
+) -> None:
+    """Whether a repository has one quantization or several: the refusal is told, and nothing comes."""
+    hub.files = {"o/tiny": dict.fromkeys(names, tiny)}
+    small = 1_200_000_000  # of address space, which the engine would have to do with
+    refused = start("pull", "hf:o/tiny", space=small)
+    _, said = refused.communicate(timeout=60)
+    assert refused.returncode == 3, said
+    assert "nothing was downloaded; `--quant` downloads one that this machine cannot serve" in said
+    assert blob(environ) == []
+    for name in ("hf:o/tiny:Q8_0", "hf:o/tiny:tiny-Q8_0.gguf"):
+        named = start("pull", name, space=small)
+        _, said = named.communicate(timeout=60)
+        assert named.returncode == 0, said
     assert blob(environ) == [tiny]
 
 
