@@ -93,12 +93,14 @@ def gather(asked: Asked, *, root: Path = Path("/")) -> Facts:
         engines = probed.inventory.engines
         asked_builds = Bounded(lambda: builds.probe_builds(engines))
         build_facts = calls.wait("the engines' libraries", asked_builds, _BUILDS_S) or ()
+    until = max(begun + _SYSTEMD_S, time.monotonic() + 1.0)
+    found_disks = tuple(_disks(disks, calls, until))
     model = None
     if asked.model is not None:
-        describe = asked.model
-        asked_model = Bounded(lambda: describe(probed.inventory))
+        describe, machine_with_disk = asked.model, _with_disk(probed.inventory, found_disks)
+        asked_model = Bounded(lambda: describe(machine_with_disk))
         model = calls.wait("the model", asked_model, _MODEL_S)
-    until = max(begun + _SYSTEMD_S, time.monotonic() + 1.0)
+        until = max(until, time.monotonic() + 1.0)
     nvidia = calls.wait("NVIDIA's driver", versions, _DRIVER_S, until)
     told_drivers = calls.wait("the device files", found_drivers, _FILES_S, until) or Drivers(is_read=False)
     if isinstance(nvidia, str):
@@ -116,7 +118,7 @@ def gather(asked: Asked, *, root: Path = Path("/")) -> Facts:
         holders=calls.wait("the programs in memory", holders, _FILES_S, until) or (),
         limits=host.probe_limits(root),
         kernel=calls.wait("the kernel's settings", kernel, _FILES_S, until) or Kernel(),
-        disks=tuple(_disks(disks, calls, until)),
+        disks=found_disks,
         state=calls.wait("the state directory", state, _FILES_S, until),
         port=None if port is None else calls.wait("the port", port, _FILES_S, until),
         systemd=calls.wait("systemd", units, _SYSTEMD_S, until),
@@ -133,6 +135,12 @@ def gather(asked: Asked, *, root: Path = Path("/")) -> Facts:
 
 def _nothing() -> Probed:
     return Probed(Inventory(name="", host=Host(total_bytes=0, available_bytes=0)), (), (), ())
+
+
+def _with_disk(machine: Inventory, disks: tuple[Disk, ...]) -> Inventory:
+    """Return the machine with what is free for weights, which a plan counts: a disk that hangs must not hang all else."""
+    free_bytes = next((disk.free_bytes for disk in disks if disk.purpose == "weights"), None)
+    return replace(machine, host=replace(machine.host, free_disk_bytes=free_bytes))
 
 
 def _disk_of(purpose: str, place: Path, root: Path) -> Callable[[], Disk | None]:

@@ -421,7 +421,11 @@ def test_processes_of_what_is_served_here_are_ours() -> None:
 
 def test_what_broke_does_not_hang() -> None:
     """Advice on what hangs would lead astray."""
-    for error, has_command in ((None, True), ("OSError: x", False)):
+    for error, has_command in (
+        (None, True),
+        ("its library did not answer within 10 s", True),
+        ("OSError: x", False),
+    ):
         facts = replace(HEALTHY, silent=(Silent(what="the clock", timeout_s=10, error=error),))
         (found,) = [found for found in judge(facts).findings if found.code is FindingCode.NOT_ANSWERED]
         assert ("hang" in (found.help or ""), bool(found.command)) == (has_command, has_command)

@@ -16,12 +16,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.doctor import gather as gathering
+from launcher.doctor.facts import Model
 from launcher.doctor.gather import Asked, gather
 from launcher.doctor.judge import judge
 from launcher.doctor.probes import builds, drivers, host, systemd
 from launcher.doctor.probes.state import probe_state
 from launcher.doctor.probes.weights import probe_weights
-from launcher.domain import Artifact, ArtifactFile, Engine, EngineInstall, WeightsFormat
+from launcher.domain import Artifact, ArtifactFile, Engine, EngineInstall, Inventory, WeightsFormat
 from launcher.fetch.digests import record_digest, what_changed
 from launcher.findings import FindingCode, Severity
 from launcher.inventory.bounded import Bounded
@@ -265,6 +266,20 @@ def test_a_full_disk(tmp_path: Path) -> None:
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
         closed = gather(asked(disks=(("state", folder / "launcher"),)))
         assert (FindingCode.DISK_READ_ONLY, Severity.FAULT) in kinds(judge(closed).findings)
+
+
+def test_a_model_is_planned_with_what_is_free_for_weights(tmp_path: Path) -> None:
+    """A plan that would download more than there is room for is refused by `launch serve`, and so by the doctor."""
+    told: list[int | None] = []
+
+    def describe(machine: Inventory) -> Model:
+        told.append(machine.host.free_disk_bytes)
+        return Model(name="x", asked="x")
+
+    with small_disk(tmp_path / "disk", 8 * MIB) as folder:
+        facts = gather(asked(disks=(("state", tmp_path), ("weights", folder / "hub")), model=describe))
+    assert told == [facts.disks[1].free_bytes]
+    assert 0 < facts.disks[1].free_bytes <= 8 * MIB
 
 
 def asked(**fields: object) -> Asked:

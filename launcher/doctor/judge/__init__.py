@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from launcher.doctor.commands import kernel_messages
-from launcher.doctor.facts import Facts
+from launcher.doctor.facts import Facts, Silent
 from launcher.doctor.judge import drivers, engines, machine, memory, model, served
 from launcher.findings import Area, Checkup, Evidence, Finding, FindingCode, Severity
 
@@ -34,6 +34,10 @@ _AREAS: Final[tuple[tuple[Area, _Check, _Summary], ...]] = (
 _WORST_FIRST: Final = tuple(reversed(Severity))
 
 
+def _is_hung(silent: Silent) -> bool:
+    return silent.error is None or "did not answer within" in silent.error
+
+
 def judge(facts: Facts) -> Checkup:
     """Return all findings. An area in which nothing was found, though it was read, is said to be in order."""
     findings = [
@@ -48,9 +52,9 @@ def judge(facts: Facts) -> Checkup:
                 ),
             ),
             help="what hangs here will hang an engine, too; the kernel's messages often name the driver or the disk"
-            if silent.error is None
+            if _is_hung(silent)
             else "it broke when it was asked: all that depends on it is left out here",
-            command=kernel_messages(facts) if silent.error is None else (),
+            command=kernel_messages(facts) if _is_hung(silent) or "driver" in silent.what else (),
         )
         for silent in facts.silent
     ]
