@@ -31,6 +31,9 @@ from launcher.cli import (
 if TYPE_CHECKING:
     from launcher.errors import LauncherError
 
+_NO_THREAD = "can't start new thread"
+"""As the interpreter says it, by a bare RuntimeError."""
+
 app = typer.Typer(
     name="launch",
     help="Plan, start and supervise a language model server on one's own machine.",
@@ -102,8 +105,18 @@ def main() -> NoReturn:
         sys.exit(_tell(LauncherError(message, help="check space and permissions, also of where the output goes")))
     except Exception as error:  # noqa: BLE001 - a fault of our own, which is told as any is, but for secrets
         _drop_output()
-        sys.exit(_confess(error))
+        sys.exit(_tell(_of_tasks()) if str(error) == _NO_THREAD else _confess(error))
     sys.exit(0)
+
+
+def _of_tasks() -> "LauncherError":
+    """Word that the system lets nothing more be started, which may be met wherever something is."""
+    from launcher.errors import LauncherError
+
+    return LauncherError(
+        "the system lets this user or group start no more threads",
+        help="see `ulimit -u`, and `TasksMax=` of a unit or `pids.max` of a container",
+    )
 
 
 def _tell(error: "LauncherError") -> int:
