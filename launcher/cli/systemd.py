@@ -167,7 +167,8 @@ def _make_units(
     from tempfile import TemporaryDirectory
 
     from launcher.domain import Refusal
-    from launcher.errors import EXIT_REFUSED
+    from launcher.errors import EXIT_REFUSED, UsageError
+    from launcher.fetch.hub import read_settings
     from launcher.gateway.keys import check_exposure
     from launcher.installation import places, reach
     from launcher.render.plan import render_outcome
@@ -178,6 +179,9 @@ def _make_units(
     scope = _scope(user)
     if scope is Scope.SYSTEM:
         places.see_as_service(os.environ, root, cache=ctx.with_resource(TemporaryDirectory(prefix="launcher-")))
+    elif groups:
+        msg = "--group is for a unit of the system: one of your own has your groups"
+        raise UsageError(msg, help="leave --group out")
     parsed = _parse(ctx)
     params = parsed.params
     key_file = _existing(params["api_key_file"], "--api-key-file")
@@ -185,6 +189,7 @@ def _make_units(
     keys = _read_keys(key_file)
     if token_file is not None:
         os.environ["HF_TOKEN_PATH"] = token_file
+    read_settings(os.environ)  # a fault where an address has a password in it, which no unit may hold
     profile, plans, kinds = _plan(params)
     check_exposure(profile.address, keys)
     sys.stderr.write(render_outcome(plans if isinstance(plans, Refusal) else plans[0]))
@@ -201,7 +206,7 @@ def _make_units(
     around = Surroundings(
         program=program,
         words=_words(parsed, without=frozenset({"api_key_file"} if scope is Scope.SYSTEM else set())),
-        environment=tuple(_environment(plans[0], scope, token_file)),
+        environment=tuple(_environment(plans[0], scope)),
         key_file=key_file,
         token_file=token_file,
         bound_paths=bound,
@@ -371,24 +376,36 @@ def _tell_download(plan: "Plan") -> None:
         sys.stderr.write(f"note: its weights are not here; the first start downloads them, about {size}\n")
 
 
-def _environment(plan: "Plan", scope: "Scope", token_file: str | None) -> "list[tuple[str, str]]":
-    """Return what the service finds in its environment: what led this command to what it found."""
+_OF_ANYBODY = ("LAUNCHER_LLAMA_SERVER", "LAUNCHER_VLLM", "LAUNCHER_ACCEPT_HOLES")
+_FOLDERS_OF_A_USER = (
+    *("LAUNCHER_PROFILES", "LAUNCHER_STATE_DIR", "LAUNCHER_CACHE_DIR", "OLLAMA_MODELS"),
+    *("HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN_PATH"),
+)
+_WORDS_OF_A_USER = (
+    "XDG_CONFIG_HOME",
+    "XDG_STATE_HOME",
+    "XDG_CACHE_HOME",
+    "XDG_DATA_HOME",
+    "HF_ENDPOINT",
+    "HF_HUB_OFFLINE",
+)
+
+
+def _environment(plan: "Plan", scope: "Scope") -> "list[tuple[str, str]]":
+    """Return what the service finds in its environment: what led this command to what it found, whatever folder it was in."""
     import os
 
     from launcher.installation import reach
     from launcher.render.systemd import Scope
 
-    names = ["LAUNCHER_LLAMA_SERVER", "LAUNCHER_VLLM"]
-    if scope is Scope.USER:
-        names += ["LAUNCHER_PROFILES", "LAUNCHER_STATE_DIR", "LAUNCHER_CACHE_DIR"]
-        names += ["HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE", "OLLAMA_MODELS"]
-    found = [(name, os.environ[name]) for name in names if os.environ.get(name)]
+    own = (*_FOLDERS_OF_A_USER, *_WORDS_OF_A_USER) if scope is Scope.USER else ()
+    found = [(name, os.environ[name]) for name in (*_OF_ANYBODY, *own) if os.environ.get(name)]
+    for idx, (name, value) in enumerate(found):
+        is_path = name in _FOLDERS_OF_A_USER or (name in _OF_ANYBODY and "/" in value)
+        if is_path and not value.startswith("~"):
+            found[idx] = (name, str(Path(value).absolute()))
     path = reach.search_path(plan, os.environ)
-    if path is not None:
-        found.append(("PATH", path))
-    if scope is Scope.USER and token_file is not None:
-        found.append(("HF_TOKEN_PATH", token_file))
-    return found
+    return found if path is None else [*found, ("PATH", path)]
 
 
 def _check_groups(names: "Sequence[str]") -> tuple[str, ...]:

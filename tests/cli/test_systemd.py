@@ -306,6 +306,41 @@ def test_a_unit_of_ones_own_is_below_the_users_configuration(launch: Launch, mod
     assert _files(config) == {}
 
 
+def test_what_led_to_a_plan_leads_the_service_there_too(launch: Launch, model: Path, tmp_path: Path) -> None:
+    """From another folder, and with none of the variables of this terminal."""
+    config = {
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "XDG_STATE_HOME": "/state",
+        "LAUNCHER_ACCEPT_HOLES": "CVE-1,CVE-2",
+    }
+    here = {"LAUNCHER_PROFILES": "mine", "LAUNCHER_LLAMA_SERVER": "build/llama-server", "HF_HOME": "~/hub"}
+    done = launch("render", "--user", *_on_gpu(model), **config, **here, LAUNCHER_VLLM="vllm", LAUNCHER_API_KEY=_KEY)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.replace('"', "").splitlines() if line.startswith("Environment=")]
+    paths = {"LAUNCHER_PROFILES": f"{tmp_path}/mine", "LAUNCHER_LLAMA_SERVER": f"{tmp_path}/build/llama-server"}
+    expected = {**config, **here, **paths, "LAUNCHER_VLLM": "vllm"}
+    assert {f"Environment={name}={value}" for name, value in expected.items()} <= set(told)
+    assert _KEY not in done.stdout
+    system = launch("render", *_on_gpu(model), **config)
+    assert "Environment=LAUNCHER_ACCEPT_HOLES=CVE-1,CVE-2\n" in system.stdout
+    assert "XDG_" not in system.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "named"),
+    [
+        (("--user",), {"HF_ENDPOINT": f"https://me:{_KEY}@mirror.test"}, "HF_ENDPOINT"),
+        (("--user", "--group", "root"), {}, "--group"),
+    ],
+)
+def test_what_a_unit_of_ones_own_cannot_have_is_refused(
+    words: tuple[str, ...], variables: dict[str, str], named: str, launch: Launch, model: Path
+) -> None:
+    """A password in a file that others read; an option that would be of no effect."""
+    done = launch("render", *_on_gpu(model), *words, **variables)
+    assert (done.returncode, named in done.stderr, done.stdout, _KEY in done.stderr) == (2, True, "", False)
+
+
 def test_a_system_unit_knows_the_administrators_profiles_and_nobodys_own(
     launch: Launch, root: Path, model: Path, tmp_path: Path
 ) -> None:
