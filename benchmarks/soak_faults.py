@@ -264,7 +264,8 @@ def _is_detection(told: Told) -> bool:
 
 
 def _is_end(told: Told) -> bool:
-    return told.event == "engine.failed"
+    """Whether the engine was lost, or taken away before the kernel could."""
+    return told.event in {"engine.failed", "instance.drained"}
 
 
 def _is_answer(told: Told) -> bool:
