@@ -36,7 +36,7 @@ from launcher.fetch.digests import check_digest, record_digest
 from launcher.fetch.hashing import DigestKind, hash_of, new_hasher
 from launcher.fetch.locks import exclusive
 from launcher.fetch.progress import Phase
-from launcher.fetch.web import Incoming, PassingError, UnreachableError, Web, show_url
+from launcher.fetch.web import Incoming, PassingError, UnreachableError, Web, show_url, wait_s
 from launcher.metadata.files import label
 from launcher.units import KIB, MIB, format_bytes
 
@@ -468,13 +468,9 @@ def _read_note(path: Path) -> str | None:
 
 
 def _wait_s(state: RetryCallState) -> float:
-    """Wait as long as the server asked, else longer each time; not at all to begin a changed file anew."""
+    """Wait as after any fault that passes; not at all to begin a changed file anew."""
     error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, _AnewError):
-        return 0.0
-    if isinstance(error, PassingError) and error.wait_s is not None:
-        return error.wait_s
-    return float(_BACKOFF(state))
+    return 0.0 if isinstance(error, _AnewError) else wait_s(state, _BACKOFF)
 
 
 def _sync_folder(path: Path) -> None:

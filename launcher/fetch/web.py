@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Final, NoReturn
 from urllib.parse import urljoin, urlsplit
@@ -28,6 +29,7 @@ from tenacity import (
     wait_exponential,
     wait_random,
 )
+from tenacity.wait import wait_base
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -169,7 +171,7 @@ class Web:
         attempts = Retrying(
             retry=retry_if_exception_type(PassingError),
             stop=stop_after_attempt(MAX_ATTEMPTS),
-            wait=_wait_s,
+            wait=partial(wait_s, backoff=_BACKOFF),
             sleep=self._sleep,
             reraise=True,
         )
@@ -421,12 +423,14 @@ def _asked_wait_s(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _wait_s(state: RetryCallState) -> float:
-    """Wait as long as the server asked, else longer each time."""
+def wait_s(state: RetryCallState, backoff: wait_base) -> float:
+    """Return the seconds until the next attempt: more each time, and not less than the server asked for.
+
+    One that asks for none, or names a moment that is over by this machine's clock, would else have all attempts at once.
+    """
     error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, PassingError) and error.wait_s is not None:
-        return error.wait_s
-    return float(_BACKOFF(state))
+    asked_s = error.wait_s if isinstance(error, PassingError) else None
+    return max(asked_s or 0.0, backoff(state))
 
 
 _MAX_DIGITS: Final = 19

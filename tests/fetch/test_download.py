@@ -509,6 +509,17 @@ def test_a_server_that_stays_busy_is_given_up(run: Run, hub: Hub, waits: list[fl
     assert sum(waits) < 150
 
 
+@pytest.mark.parametrize("when", ["0", "Thu, 01 Jan 2015 00:00:00 GMT"])
+def test_a_server_that_asks_for_no_wait_gets_one(run: Run, hub: Hub, waits: list[float], when: str) -> None:
+    """Or that names a moment which is over by our clock: its few attempts are not all made at once."""
+    hub.fault = always(lambda handler: handler.send(503, b"", {"Retry-After": when}))
+    with pytest.raises(RemoteError, match="answered 503"):
+        run()
+    assert len(waits) == MAX_FRUITLESS - 1
+    assert waits == sorted(waits)
+    assert 60 < sum(waits) < 150
+
+
 def test_a_wait_of_an_hour_is_not_waited(run: Run, hub: Hub, waits: list[float]) -> None:
     """It is told instead."""
     hub.fault = always(lambda handler: handler.send(429, b"", {"Retry-After": "3600"}))
