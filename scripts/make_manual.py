@@ -32,6 +32,9 @@ _EXITS: Final = (
 _ENVIRONMENT: Final = (
     ("LAUNCHER_LLAMA_SERVER", "The llama-server to use, before those on PATH."),
     ("LAUNCHER_VLLM", "vLLM's program, or the Python of its environment."),
+    ("LAUNCHER_ACCEPT_HOLES", "Published faults, by id with commas, that do not keep an engine from being used."),
+    ("LAUNCHER_PROFILES", "The folder of one's own profiles, instead of that in the user's configuration."),
+    ("LAUNCHER_CACHE_DIR", "Where that is kept which can be found out or downloaded again."),
     ("LAUNCHER_STATE_DIR", "Where state is kept, instead of systemd's STATE_DIRECTORY or the user's state directory."),
     ("LAUNCHER_API_KEY", "The key that clients of the endpoint have to send; --api-key-file comes before it."),
     ("HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE", "As the hub's own client reads them."),
@@ -85,6 +88,8 @@ def command_lines(command: click.Command, path: str) -> Iterator[str]:
     context = click.Context(command, info_name=path)
     yield f'.SS "{escape(path)}"'
     yield sentences(command.help)
+    if command.epilog:
+        yield from (".PP", sentences(command.epilog))
     yield from option_lines(command, context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
@@ -114,6 +119,8 @@ def page() -> str:
             " refused, with ways out that were checked. Reading commands take --json; data goes to the standard output,"
             " all else to the standard error."
         ),
+        ".SH OPTIONS",
+        *option_lines(root, context),
         ".SH COMMANDS",
     ]
     for name in root.list_commands(context):

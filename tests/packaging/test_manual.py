@@ -1,9 +1,11 @@
 """The manual page says what the commands say."""
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import click
 import pytest
@@ -29,7 +31,8 @@ def test_every_command_and_option_is_in_it() -> None:
     text = _PAGE.read_text(encoding="utf-8").replace("\\-", "-")
 
     def walk(command: click.Command, path: str) -> None:
-        assert f'.SS "{path}"' in text
+        assert f'.SS "{path}"' in text or path == "launch"
+        assert " ".join((command.epilog or "").replace("`", "\\(ga").split()) in text
         for parameter in command.params:
             for option in [name for name in parameter.opts if name.startswith("--")]:
                 assert option in text, (path, option)
@@ -40,8 +43,19 @@ def test_every_command_and_option_is_in_it() -> None:
 
     root = typer.main.get_command(app)
     assert isinstance(root, click.Group)
-    for name, command in root.commands.items():
-        walk(command, f"launch {name}")
+    walk(root, "launch")
+
+
+_OURS_ALONE: Final = {"LAUNCHER_GUARD_TOKEN", "LAUNCHER_APPLICATION"}
+"""What one process of ours tells another, or a cluster: nothing for people to set."""
+
+
+def test_every_variable_of_ours_is_in_it() -> None:
+    """Those that the code reads by name."""
+    text = "".join(path.read_text(encoding="utf-8") for path in (_ROOT / "launcher").rglob("*.py"))
+    read = set(re.findall(r'"(LAUNCHER_[A-Z_]+)"', text)) - _OURS_ALONE
+    assert len(read) > 5
+    assert [name for name in sorted(read) if f".B {name}\n" not in _PAGE.read_text(encoding="utf-8")] == []
 
 
 def test_troff_has_nothing_to_warn_of() -> None:
