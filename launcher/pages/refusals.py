@@ -43,7 +43,7 @@ PAGES: Final[tuple[Page, ...]] = (
         "exceeds-disk",
         "The weights would not fit on the disk.",
         "Even the smallest form that was considered is larger than what is free where weights are kept.",
-        "Free some space, or set LAUNCHER_CACHE_DIR to a folder on another disk.",
+        "Free some space, or set HF_HUB_CACHE, for weights from addresses LAUNCHER_CACHE_DIR, to a folder on another disk.",
     ),
     _refusal(
         "below-speed-floor",

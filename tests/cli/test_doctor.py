@@ -13,6 +13,7 @@ import jsonschema
 import msgspec
 import pytest
 
+from launcher.cli.doctor import _engine_requirement
 from launcher.domain import Address, EngineInstall, InstanceRecord, ProcessId, State
 from launcher.inventory.cgroup import probe_memory
 from launcher.inventory.proc import run_bounded
@@ -340,3 +341,20 @@ def test_what_a_killed_supervisor_left(doctor: Doctor) -> None:
     (folder / "instance.json").write_bytes(msgspec.json.encode(record))
     _, found = doctor.find()
     assert "`tiny` was ready when its supervisor was killed" in found["instance-stale"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("told", "n_offered"),
+    [("glibc 2.35", 1), ("glibc 2.36", 1), ("glibc 2.34", 0), ("other 9.9", 0), (None, 0)],
+)
+def test_the_prebuilt_engine_is_offered_where_pip_would_find_it(
+    told: str | None,
+    n_offered: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its wheel is for one kind of machine and newer C libraries: elsewhere the command would end with an error."""
+    monkeypatch.setattr("os.confstr", lambda _: told)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert (_engine_requirement() is not None) == bool(n_offered)
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert _engine_requirement() is None

@@ -139,8 +139,8 @@ def _served(facts: Facts) -> set[int]:
     """Return the processes of what is served here: engines, and all that carries the token of a guard that lives."""
     if facts.state is None:
         return set()
-    records = [view.record for view in facts.state.instances if view.record is not None]
-    engines = {record.engine.pid for record in records if record.engine is not None}
+    records = [view.record for view in facts.state.instances if view.supervisor_alive]
+    engines = {record.engine.pid for record in records if record is not None and record.engine is not None}
     return engines | {pid for left in facts.state.leftovers if left.guard_alive for pid in left.pids}
 
 
