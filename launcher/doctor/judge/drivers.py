@@ -40,6 +40,8 @@ def sum_up_drivers(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
     if found is not None and found.error_code is None and found.driver is not None:
         cuda = f", CUDA up to {found.cuda[0]}.{found.cuda[1]}" if found.cuda else ""
         evidence.append(Evidence(source="NVML", value=f"driver {found.driver}, library {found.library_version}{cuda}"))
+    if facts.drivers.rocm is not None:
+        evidence.append(Evidence(source="/opt/rocm/.info/version", value=facts.drivers.rocm))
     devices = [device for device in facts.inventory.devices if not is_software(device.description)]
     evidence += [Evidence(source="devices", value=f"{device.name} {device.description}") for device in devices]
     if not facts.drivers.is_read:

@@ -84,7 +84,8 @@ def check_disks(facts: Facts) -> Iterator[Finding]:
 def _where(disk: Disk) -> Evidence:
     kind = f", {disk.fs_type}" if disk.fs_type else ""
     return Evidence(
-        source=f"{disk.path}{kind}", value=f"{format_bytes(disk.free_bytes)} of {format_bytes(disk.total_bytes)} free"
+        source=f"{disk.path}{kind}",
+        value=f"{format_bytes(disk.free_bytes)} of {format_bytes(disk.total_bytes)} free, for {disk.wanted}",
     )
 
 

@@ -272,10 +272,16 @@ def sum_up_systemd(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
     """Say which units there are; nothing where systemd does not run."""
     if facts.systemd is None or facts.systemd.notes:
         return None
+    version = Evidence(source="systemctl --version", value=f"systemd {facts.systemd.version or 'of unknown version'}")
     if not facts.systemd.units:
         return "no unit of the launcher is loaded", (
+            version,
             Evidence(source="systemctl show 'launch@*.service'", value="none, of the system or of the user"),
         )
-    return "the launcher's units are well", tuple(
-        Evidence(source=unit.name, value=f"{unit.scope}, {unit.active}, {unit.enabled}") for unit in facts.systemd.units
+    return "the launcher's units are well", (
+        version,
+        *(
+            Evidence(source=unit.name, value=f"{unit.scope}, {unit.active}, {unit.enabled}")
+            for unit in facts.systemd.units
+        ),
     )

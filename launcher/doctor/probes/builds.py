@@ -45,9 +45,7 @@ def _llama_cpp(install: EngineInstall) -> EngineBuild:
     }
     files = [*([binary] if binary is not None else []), *carried.values()][:_MAX_LIBRARIES]
     told = {str(path): _ldd(path, install) for path in files}
-    linked = {
-        backend for text in told.values() for library, backend in _LINKED.items() if f"{library}." in text or library in text
-    }  # fmt: skip
+    linked = {backend for text in told.values() for library, backend in _LINKED.items() if library in text}
     cuda = next(((name, match) for name, text in told.items() if (match := _CUDA_LIBRARY.search(text))), None)
     missing = dict.fromkeys(
         f"{match['name']} of {name}" for name, text in told.items() for match in _MISSING.finditer(text)
