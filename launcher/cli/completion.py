@@ -65,6 +65,23 @@ def complete_instance(incomplete: str) -> _Offers:
     return []
 
 
+def complete_unit(ctx: typer.Context, incomplete: str) -> _Offers:
+    """Offer what is installed as a unit where the command would look."""
+    import os
+    from pathlib import Path
+
+    from launcher.errors import LauncherError
+    from launcher.installation.places import units_folder
+    from launcher.render.systemd import Scope
+
+    scope = Scope.USER if ctx.params.get("user") else Scope.SYSTEM
+    with suppress(LauncherError, OSError):
+        found = units_folder(scope, Path(ctx.params.get("root") or "/"), os.environ).glob("launch@*.service.d")
+        names = (path.name.removeprefix("launch@").removesuffix(".service.d") for path in found)
+        return _beginning(((name, "") for name in sorted(names)), incomplete)
+    return []
+
+
 def complete_code(incomplete: str) -> _Offers:
     """Offer the codes that have a page; a log's name is completed as any file's."""
     from launcher.pages import PAGES

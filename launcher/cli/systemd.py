@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from launcher.cli import serve as serving
+from launcher.cli.completion import complete_unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +34,8 @@ Group = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _ROOT = Path("/")
 _PASSING = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": ["-h", "--help"]}
+_REFUSED = ("detach", "cluster")
+"""Options of `serve` that a unit cannot be given."""
 _PASSED = "NAME and options are those of `launch serve`; the service is started with them."
 
 group = typer.Typer(name="systemd", help="Units of systemd that serve a model.", no_args_is_help=True)
@@ -42,7 +46,20 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="systemd")
 
 
-@group.command(context_settings=_PASSING, epilog=_PASSED, options_metavar="NAME [OPTIONS] [OPTIONS OF SERVE]")
+class _Passing(TyperCommand):
+    """A command that passes words on to `serve`: a shell that completes them is offered what `serve` takes."""
+
+    def get_params(self, ctx: "click.Context") -> "list[click.Parameter]":
+        """Return its own parameters, and those of `serve` while words are completed."""
+        own = super().get_params(ctx)
+        if not ctx.resilient_parsing:
+            return own
+        return [*(each for each in _serve_command().params if each.name not in _REFUSED), *own]
+
+
+@group.command(
+    cls=_Passing, context_settings=_PASSING, epilog=_PASSED, options_metavar="NAME [OPTIONS] [OPTIONS OF SERVE]"
+)
 def render(
     ctx: typer.Context,
     user: User = False,
@@ -58,7 +75,9 @@ def render(
     typer.echo(render_json(units, str(folder), str(root)) if json else render_text(units, str(folder)), nl=False)
 
 
-@group.command(context_settings=_PASSING, epilog=_PASSED, options_metavar="NAME [OPTIONS] [OPTIONS OF SERVE]")
+@group.command(
+    cls=_Passing, context_settings=_PASSING, epilog=_PASSED, options_metavar="NAME [OPTIONS] [OPTIONS OF SERVE]"
+)
 def install(
     ctx: typer.Context,
     user: User = False,
@@ -93,7 +112,14 @@ def install(
 
 @group.command()
 def uninstall(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The instance, as `launch ps` names it, or its profile.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The instance, as `launch ps` names it, or its profile.",
+            autocompletion=complete_unit,
+        ),
+    ],
     user: User = False,
     overwrite: Overwrite = False,
     root: Root = _ROOT,
@@ -220,21 +246,24 @@ def _make_units(
     return units, places.units_folder(scope, root, os.environ)
 
 
+def _serve_command() -> "click.Command":
+    from typer.main import get_command
+
+    app = typer.Typer()
+    serving.register(app)
+    return get_command(app)
+
+
 def _parse(ctx: typer.Context) -> "click.Context":
     """Read the words that are not ours as `launch serve` would.
 
     Raises:
         UsageError: they ask for what a unit cannot do.
     """
-    from typer.main import get_command
-
     from launcher.errors import UsageError
 
-    app = typer.Typer()
-    serving.register(app)
-    command = get_command(app)
-    parsed = command.make_context(ctx.info_name, list(ctx.args), parent=ctx.parent)
-    for name in ("detach", "cluster"):
+    parsed = _serve_command().make_context(ctx.info_name, list(ctx.args), parent=ctx.parent)
+    for name in _REFUSED:
         if parsed.params[name]:
             msg = f"a unit cannot be given --{name}"
             raise UsageError(msg, help="it stays in the foreground, and on this machine: leave the option out")

@@ -43,6 +43,9 @@ def _offers(line: str, state: Path) -> list[str]:
         ("launch doctor gemma3-27", ["gemma3-270m"]),
         ("launch plan no-such-model-", []),
         ("launch stop ", []),
+        ("launch systemd install gemma2-", ["gemma2-27b", "gemma2-9b"]),
+        ("launch systemd render gemma2-27b --quant q5", ["q5_k_m"]),
+        ("launch systemd install gemma2-27b --h", ["--host", "--hub-token-file", "--help"]),
     ],
 )
 def test_values_are_offered(line: str, offered: list[str], tmp_path: Path) -> None:
@@ -76,6 +79,14 @@ def test_words_of_a_profile_are_words_for_a_shell(shell: str, tmp_path: Path) ->
     words = re.findall(r'^"?mine-(\d)"?[:\t]"?(.*?)"?$', told, re.MULTILINE)
     assert [idx for idx, _ in words] == [str(idx) for idx in range(len(hostile))]
     assert [text for _, text in words if re.search(r"[^\w ;()/]", text)] == []
+
+
+def test_units_are_offered_where_they_would_be_removed(tmp_path: Path) -> None:
+    """Those of the system below its root; `--user` has others."""
+    (tmp_path / "etc/systemd/system/launch@mine.service.d").mkdir(parents=True)
+    (tmp_path / "etc/systemd/system/other@yours.service.d").mkdir()
+    assert _offers(f"launch systemd uninstall --root {tmp_path} ", tmp_path) == ["mine"]
+    assert _offers(f"launch systemd uninstall --root {tmp_path} --user ", tmp_path) == []
 
 
 def test_instances_are_offered_by_name(tmp_path: Path) -> None:
