@@ -195,7 +195,7 @@ def _pull_from_hub(
         source = _hub_source(settings, repository, commit, file, artifact)
         wanted.append(_Wanted(source=source, place=folder.place(source.digest)))
     with told_of(settings, repository):
-        fetched = _fetch(way, wanted)
+        fetched = _fetch(way, wanted, require=folder.require_links)
     with named_faults(repository, folder.path):
         links = [folder.link(commit, file.name, Path(file.path)) for file in fetched]
         folder.point(commit)
@@ -328,10 +328,16 @@ def _check_name(name: str) -> None:
 # --- All files --------------------------------------------------------------------------------------------------
 
 
-def _fetch(way: _Way, wanted: Sequence[_Wanted]) -> tuple[PulledFile, ...]:
-    """Download one file after the other, once there is room for all of them; what is here already is verified."""
+def _fetch(
+    way: _Way, wanted: Sequence[_Wanted], *, require: Callable[[], None] = lambda: None
+) -> tuple[PulledFile, ...]:
+    """Download one file after the other, once there is room for all of them; what is here already is verified.
+
+    ``require`` looks into what else has to hold of where they go.
+    """
     with named_faults(wanted[0].source.name, wanted[0].place.path.parent):
         _check_room(wanted)
+        require()
     total = None if any(item.source.size_bytes is None for item in wanted) else sum(map(_size, wanted))
     meter = Meter()
     fetched: list[PulledFile] = []

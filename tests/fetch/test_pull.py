@@ -1,5 +1,6 @@
 """A whole artifact comes to where every program that uses the hub's cache finds it, or nothing of it counts."""
 
+import errno
 import hashlib
 import os
 import subprocess
@@ -429,6 +430,39 @@ def test_what_stands_where_a_link_goes_is_replaced_or_told(
     with pytest.raises(DownloadError, match="is in the way"):
         bring(tiny())
     tried["planted file"] += 3
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "words"),
+    [
+        (errno.EPERM, DownloadError, "has no symbolic links"),
+        (errno.EOPNOTSUPP, DownloadError, "has no symbolic links"),
+        (errno.ENOSPC, DiskFullError, "finds no more room"),
+        (errno.EROFS, DownloadError, "cannot be kept"),
+    ],
+)
+def test_where_links_cannot_be_made_nothing_comes(
+    hub: Hub,
+    here: Here,
+    bring: Pull,
+    files: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    number: int,
+    kind: type[LauncherError],
+    words: str,
+) -> None:
+    """A disk from another system has none: that is told before the first byte, not after the last."""
+    hub.files = {"o/tiny": files}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with pytest.raises(kind, match=words):
+        bring(tiny())
+    assert hub.asked_for("resolve") == []
+    assert [path for path in here.cache.rglob("*") if not path.is_dir()] == []
 
 
 def test_what_is_published_broken_is_told(hub: Hub, bring: Pull) -> None:
