@@ -59,8 +59,9 @@ def _read(source: str) -> "LogReading":
     from launcher.doctor.log_text import parse_log
     from launcher.findings import Diagnosis, LogReading
     from launcher.pages import PAGES
-    from launcher.supervisor.faults import End
+    from launcher.supervisor.faults import Answer, End
     from launcher.supervisor.post_mortem import examine, last_words
+    from launcher.supervisor.signs import Cause
 
     log = _read_in_time(source)
     parsed = parse_log(log.text)
@@ -78,7 +79,8 @@ def _read(source: str) -> "LogReading":
             code=fault.code,
             cause=fault.cause,
             meaning=fault.meaning,
-            answer=fault.answer,
+            # A served engine has a port of its own behind the gateway: that another has it is nothing to give up for.
+            answer=Answer.RESTART if fault.cause is Cause.PORT else fault.answer,
             help=fault.help,
             lines=fault.lines,
             memory=fault.memory,

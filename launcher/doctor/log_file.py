@@ -83,7 +83,8 @@ def _read(fd: int, source: str) -> ReadLog:
     for mark, program in _PACKED.items():
         if head.startswith(mark):
             message = f"`{ascii(source)[1:-1]}` is no text, but what `{program}` reads"
-            raise UsageError(message, help=f"`{program} {shlex.quote(source)} | launch explain -` reads its lines")
+            packed = "FILE" if source == _STDIN else shlex.quote(source)
+            raise UsageError(message, help=f"`{program} {packed} | launch explain -` reads its lines")
     is_cut = n_bytes > len(head) + n_tail
     between = b"\n" if is_cut else b""  # so that no line is made of two
     data = bytes(head) + between + b"".join(tail)

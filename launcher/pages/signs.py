@@ -18,13 +18,13 @@ PAGES: Final[tuple[Page, ...]] = (
         "port-bind-refused",
         "llama-server could not listen on its port.",
         "Somebody else listens there, or the address is not this machine's.",
-        "Choose another with `--port`; `launch doctor` names who has it.",
+        "Of a port that clients see: choose another with `--port`; `launch doctor` names who has it.",
     ),
     _sign(
         "address-in-use",
         "The port is in use.",
         "Another server, or an earlier one of the same name that still runs.",
-        "Choose another with `--port`; `launch ps` shows what is served here.",
+        "Of a port that clients see: choose another with `--port`; `launch ps` shows what is served here.",
     ),
     _sign(
         "buffer-beyond-device",

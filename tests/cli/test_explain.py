@@ -140,6 +140,14 @@ def test_every_sign_that_was_recorded_is_recognised() -> None:
     assert len({code for code in EXPECTED.values() if code}) >= 30
 
 
+@pytest.mark.parametrize("name", [name for name, code in EXPECTED.items() if code and "port-in-use" in name])
+def test_a_port_is_nothing_to_give_up_for(name: str) -> None:
+    """As the page of the cause says: behind the gateway the engine's port is private, and the next start takes another."""
+    found = json.loads(explain(str(TRANSCRIPTS / f"{name}.log"), "--json"))["log"]["diagnosis"]
+    assert (found["cause"], found["answer"]) == ("port", "restart")
+    assert "takes another" in PAGES["port"].comes
+
+
 def test_a_page() -> None:
     """A code, as it was printed or bare, has its page, in text and as JSON."""
     text = explain("port-in-use")
