@@ -246,7 +246,7 @@ audit:
 	.venv-audit/bin/python scripts/audit.py || [ $$? -eq 3 -a -z "$(STRICT)" ]
 
 golden: $(VENV)/.checks
-	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/cli/test_doctor.py tests/export/test_goldens.py
+	LAUNCHER_GOLDEN=1 $(BIN)/python -m pytest -q tests/scenarios tests/render/test_plan.py tests/cli/test_doctor.py tests/cli/test_bench.py::test_the_schema_file_is_the_code_s tests/export/test_goldens.py
 	$(BIN)/python scripts/make_manual.py
 	git diff --stat tests/scenarios tests/export docs
 

@@ -71,8 +71,8 @@ class Bench:
         """Measure one request in an engine started for it."""
         self._seed += 1
         async with open_(plan) as session:
-            await warm_up(session, plan.engine)
-            return await measure(session, plan.engine, _WORKLOAD, seed=self._seed)
+            await warm_up(session, plan)
+            return await measure(session, plan, _WORKLOAD, seed=self._seed)
 
     def grid(self, plan: Plan) -> Iterator[Plan]:
         """Yield the plans of every point on the plan's engine."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from launcher.cli import (
+    bench,
     calibrate,
     chat,
     doctor,
@@ -71,6 +72,7 @@ for module in (
     hardware,
     profiles,
     calibrate,
+    bench,
     doctor,
     explain,
     instances,

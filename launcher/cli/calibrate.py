@@ -1,6 +1,7 @@
 """``launch calibrate``: measure this machine with a real model, and remember it for the next plans."""
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -8,7 +9,7 @@ import typer
 from launcher.cli import options as opt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from aiohttp import ClientSession
 
@@ -98,7 +99,7 @@ def _parse(quant: str | None, context: int | None, engine: str | None) -> "Setti
     )
 
 
-def engine_opener(instance: "Instance") -> "OpenEngine":
+def engine_opener(instance: "Instance", start_timeout_s: float = 120.0) -> "OpenEngine":
     """Return what starts a plan's engine, under the instance's lock, for as long as a block lasts.
 
     A port that was free may be another's before the engine binds it: the start is then tried on other ports.
@@ -115,7 +116,8 @@ def engine_opener(instance: "Instance") -> "OpenEngine":
     @retry(retry=retry_if_exception_type(PortInUseError), stop=stop_after_attempt(_N_PORTS), reraise=True)
     async def start(plan: "Plan", stack: AsyncExitStack) -> "ClientSession":
         command = await aside(make_command, plan, tell=False)  # it may read files for minutes
-        return await stack.enter_async_context(open_engine(command, instance=instance, plan=plan))
+        engine = open_engine(command, instance=instance, plan=plan, start_timeout_s=start_timeout_s)
+        return await stack.enter_async_context(engine)
 
     @asynccontextmanager
     async def open_plan(plan: "Plan") -> "AsyncIterator[ClientSession]":
@@ -123,6 +125,32 @@ def engine_opener(instance: "Instance") -> "OpenEngine":
             yield await start(plan, stack)
 
     return open_plan
+
+
+@contextmanager
+def measuring() -> "Iterator[Instance]":
+    """Take the lock that keeps measurements of this machine from disturbing each other, and say what else disturbs them.
+
+    Raises:
+        AlreadyServedError: another one is being made.
+    """
+    from contextlib import ExitStack
+
+    from launcher.errors import AlreadyServedError
+    from launcher.store import list_instances, open_instance
+
+    for view in list_instances():
+        if view.supervisor_alive:
+            typer.echo(f"warning: `{view.name}` is being served, and takes part of what is measured", err=True)
+    with ExitStack() as stack:
+        try:
+            instance = stack.enter_context(open_instance("calibrate"))
+        except AlreadyServedError:
+            message = "this machine is being measured already"
+            raise AlreadyServedError(
+                message, help="wait until the other `launch calibrate` or `launch bench` has ended"
+            ) from None
+        yield instance
 
 
 def read_known(machine: "Machines", name: str | None) -> "Calibration | None":
@@ -145,7 +173,6 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
     import asyncio
     import time
 
-    from launcher.store import list_instances, open_instance
     from launcher.tune.bandwidth import BLOCK_BYTES, measure_bandwidth
     from launcher.tune.calibrate import calibrate as search
     from launcher.units import format_rate
@@ -154,10 +181,7 @@ def _measure(request: "Request", inventory: "Inventory", max_s: float) -> "Outco
         typer.echo(line, err=True)
 
     known = read_known(inventory, None)
-    for view in list_instances():
-        if view.supervisor_alive:
-            report(f"warning: `{view.name}` is being served, and takes part of what is measured")
-    with open_instance("calibrate") as instance:
+    with measuring() as instance:
         begin_s = time.monotonic()
         n_bytes = min(BLOCK_BYTES, inventory.host.free_bytes // 4)
         bandwidth = measure_bandwidth(inventory.host.n_cpu, n_bytes=n_bytes)

@@ -1,7 +1,7 @@
 """A plan or a refusal as the lines that a person reads, and as JSON. Pure."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -37,6 +37,15 @@ def outcome_json(outcome: Outcome) -> str:
 def outcome_schema() -> str:
     """Return the JSON Schema of ``outcome_json``'s documents, as it is kept in ``docs/plan.schema.json``."""
     (plan, refusal), components = msgspec.json.schema_components((Plan, Refusal), ref_template="#/$defs/{name}")
+    kinds = {"plan": plan, "refusal": refusal, "plans": {"type": "array", "items": plan}}
+    return schema_of("launch plan --json", kinds, components)
+
+
+def schema_of(title: str, kinds: Mapping[str, Any], components: dict[str, Any]) -> str:
+    """Return the JSON Schema of documents that hold one of several ``kinds`` of value under its name, beside the version.
+
+    What tells a plan from a refusal within the program is left out, as in the documents: there the name tells it.
+    """
     for definition in components.values():
         definition.get("properties", {}).pop("outcome", None)
         if "outcome" in definition.get("required", ()):
@@ -44,10 +53,10 @@ def outcome_schema() -> str:
     version = {"const": SCHEMA_VERSION}
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "launch plan --json",
+        "title": title,
         "oneOf": [
             {"type": "object", "required": ["schema_version", key], "properties": {"schema_version": version, key: ref}}
-            for key, ref in (("plan", plan), ("refusal", refusal), ("plans", {"type": "array", "items": plan}))
+            for key, ref in kinds.items()
         ],
         "$defs": components,
     }
@@ -88,9 +97,7 @@ def _device_names(plan: Plan) -> str:
 
 def render_plan(plan: Plan) -> str:
     """Return what was chosen, what it takes of each memory, how fast it should be, and what was given up."""
-    lines = [f"`{plan.model}` at {plan.quantization} with {plan.engine}: {describe_placement(plan)}"]
-    lines += [line for name, fact in _settings(plan) for line in wrapped(fact, first=f"  {name:<9} ", rest=_INDENT)]
-    lines += ["", *_memory(plan)]
+    lines = [*render_choice(plan), "", *_memory(plan)]
     blocks = (
         [line for fact in plan.given_up for line in wrapped(fact, first="  given up  ", rest=_INDENT)],
         [line for verdict in plan.verdicts for line in _verdict(verdict)],
@@ -100,6 +107,13 @@ def render_plan(plan: Plan) -> str:
     for block in blocks:
         lines += ["", *block] if block else []
     return "\n".join(lines) + "\n"
+
+
+def render_choice(plan: Plan) -> list[str]:
+    """Return the lines that say what is served, where and with which settings, and how fast that should be."""
+    lines = [f"`{plan.model}` at {plan.quantization} with {plan.engine}: {describe_placement(plan)}"]
+    lines += [line for name, fact in _settings(plan) for line in wrapped(fact, first=f"  {name:<9} ", rest=_INDENT)]
+    return lines
 
 
 def _settings(plan: Plan) -> Iterator[tuple[str, str]]:

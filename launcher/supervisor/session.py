@@ -28,6 +28,8 @@ _N_LINES: Final = 4000
 _GRACE_S: Final = 5.0
 _GUARD_PATIENCE_S: Final = 5.0
 _ORPHAN_GRACE_S: Final = 1.0
+_LAST_WORDS_S: Final = 2.0
+"""Between a connection that breaks and the guard's report that the engine has ended."""
 
 
 class _Engine:
@@ -82,7 +84,8 @@ async def open_engine(
     """Start the command's engine and yield a session to its endpoint; the caller holds the instance's lock.
 
     Raises:
-        EngineFailedError: it ended before it was ready, or was not ready in time.
+        EngineFailedError: it ended before it was ready, or was not ready in time; what the block says of an engine that has
+            ended by then is replaced by how it ended.
         PlacementError: it put the model elsewhere than planned.
         PortInUseError: another process has the address, or had it before the engine.
         EngineMissingError, WeightsMissingError, StateError: found before anything was started.
@@ -100,7 +103,13 @@ async def open_engine(
     try:
         async with readiness.open_session(command, engine.env) as session:
             await engine.await_ready(session, start_timeout_s)
-            yield session
+            try:
+                yield session
+            except EngineFailedError as error:
+                await asyncio.wait([engine.holding.ended], timeout=_LAST_WORDS_S)
+                if engine.holding.ended.done():
+                    raise engine.fault() from error
+                raise
     finally:
         await _to_its_end(engine.holding.close(_GRACE_S, _GUARD_PATIENCE_S))
 

@@ -146,10 +146,10 @@ class _Race:
         found = self.samples.setdefault(point, [])
         try:
             async with asyncio.timeout(limit_s), self._open_engine(plan) as session:
-                await warm_up(session, plan.engine)
+                await warm_up(session, plan)
                 for _ in range(_N_PER_START):
                     self._n_runs += 1
-                    found.append(await measure(session, plan.engine, self._workload, seed=self._n_runs))
+                    found.append(await measure(session, plan, self._workload, seed=self._n_runs))
                 self._quickest_s = min(self._quickest_s, time.monotonic() - begin_s)
         except (EngineFailedError, PortInUseError) as error:
             self._leave_out(point, plan, error)

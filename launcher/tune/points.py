@@ -28,11 +28,17 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """The rates of one request, and how many prompt tokens the engine counted."""
+    """The rates of one request, the tokens that the engine counted, and when its answer began and ended.
+
+    Both times are seconds since it was sent, by the clock of whoever sent it.
+    """
 
     prompt_tps: float
     generation_tps: float
     n_prompt: int
+    n_generated: int
+    first_token_s: float
+    last_token_s: float
 
 
 class Point(Struct, frozen=True, kw_only=True):

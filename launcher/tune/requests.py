@@ -1,17 +1,21 @@
-"""The rates of one engine, measured through its own endpoint: prompt tokens/s and generated tokens/s.
+"""The rates of one engine, measured through its endpoint: prompt and generated tokens/s, and when an answer began.
 
-Native llama-server times itself and says so in its answers; llama-cpp-python is timed from here. It must not know how
-the engine was started or which settings it has.
+Native llama-server times itself and says so in its answers; other engines are timed from here. It must not know how
+the engine was started, which settings it has, or what stands before it.
 """
 
+import json
 import random
 import time
-from typing import Any, Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final, NamedTuple
 
 import aiohttp
 
-from launcher.domain import Engine
-from launcher.errors import EngineFailedError
+from launcher.domain import Engine, Plan
+from launcher.errors import EndpointAccessError, EngineFailedError
+from launcher.inventory.text import printable
 from launcher.tune.points import Sample, Workload
 
 _TEXT: Final = (
@@ -24,6 +28,14 @@ _N_WARM_UP_WORDS: Final = 8
 _N_WARM_UP_TOKENS: Final = 4
 _REQUEST_S: Final = 600.0
 _OK: Final = 200
+_UNAUTHORIZED: Final = 401
+_DONE: Final = b"[DONE]"
+_N_EXCERPT: Final = 200
+_HEADERS: Final = {"Connection": "close"}
+"""llama-server (build 10434) closes the connection behind a streamed answer without saying so before: the next request would
+run into that."""
+_LEAST_TIMED: Final = 2
+"""Tokens of an answer from which a rate can be told."""
 
 
 def make_prompt(n_words: int, seed: int) -> str:
@@ -32,23 +44,28 @@ def make_prompt(n_words: int, seed: int) -> str:
     return " ".join(chosen.choice(_WORDS) for _ in range(n_words))
 
 
-async def warm_up(session: aiohttp.ClientSession, engine: Engine) -> None:
+async def warm_up(session: aiohttp.ClientSession, plan: Plan) -> None:
     """Ask for a few tokens, so that what happens only once is over."""
     workload = Workload(n_prompt=_N_WARM_UP_WORDS, n_generated=_N_WARM_UP_TOKENS)
-    await measure(session, engine, workload, seed=-1)
+    await measure(session, plan, workload, seed=-1)
 
 
-async def measure(session: aiohttp.ClientSession, engine: Engine, workload: Workload, *, seed: int) -> Sample:
-    """Measure one request.
+async def measure(session: aiohttp.ClientSession, plan: Plan, workload: Workload, *, seed: int) -> Sample:
+    """Measure one request to the plan's engine.
 
     Raises:
         EngineFailedError: the engine stopped answering, or answered with something else.
+        EndpointAccessError: the endpoint wants a key, or another one.
     """
     prompt = make_prompt(workload.n_prompt, seed)
     try:
-        if engine is Engine.LLAMA_SERVER:
-            return await _by_its_own_clock(session, prompt, workload)
-        return await _by_our_clock(session, prompt, workload)
+        match plan.engine:
+            case Engine.LLAMA_SERVER:
+                return await _by_its_own_clock(session, prompt, workload)
+            case Engine.LLAMA_CPP_PYTHON:
+                return await _in_two_requests(session, prompt, workload)
+            case Engine.VLLM:
+                return await _by_our_clock(session, prompt, workload, plan.model)
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         message = f"the engine stopped answering while it was measured: {str(error) or type(error).__name__}"
         raise EngineFailedError(message) from error
@@ -57,14 +74,53 @@ async def measure(session: aiohttp.ClientSession, engine: Engine, workload: Work
         raise EngineFailedError(message) from error
 
 
-async def _post(session: aiohttp.ClientSession, path: str, body: dict[str, object]) -> Any:
+@asynccontextmanager
+async def _post(
+    session: aiohttp.ClientSession, path: str, body: dict[str, object]
+) -> AsyncIterator[aiohttp.ClientResponse]:
     timeout = aiohttp.ClientTimeout(total=_REQUEST_S)
-    async with session.post(path, json=body, timeout=timeout, allow_redirects=False) as response:
+    async with session.post(path, json=body, headers=_HEADERS, timeout=timeout, allow_redirects=False) as response:
+        if response.status == _UNAUTHORIZED:
+            message = "the endpoint wants an API key, or another one"
+            raise EndpointAccessError(message, help="give it with `--api-key-file FILE`, or in $LAUNCHER_API_KEY")
         if response.status != _OK:
-            excerpt = (await response.text())[:200]
+            excerpt = printable((await response.text())[:_N_EXCERPT])
             message = f"a measuring request was answered with status {response.status}: {excerpt}"
             raise EngineFailedError(message)
-        return await response.json(content_type=None)
+        yield response
+
+
+class _Stream(NamedTuple):
+    """When the first and the last token of a streamed answer came, in seconds, and all that its events told."""
+
+    first_s: float
+    last_s: float
+    told: dict[str, Any]
+
+
+async def _stream(session: aiohttp.ClientSession, path: str, body: dict[str, object]) -> _Stream:
+    first_s = last_s = None
+    told: dict[str, Any] = {}
+    begin_s = time.perf_counter()
+    async with _post(session, path, {**body, "stream": True}) as response:
+        async for line in response.content:
+            data = line.removeprefix(b"data:").strip()
+            if data == line.strip() or data == _DONE:  # a blank line, a comment, the end
+                continue
+            event = json.loads(data)
+            if "error" in event:
+                fault = event["error"]
+                words = fault.get("message", fault) if isinstance(fault, dict) else fault
+                message = f"a measuring request ended in an error: {printable(str(words)[:_N_EXCERPT])}"
+                raise EngineFailedError(message)
+            if event.get("choices") or ("content" in event and not event.get("stop")):
+                last_s = time.perf_counter() - begin_s
+                first_s = last_s if first_s is None else first_s
+            told.update(event)
+    if first_s is None or last_s is None:
+        message = "no token came"
+        raise ValueError(message)
+    return _Stream(first_s, last_s, told)
 
 
 async def _by_its_own_clock(session: aiohttp.ClientSession, prompt: str, workload: Workload) -> Sample:
@@ -75,23 +131,64 @@ async def _by_its_own_clock(session: aiohttp.ClientSession, prompt: str, workloa
         "cache_prompt": False,
         "temperature": 0,
     }
-    timings = (await _post(session, "/completion", body))["timings"]
+    stream = await _stream(session, "/completion", body)
+    timings = stream.told["timings"]
     return Sample(
         prompt_tps=1000 * timings["prompt_n"] / timings["prompt_ms"],
         generation_tps=1000 * timings["predicted_n"] / timings["predicted_ms"],
         n_prompt=int(timings["prompt_n"]),
+        n_generated=int(timings["predicted_n"]),
+        first_token_s=stream.first_s,
+        last_token_s=stream.last_s,
     )
 
 
-async def _by_our_clock(session: aiohttp.ClientSession, prompt: str, workload: Workload) -> Sample:
-    """Time the prompt alone, then, with the prompt in the engine's memory, the answer alone."""
+async def _by_our_clock(session: aiohttp.ClientSession, prompt: str, workload: Workload, model: str) -> Sample:
+    """Time a streamed answer, of which the engine tells only how many tokens it was."""
+    body: dict[str, object] = {
+        "model": model,
+        "prompt": prompt,
+        "max_tokens": workload.n_generated,
+        "ignore_eos": True,
+        "temperature": 0,
+        "stream_options": {"include_usage": True},
+    }
+    stream = await _stream(session, "/v1/completions", body)
+    usage = stream.told["usage"]
+    n_prompt, n_generated = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
+    if n_generated < _LEAST_TIMED:
+        message = f"{n_generated} tokens of {workload.n_generated}"
+        raise ValueError(message)
+    return Sample(
+        prompt_tps=n_prompt / stream.first_s,
+        generation_tps=(n_generated - 1) / (stream.last_s - stream.first_s),
+        n_prompt=n_prompt,
+        n_generated=n_generated,
+        first_token_s=stream.first_s,
+        last_token_s=stream.last_s,
+    )
+
+
+async def _in_two_requests(session: aiohttp.ClientSession, prompt: str, workload: Workload) -> Sample:
+    """Time the prompt alone, then, with the prompt in the engine's memory, the answer alone.
+
+    llama_cpp.server (0.3.36) does not tell in a stream how many tokens a prompt was.
+    """
 
     async def timed(n_tokens: int) -> tuple[float, int, int]:
         body: dict[str, object] = {"prompt": prompt, "max_tokens": n_tokens, "temperature": 0}
         begin_s = time.perf_counter()
-        usage = (await _post(session, "/v1/completions", body))["usage"]
+        async with _post(session, "/v1/completions", body) as response:
+            usage = (await response.json(content_type=None))["usage"]
         return time.perf_counter() - begin_s, int(usage["prompt_tokens"]), int(usage["completion_tokens"])
 
     prompt_s, n_prompt, _ = await timed(1)
     answer_s, _, n_generated = await timed(workload.n_generated)
-    return Sample(prompt_tps=n_prompt / prompt_s, generation_tps=n_generated / answer_s, n_prompt=n_prompt)
+    return Sample(
+        prompt_tps=n_prompt / prompt_s,
+        generation_tps=n_generated / answer_s,
+        n_prompt=n_prompt,
+        n_generated=n_generated,
+        first_token_s=prompt_s,
+        last_token_s=prompt_s + answer_s,
+    )

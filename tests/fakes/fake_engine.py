@@ -56,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--rates", help="JSON: threads to prompt and generated tokens/s; other options are then ignored"
     )
+    parser.add_argument("--answer-s", type=float, default=0.0, help="take this long until a completion is answered")
     parser.add_argument("--threads", default="1")
     parser.add_argument("--threads-batch", default="1")
     parser.add_argument("--flash-attn", default="on")
@@ -122,6 +123,16 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def stream(self, asked: dict[str, object]) -> None:
+        """Send a token an event, the timings with the last, and close the connection as llama-server does."""
+        events: list[dict[str, object]] = [{"content": "x", "stop": False} for _ in range(int(str(asked["n_predict"])))]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.end_headers()
+        for event in [*events, {"content": "", "stop": True, "timings": timings(self.args, asked)}]:
+            self.wfile.write(b"data: " + json.dumps(event).encode() + b"\n\n")
+        self.close_connection = True
+
     def do_GET(self) -> None:
         """Answer health and models: 503 while loading."""
         if self.ready:
@@ -134,6 +145,7 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         while self.args.canary_hangs:
             time.sleep(3600)
+        time.sleep(self.args.answer_s)
         asked = json.loads(body or b"{}")
         if "status" in asked.get("fake", {}):
             self.answer(asked["fake"]["status"], {"error": {"message": "cannot read the picture"}})
@@ -142,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.args.canary_status != 200:
             self.answer(self.args.canary_status, {"error": {"message": "compute error"}})
         elif self.path == "/completion" and self.args.rates:
-            self.answer(200, {"content": "x", "timings": timings(self.args, asked)})
+            self.stream(asked)
         elif self.path == "/completion":
             self.answer(200, {"content": "x", "tokens_predicted": 1})
         else:

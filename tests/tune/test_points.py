@@ -21,7 +21,15 @@ _POINT = Point(build="b", n_threads=4, n_threads_batch=4, n_batch=2048, n_ubatch
 
 
 def _rate(prompt_tps: float, generation_tps: float) -> Rate:
-    return rate_of([Sample(prompt_tps=prompt_tps, generation_tps=generation_tps, n_prompt=512)], 512, 48)
+    sample = Sample(
+        prompt_tps=prompt_tps,
+        generation_tps=generation_tps,
+        n_prompt=512,
+        n_generated=48,
+        first_token_s=512 / prompt_tps,
+        last_token_s=512 / prompt_tps + 47 / generation_tps,
+    )
+    return rate_of([sample], 512, 48)
 
 
 @given(st.integers(1, 256), st.one_of(st.none(), st.integers(1, 256)))
