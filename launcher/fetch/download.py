@@ -36,6 +36,7 @@ from launcher.fetch.digests import check_digest, record_digest
 from launcher.fetch.hashing import DigestKind, hash_of, new_hasher
 from launcher.fetch.locks import exclusive
 from launcher.fetch.progress import Phase
+from launcher.fetch.room import FREE_SPACE, require_room
 from launcher.fetch.web import Incoming, PassingError, UnreachableError, Web, show_url, wait_s
 from launcher.metadata.files import label
 from launcher.units import KIB, MIB, format_bytes
@@ -50,8 +51,6 @@ MAX_WAIT_S: Final = 300.0
 SLOW_S: Final = 60.0
 SLOW_BYTES_PER_S: Final = KIB
 """What is slower over so many seconds is taken for stalled: 1 GiB would take twelve days."""
-
-FREE_SPACE: Final = "free some space, or name a folder on another disk in $HF_HUB_CACHE"
 
 _MAX_ANEW: Final = 3
 _PAUSE_S: Final = 0.5
@@ -418,6 +417,8 @@ class _Transfer:
             url = show_url(self._source.url)
             msg = f"{url} has {total} bytes where {self._source.size_bytes} are listed"
             raise RemoteError(msg, help="it may have just been replaced, or another page came: try again")
+        if self._total is None:  # nobody knew it before: nor, then, whether there is room
+            require_room(total - self.n, self._note.parent)
         self._total = total
 
     def _broken(self, fact: str) -> PassingError:

@@ -15,9 +15,8 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Artifact, ArtifactFile, WeightsFormat
-from launcher.errors import DiskFullError, RemoteError, RemoteMissingError, UsageError, WeightsMissingError
+from launcher.errors import RemoteError, RemoteMissingError, UsageError, WeightsMissingError
 from launcher.fetch.download import (
-    FREE_SPACE,
     MAX_WAIT_S,
     Place,
     Sleep,
@@ -33,15 +32,10 @@ from launcher.fetch.local import promised_digests, require_weights
 from launcher.fetch.names import HUB_PREFIX, RemoteFile, group_files, select, shards_of, sibling_url, top_files
 from launcher.fetch.places import hub_cache_dir
 from launcher.fetch.progress import Meter, Phase, Progress, Tell, left_s
+from launcher.fetch.room import require_room
 from launcher.fetch.web import Web, check_url, origin
 from launcher.metadata.files import label
 from launcher.metadata.load import read_spec
-from launcher.units import GIB, MIB, format_bytes
-
-_MIN_MARGIN_BYTES: Final = 16 * MIB
-_MAX_MARGIN_BYTES: Final = GIB
-_MARGIN: Final = 20
-"""A twentieth of what is to come stays free beyond it, within these bounds. Assumed."""
 
 _WANTED: Final = re.compile(r".+\.(?:safetensors|json|txt|model|jinja|tiktoken)", re.IGNORECASE)
 """Of a repository of safetensors: weights, configuration, tokenizer. No code, and no format that may hold some."""
@@ -397,17 +391,7 @@ def _check_room(wanted: Sequence[_Wanted]) -> None:
     """
     missing = [item for item in wanted if not item.place.path.exists()]
     needed = sum(max(0, _size(item) - _partial_bytes(item.place)) for item in missing)
-    if not needed:
-        return
-    margin = min(max(needed // _MARGIN, _MIN_MARGIN_BYTES), _MAX_MARGIN_BYTES)
-    folder = _existing(missing[0].place.path.parent)
-    info = os.statvfs(folder)
-    free = info.f_bavail * info.f_frsize
-    if needed + margin > free:
-        files = "1 file" if len(missing) == 1 else f"{len(missing)} files"
-        msg = f"{format_bytes(needed)} are to come ({files}), and {format_bytes(free)} are free in {folder}"
-        details = (f"{format_bytes(margin)} of it stay free on purpose",)
-        raise DiskFullError(msg, help=FREE_SPACE, details=details)
+    require_room(needed, wanted[0].place.path.parent, n_files=len(missing))
 
 
 def _partial_bytes(place: Place) -> int:
@@ -415,8 +399,3 @@ def _partial_bytes(place: Place) -> int:
         return place.partial.lstat().st_size
     except OSError:
         return 0
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that is there: it will be on the same disk."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())

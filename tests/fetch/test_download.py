@@ -34,6 +34,7 @@ from launcher.fetch.digests import is_recorded
 from launcher.fetch.download import MAX_FRUITLESS, MAX_WAIT_S, Fetched, Place, Source, download
 from launcher.fetch.hashing import DigestKind
 from launcher.fetch.progress import Phase
+from launcher.fetch.room import MIN_MARGIN_BYTES
 from launcher.fetch.web import Token, Web, origin
 from tests.fakes.hub import Handler, Hub, always, git_sha1, serve
 
@@ -836,6 +837,29 @@ def test_a_hub_that_lists_a_wrong_size_does_not_cost_the_file(run: Run, hub: Hub
     with pytest.raises(RemoteError, match="is listed with 5 bytes"):
         run(source_of(hub, size=5))
     assert place.path.read_bytes() == CONTENT
+
+
+def test_a_size_that_only_the_server_knows_needs_room_too(
+    run: Run, hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk is not filled to its end with what could never find room on it; what is here already counts."""
+    free, real = [0], os.statvfs
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        found = list(real(path))
+        found[1], found[4] = 1, free[0]
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    half = len(CONTENT) // 2
+    begin(place, CONTENT[:half])
+    free[0] = len(CONTENT) - half + MIN_MARGIN_BYTES - 1
+    with pytest.raises(DiskFullError, match=r"are to come \(1 file\)"):
+        run(source_of(hub, size=None))
+    assert place.partial.read_bytes() == CONTENT[:half]
+    free[0] += 1
+    assert run(source_of(hub, size=None)).n_bytes == len(CONTENT) - half
+    check_whole(place)
 
 
 def test_a_disk_that_is_full_is_told(hub: Hub, tmp_path: Path, tried: Counter[str]) -> None:

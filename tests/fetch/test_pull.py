@@ -26,11 +26,11 @@ from launcher.errors import (
     UsageError,
     WeightsMissingError,
 )
-from launcher.fetch import pull as pull_module
 from launcher.fetch.digests import is_recorded
 from launcher.fetch.progress import Meter, Phase, Progress, left_s
 from launcher.fetch.pull import Pulled, choose_files, find_here, pull
 from launcher.fetch.remote import read_remote
+from launcher.fetch.room import MIN_MARGIN_BYTES
 from launcher.fetch.stores import find, look
 from tests.fakes.hub import COMMIT, Handler, Hub, always, git_sha1, make_gguf, serve
 
@@ -395,14 +395,14 @@ def test_room_is_made_sure_of_first(
         return os.statvfs_result(found)
 
     monkeypatch.setattr(os, "statvfs", statvfs)
-    for free[0] in (0, total - 1, total, total + pull_module._MIN_MARGIN_BYTES - 1):
+    for free[0] in (0, total - 1, total, total + MIN_MARGIN_BYTES - 1):
         with pytest.raises(DiskFullError, match="3 files") as caught:
             bring(tiny())
         tried["full disk"] += 1
         assert "HF_HUB_CACHE" in (caught.value.help or "")
     assert hub.asked_for("resolve") == []
     assert not here.cache.exists()
-    free[0] = total + pull_module._MIN_MARGIN_BYTES
+    free[0] = total + MIN_MARGIN_BYTES
     bring(tiny())
     free[0] = 0
     assert bring(tiny()).n_fetched_bytes == 0
