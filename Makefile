@@ -180,7 +180,7 @@ SLOW := tests/supervisor tests/tune tests/e2e tests/cli/test_instances.py tests/
 	tests/gateway/test_losses.py tests/gateway/test_front.py tests/gateway/test_described.py
 
 check: static
-	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not gpu and not vllm and not ray and not skypilot and not systemd' $(addprefix --ignore=,$(SLOW))
+	$(BIN)/python -m pytest -q -m 'not engine and not heavy and not slow and not gpu and not vllm and not ray and not skypilot and not systemd' $(addprefix --ignore=,$(SLOW))
 
 bench: $(VENV)/.checks $(VENV)/.engine-$(ENGINE)
 	$(BIN)/python -m benchmarks.start_up

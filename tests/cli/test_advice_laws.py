@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.units import GIB, MIB
 
+pytestmark = pytest.mark.slow
+
 _MODELS = ("gemma2-9b", "gemma2-27b", "llama3.1-8b", "llama3.1-70b", "gpt-oss-20b", "gpt-oss-120b", "qwen3-30b-a3b")
 _OPTIONS = (
     (),

@@ -17,6 +17,8 @@ from tests.fakes.recorded import GONE, record_served
 from tests.fakes.scripted import DONE, EVENTS, HANG, Scripted, event, fault, scripted, whole
 from tests.fakes.typist import CTRL_C, CTRL_D, typing
 
+pytestmark = pytest.mark.slow
+
 _KEY: Final = "sentinel-7c1e5a9d02b84f36"
 _NASTY: Final = "a\x1b]0;owned\x07\x1b[2Jb\rc\x9b31m\u202egnp\nd\té\u3000\U0001f469\u200d\U0001f52c"
 

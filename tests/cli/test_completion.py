@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def _ask(shell: str, **asked: str) -> str:
     """Return what a shell is answered."""

@@ -22,6 +22,8 @@ from launcher.units import GIB, MIB
 from tests.fakes.memory_group import inside, memory_group
 from tests.fakes.nvml import StandIn, compile_stub
 
+pytestmark = pytest.mark.slow
+
 _SCHEMA = Path(__file__).parents[2] / "docs" / "doctor.schema.json"
 
 _IMPATIENT = """

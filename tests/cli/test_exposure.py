@@ -20,6 +20,8 @@ from launcher.inventory import load_inventory
 from launcher.planner.fit import decide
 from launcher.profiles import load_profile
 
+pytestmark = pytest.mark.slow
+
 _KEY: Final = "0123456789abcdef0123456789abcdef"
 _BEYOND: Final = (
     *("0.0.0.0", "::", "::0", "0:0:0:0:0:0:0:0", "0", "0.0", "00.0.0.0", "0x0.0.0.0", "[::]", "*", ""),  # noqa: S104 - the very case

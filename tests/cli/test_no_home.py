@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ELSEWHERE = ("LAUNCHER_PROFILES", "LAUNCHER_STATE_DIR", "LAUNCHER_CACHE_DIR", "HF_HOME")
 """What the page of the error names: with all of them set, nothing is looked for in a home folder."""
 

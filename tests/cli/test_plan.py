@@ -40,6 +40,7 @@ def test_a_refusal_is_exit_code_3_and_goes_to_stderr(launch: tuple[str, ...]) ->
     assert refusal["needed_bytes"] > refusal["available_bytes"]
 
 
+@pytest.mark.slow
 def test_each_advised_command_plans(launch: tuple[str, ...]) -> None:
     """Every ``launch ...`` that a refusal proposes exits 0 as it stands."""
     refused = _run(launch, "plan", "llama3.1-405b", "--inventory", "rtx4090")

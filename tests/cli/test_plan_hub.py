@@ -13,6 +13,8 @@ import pytest
 
 from tests.fakes.hub import Handler, Hub, make_gguf, serve
 
+pytestmark = pytest.mark.slow
+
 Q = gguf.GGMLQuantizationType
 Launch = Callable[..., subprocess.CompletedProcess[str]]
 SECRET = "hf_0123456789"  # noqa: S105  a secret for the test

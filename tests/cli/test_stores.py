@@ -11,6 +11,8 @@ import pytest
 from tests.fakes.hub import make_gguf
 from tests.fakes.stores import manifest_of, put_folder, put_manifest, put_repository
 
+pytestmark = pytest.mark.slow
+
 WEIGHTS = make_gguf(n_vocab=300)
 REPOSITORY = "some/tiny-GGUF"
 Launch = Callable[..., subprocess.CompletedProcess[str]]

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def _launch(*words: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "launcher", *words]

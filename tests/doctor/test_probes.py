@@ -526,6 +526,7 @@ def test_what_changed_since_a_digest_was_found(tmp_path: Path, monkeypatch: pyte
 # --- All together -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_hangs_or_breaks_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that never ends and one that raises are findings; the others are there, and it does not take their time."""
     monkeypatch.setattr(gathering, "_SYSTEMD_S", 4.0)

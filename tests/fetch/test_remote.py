@@ -406,6 +406,7 @@ def _misbehave(draw: random.Random, content_bytes: int) -> Callable[[Handler], N
     return answer
 
 
+@pytest.mark.slow
 def test_whatever_a_server_does_is_a_plan_or_a_named_fault(
     hub: Hub, ladder: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,8 @@ from tests.fuzz.trees import mutate, shrink
 from tests.fuzz.weights import to_json
 from tests.fuzz.wire import IncompleteError, Request, WireError, read_request, read_responses
 
+pytestmark = pytest.mark.slow
+
 _N_INPUTS = {
     "planner": 50,
     "profiles": 100,

@@ -105,6 +105,7 @@ def test_what_cannot_be_started(tmp_path: Path) -> None:
         assert result.describe(timeout_s=10).startswith("cannot be started: ")
 
 
+@pytest.mark.slow
 def test_a_program_that_no_signal_ends(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """One that hangs in the kernel is left behind after a bound. Here signals are withheld, which is the same to the caller."""
     pid_file = tmp_path / "pid"

@@ -301,6 +301,7 @@ def _check_argv(argv: tuple[str, ...], install: EngineInstall, engine: Engine, w
     assert all(word.isprintable() for word in argv)
 
 
+@pytest.mark.slow
 def test_no_profile_leads_beyond_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is refused with all its faults, or it becomes a plan of which every word is known; nothing is run or imported."""
     monkeypatch.chdir(tmp_path)

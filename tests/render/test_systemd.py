@@ -169,6 +169,7 @@ _NO_CHARACTERS = [
 ]
 
 
+@pytest.mark.slow
 @needs_systemd
 @given(st.lists(st.text(st.sampled_from(_HARD) | st.characters(exclude_categories=["Cs"], exclude_characters=_NO_CHARACTERS), max_size=12), min_size=50, max_size=80))  # fmt: skip
 @settings(max_examples=8, suppress_health_check=list(HealthCheck))
