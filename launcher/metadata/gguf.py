@@ -587,6 +587,11 @@ def _check_layout(
 
     ggml insists on exactly this order, so whatever is faulted here no engine would load.
     """
+    if data_offset > size_bytes:
+        msg = (
+            f"its data begins at byte {data_offset}, the file has {size_bytes} bytes: corrupted or incomplete download"
+        )
+        raise MetadataError(msg, offset=size_bytes, field="data of the tensors", help="download the file again")
     expected = 0
     for tensor, offset in zip(tensors, offsets, strict=True):
         field = f"offset of tensor {label(tensor.name)}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher.errors import MetadataError, WeightsMissingError
@@ -352,6 +352,9 @@ def test_a_truncated_file_is_told(size: int) -> None:
     st.integers(0, len(VALID)),
     st.integers(1, 200),
 )
+@example(
+    [(531, b"\x01")], 589, 1
+)  # an offset that is none, in a file that ends before the padding after its header does
 @settings(max_examples=1500)
 def test_a_mutated_file_is_read_or_refused(edits: list[tuple[int, bytes]], size: int, chunk: int) -> None:
     """Whatever is changed or cut off, nothing but ``MetadataError`` is raised, and no more is asked for than remains."""
