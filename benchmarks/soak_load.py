@@ -31,6 +31,8 @@ N_STORM: Final = 100
 _N_CROWDED: Final = 12
 PIECE_S = 0.3
 """Between two pieces of a slow sender's body."""
+PAUSES_S = (0.05, 0.8)
+"""Between two looks of a slow reader: least and most."""
 _KEPT_ODDITIES: Final = 200
 _FIRST_GAP_S: Final = 1.5
 _GAPS_S: Final = (0.1, 10.0)
@@ -293,7 +295,7 @@ class Load:
             parts = []
             async for part in answer.content.iter_any():
                 parts.append(part)
-                await asyncio.sleep(self._dice.uniform(0.05, 0.8))
+                await asyncio.sleep(self._dice.uniform(*PAUSES_S))
             return Ended(*judge(answer, b"".join(parts)))
 
     async def _slow_sender(self) -> Ended:

@@ -33,9 +33,9 @@ def _dice(seed: int = 1) -> random.Random:
 
 @pytest.fixture(autouse=True)
 def _swift(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody here has an interest in how slowly a slow sender sends, a slow reader reads, or how late one leaves."""
+    """Nobody here has an interest in how slowly a slow sender sends, or a slow reader reads."""
     monkeypatch.setattr(soak_load, "PIECE_S", 0.001)
-    monkeypatch.setattr(random.Random, "uniform", lambda _dice, least, _most: least)
+    monkeypatch.setattr(soak_load, "PAUSES_S", (0.0, 0.001))
 
 
 # --- What clients got -------------------------------------------------------------------------------------------
