@@ -175,6 +175,7 @@ class Unit(Noun, frozen=True):
     result: str = ""
     enabled: str = ""
     exit_status: int | None = None
+    main_pid: int | None = None
     n_restarts: int = 0
     path: str = ""
     program: str | None = None

@@ -372,6 +372,24 @@ def test_the_way_to_a_device_file(
 
 
 @pytest.mark.parametrize(
+    ("active", "holder", "is_fault"),
+    [
+        ("active", "process 50 (launch)", False),
+        ("active", "process 5 (nginx)", True),
+        ("active", "process 150 (nginx)", True),
+        ("active", None, False),
+        ("failed", None, True),
+    ],
+)
+def test_the_port_of_a_unit_that_runs_is_well(active: str, holder: str | None, is_fault: bool) -> None:  # noqa: FBT001 - a fact
+    """Served by a unit of the system, whose state and processes are not ours to look into, a model has its port."""
+    port = Port(host="127.0.0.1", port=8080, error="127.0.0.1:8080 is taken", holder=holder, free_port=9)
+    facts = replace(unit(scope="system", active=active, main_pid=50), port=port, model=MODEL)
+    (found,) = [found for found in judge(facts).findings if found.area == "ports"]
+    assert (found.severity is Severity.FAULT, UNIT.name in found.text) == (is_fault, not is_fault)
+
+
+@pytest.mark.parametrize(
     ("fields", "words"),
     [
         ({"active": "failed", "result": "signal", "exit_status": 9}, "has failed: result signal, signal 9"),

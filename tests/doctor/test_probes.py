@@ -367,6 +367,7 @@ def test_what_installs_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SHOWN = """ExecMainStatus=3
+MainPID=0
 NRestarts=0
 ExecStart={ path=/nowhere/bin/launch ; argv[]=/nowhere/bin/launch serve x ; ignore_errors=no ; start_time=[n/a] ; pid=0 }
 Id=launch@x.service

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from launcher.doctor.commands import as_root, first_there, journal, path_shown
-from launcher.doctor.facts import Facts, StateFolder, Systemd, Unit
+from launcher.doctor.facts import Facts, Port, StateFolder, Systemd, Unit
 from launcher.domain import InstanceView, State
 from launcher.findings import Area, Evidence, Finding, FindingCode, Severity
 
 _OTHERS: Final = 0o077
 _FAILED: Final = "failed"
+_RUNNING: Final = frozenset({"active", "activating", "reloading", "deactivating"})
 _PROGRAM_MISSING: Final = 203
 """systemd's exit status for a program that could not be executed (``EXIT_EXEC``, systemd.exec(5))."""
 _REFUSED: Final = 3
@@ -22,7 +23,7 @@ _BY_SIGNAL: Final = frozenset({"signal", "core-dump", "watchdog"})
 def check_port(facts: Facts) -> Iterator[Finding]:
     """Yield a port that somebody else has."""
     port = facts.port
-    if port is None or port.error is None or port.instance is not None:
+    if port is None or port.error is None or port.instance is not None or _unit_at(facts, port) is not None:
         return
     name = facts.model.asked if facts.model is not None else None
     free = str(port.free_port) if port.free_port is not None else "0"
@@ -46,6 +47,15 @@ def check_port(facts: Facts) -> Iterator[Finding]:
     )
 
 
+def _unit_at(facts: Facts, port: Port) -> Unit | None:
+    """Return the unit that has the port: its state is not ours to read, nor may its process be to look into."""
+    running = [unit for unit in (facts.systemd.units if facts.systemd is not None else ()) if unit.active in _RUNNING]
+    if port.holder is None:
+        return running[0] if len(running) == 1 else None
+    holder = port.holder.partition(" (")[0]
+    return next((unit for unit in running if holder == f"process {unit.main_pid}"), None)
+
+
 def sum_up_port(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
     """Say that the port is free, or ours."""
     port = facts.port
@@ -54,6 +64,12 @@ def sum_up_port(facts: Facts) -> tuple[str, tuple[Evidence, ...]] | None:
     if port.instance is not None:
         value = f"`{port.instance}` serves there"
         return f"{port.host}:{port.port} is ours: {value}", (Evidence(source="the state directory", value=value),)
+    if port.error is not None and (unit := _unit_at(facts, port)) is not None:
+        holder = port.holder or "no process that you may look into has it"
+        return f"{port.host}:{port.port} is taken while {unit.name} runs", (
+            Evidence(source="/proc/net/tcp, /proc/PID/fd", value=holder),
+            Evidence(source=_shown(unit), value=f"ActiveState={unit.active} MainPID={unit.main_pid}"),
+        )
     return f"{port.host}:{port.port} is free", (Evidence(source=f"binding {port.host}:{port.port}", value="succeeds"),)
 
 
@@ -200,9 +216,13 @@ def _options(unit: Unit) -> tuple[str, ...]:
     return ("--user",) if unit.scope == "user" else ()
 
 
+def _shown(unit: Unit) -> str:
+    return f"systemctl {' '.join((*_options(unit), 'show', unit.name))}"
+
+
 def _unit(facts: Facts, found: Systemd, unit: Unit) -> Iterator[Finding]:
     told = Evidence(
-        source=f"systemctl {' '.join((*_options(unit), 'show', unit.name))}",
+        source=_shown(unit),
         value=f"LoadState={unit.load} ActiveState={unit.active} SubState={unit.sub} Result={unit.result} "
         f"UnitFileState={unit.enabled} ExecMainStatus={unit.exit_status} NRestarts={unit.n_restarts}",
     )

@@ -16,8 +16,8 @@ from launcher.inventory.text import printable
 
 _ANSWER_S: Final = 5.0
 _PROPERTIES: Final = (
-    "Id", "LoadState", "ActiveState", "SubState", "Result", "UnitFileState", "ExecMainStatus", "NRestarts",
-    "FragmentPath", "ExecStart",
+    "Id", "LoadState", "ActiveState", "SubState", "Result", "UnitFileState", "ExecMainStatus", "MainPID",
+    "NRestarts", "FragmentPath", "ExecStart",
 )  # fmt: skip
 _VERSION: Final = re.compile(r"systemd (\d+)")
 _PROGRAM: Final = re.compile(r"path=(?P<path>[^ ;]+)")
@@ -66,6 +66,7 @@ def parse_units(text: str, scope: str) -> Iterator[Unit]:
             result=told.get("Result", ""),
             enabled=told.get("UnitFileState", ""),
             exit_status=_number(told.get("ExecMainStatus", "")),
+            main_pid=_number(told.get("MainPID", "")) or None,
             n_restarts=_number(told.get("NRestarts", "")) or 0,
             path=printable(told.get("FragmentPath", "")),
             program=printable(started["path"]) if started else None,
