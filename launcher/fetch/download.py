@@ -122,6 +122,8 @@ def download(web: Web, source: Source, place: Place, *, tell: TellFile, sleep: S
             is_here, set_aside = _look(source, place, tell)
             if is_here:
                 return Fetched(set_aside=set_aside)
+            if set_aside is not None:
+                _require_room_beside(set_aside, source)
             n_bytes = _bring(web, source, place, tell, sleep)
             return Fetched(n_bytes=n_bytes, set_aside=set_aside)
 
@@ -160,6 +162,15 @@ def _look(source: Source, place: Place, tell: TellFile) -> tuple[bool, Path | No
     aside = place.path.with_name(f"{place.path.name}.corrupt")
     place.path.replace(aside)
     return False, aside
+
+
+def _require_room_beside(damaged: Path, source: Source) -> None:
+    """Make sure that there is room for the file once more: it was thought to be here, and so was not counted."""
+    try:
+        require_room(source.size_bytes or 0, damaged.parent)
+    except DiskFullError as error:
+        error.details = (*error.details, f"what was here is damaged: remove {label(str(damaged), limit=4096)}")
+        raise
 
 
 def _has_digest(source: Source, place: Place, tell: TellFile) -> bool:
