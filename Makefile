@@ -147,8 +147,7 @@ SKYPILOT_VENV := .venv-skypilot
 $(SKYPILOT_VENV)/.made: requirements/skypilot.txt
 	rm -rf $(SKYPILOT_VENV)
 	$(PYTHON) -m venv $(SKYPILOT_VENV)
-	$(SKYPILOT_VENV)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --only-binary=:all: \
-		-r requirements/skypilot.txt
+	$(SKYPILOT_VENV)/bin/python $(PINNED) -r requirements/skypilot.txt
 	@touch $@
 
 test-skypilot: $(VENV)/.checks $(SKYPILOT_VENV)/.made

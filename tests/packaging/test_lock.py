@@ -59,8 +59,7 @@ def test_every_pin_is_exact_and_names_no_host(file: Path) -> None:
     assert "://" not in re.sub(r"#.*", "", text)
     pins = _pins(file)
     assert pins
-    if file.name != "skypilot.txt":  # read by a test alone, in an environment of its own
-        assert [name for name, (_, digests) in pins.items() if not digests] == []
+    assert [name for name, (_, digests) in pins.items() if not digests] == []
 
 
 @pytest.fixture(name="audit", scope="module")
