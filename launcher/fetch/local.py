@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import importlib
 import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -19,7 +18,7 @@ from launcher.fetch.digests import check_digest, is_recorded, record_digest
 from launcher.fetch.names import shards_of
 from launcher.fetch.places import models_dir
 from launcher.folders import CACHE_VARIABLE
-from launcher.private import make_private, open_private
+from launcher.private import create_private, make_private, open_private
 from launcher.resources import from_home
 
 _CHUNK_BYTES: Final = 1 << 20
@@ -116,9 +115,12 @@ def _is_whole(target: Path, expected: ArtifactFile, on_read: Callable[[Path, int
 
 
 def _write_verified(parts: list[Path], target: Path, sha256: str | None) -> None:
+    """Write the parts into a file that gets its name once it is right; whoever calls holds the lock of that name."""
     digest = hashlib.sha256()
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as whole:
-        temporary = Path(whole.name)
+    temporary = target.with_name(
+        f".{target.name}.incomplete"
+    )  # one name: what a killed run left does not stay for ever
+    with open(create_private(temporary), "wb") as whole:  # noqa: PTH123 - a path would follow links
         try:
             for part in parts:
                 with part.open("rb") as stream:

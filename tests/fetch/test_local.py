@@ -50,6 +50,21 @@ def test_parts_are_joined_once(artifact: Artifact, tmp_path: Path) -> None:
     assert path.parent == tmp_path / "cache" / "models"
 
 
+def test_what_a_killed_run_left_does_not_stay(artifact: Artifact, tmp_path: Path) -> None:
+    """Nor is it written to where it is a link of somebody's."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    left = tmp_path / "cache" / "models" / ".tiny.gguf.incomplete"
+    left.parent.mkdir(parents=True)
+    for leave in (lambda: left.write_bytes(b"half"), lambda: left.symlink_to(victim)):
+        leave()
+        path = require_weights(artifact)
+        assert path.read_bytes() == CONTENT
+        assert sorted(each.name for each in path.parent.iterdir()) == [".tiny.gguf.lock", "tiny.gguf"]
+        path.unlink()
+    assert victim.read_bytes() == b"precious"
+
+
 @pytest.mark.parametrize("damage", ["a byte", "its end", "everything"])
 def test_what_was_joined_and_is_damaged_is_joined_anew(artifact: Artifact, damage: str) -> None:
     """A file of the right size can still be another one: it is not served."""
