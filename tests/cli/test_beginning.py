@@ -20,6 +20,8 @@ from launcher.store import Instance, find_instance, identify, open_instance
 from tests.fakes.harness import poll
 from tests.fakes.hub import make_gguf
 
+pytestmark = pytest.mark.slow
+
 _HERE = Address(port=0)
 _PROBED = """#!/bin/sh
 echo $$ >> "$0.asked"

@@ -25,6 +25,8 @@ from launcher.supervisor.checks import free_port
 from tests.fakes.harness import FAKES, Served, poll, start_stepping
 from tests.fakes.processes import heirs
 
+pytestmark = pytest.mark.slow
+
 _SCHEMA = Path(__file__).parents[2] / "docs" / "bench.schema.json"
 _RATES = '{"1": [100, 30]}'
 _PROFILE = """

@@ -19,6 +19,8 @@ from tests.fakes.recorded import GONE, record_served
 from tests.fakes.scripted import HANG, Scripted, fault, scripted
 from tests.fakes.typist import CTRL_C, CTRL_Z, typing
 
+pytestmark = pytest.mark.slow
+
 _KEY: Final = "sentinel-5b0f6d1c9a2e4873"
 _SCREEN_ON: Final = "\x1b[?1049h"
 _SCREEN_OFF: Final = "\x1b[?1049l"

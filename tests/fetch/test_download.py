@@ -248,6 +248,7 @@ def test_a_cut_connection_is_taken_up(run: Run, hub: Hub, place: Place, cut: int
     assert (second.get("range"), second.get("if-range")) == ((f"bytes={cut}-", '"one"') if cut else (None, None))
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(lengths=st.lists(st.integers(0, 120_000), max_size=MAX_FRUITLESS - 1))
 def test_any_row_of_cuts_ends_with_the_file(
@@ -886,6 +887,7 @@ def test_a_size_that_only_the_server_knows_needs_room_too(
     check_whole(place)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_told(hub: Hub, tmp_path: Path, tried: Counter[str]) -> None:
     """What has come is kept, and a later run with room goes on from there. The disk is a limit on the size of files."""
     hub.files = {"o/r": {"f.gguf": CONTENT}}

@@ -48,6 +48,7 @@ def _check_against_files(reading: Reading, files: dict[str, bytes], folder: Path
         assert artifact.spec == read_spec(folder / artifact.files[0].name)
 
 
+@pytest.mark.slow
 def test_all_quantizations_are_described_as_if_they_were_here(
     hub: Hub, ladder: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -108,6 +109,7 @@ def test_the_same_length_with_other_words_changes_nothing_that_counts(hub: Hub, 
     _check_against_files(_read(hub), files, tmp_path)
 
 
+@pytest.mark.slow
 def test_the_real_model_is_described(hub: Hub, real_model: Path) -> None:
     """Gemma 3 270M: the spec of the file, for one fortieth of its bytes."""
     hub.files = {"o/gemma": {"gemma-3-270m-Q4_K_M.gguf": real_model.read_bytes()}}

@@ -347,6 +347,7 @@ def test_a_truncated_file_is_told(size: int) -> None:
             read(VALID[:size], len(VALID))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4),
     st.integers(0, len(VALID)),

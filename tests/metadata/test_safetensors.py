@@ -133,6 +133,7 @@ def test_a_truncated_file_is_told(size: int) -> None:
         read(VALID[:size])
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.binary(min_size=1, max_size=9)), min_size=1, max_size=4))
 @settings(max_examples=500)
 def test_a_mutated_file_is_read_or_refused(edits: list[tuple[int, bytes]]) -> None:

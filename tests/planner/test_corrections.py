@@ -1,6 +1,7 @@
 """What experience changes in a plan, and what it does not."""
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -162,6 +163,7 @@ def _ran_out(plan: Plan, machine: Inventory, relief: int) -> Correction:
 _KINDS = st.sampled_from(["cgroup_limit_bytes", "address_space_bytes"])
 
 
+@pytest.mark.slow
 @given(kind=_KINDS, limit_gib=st.integers(24, 48), relief_mib=st.integers(1, 2048), more_mib=st.integers(-8192, 8192))
 def test_a_lesson_counts_up_to_its_limit_and_what_was_missing(
     kind: str, limit_gib: int, relief_mib: int, more_mib: int

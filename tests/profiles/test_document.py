@@ -352,6 +352,7 @@ DOCUMENTS = st.dictionaries(KEYS, VALUES, max_size=6).map(
 )
 
 
+@pytest.mark.slow
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 @given(
     st.one_of(
