@@ -39,8 +39,15 @@ def decode_state(data: bytes, kind: type[T]) -> T:
 
     Raises:
         NewerStateError: a newer launcher wrote it.
-        msgspec.DecodeError, UnicodeDecodeError: it holds no such noun.
+        msgspec.DecodeError: it holds no such noun.
     """
+    try:
+        return _decode(data, kind)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
     version = msgspec.json.decode(data, type=_Stamp).schema_version
     if version > SCHEMA_VERSION:
         message = f"a newer launcher wrote it (schema {version}; this one reads up to {SCHEMA_VERSION})"

@@ -283,7 +283,7 @@ def _decode_or_set_aside(directory: int, name: str, kind: type[T]) -> T | None:
         return None
     try:
         return decode_state(data, kind)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         os.replace(name, f"{name}.corrupt", src_dir_fd=directory, dst_dir_fd=directory)
         return None
 
@@ -352,7 +352,7 @@ def _peek(directory: int) -> tuple[InstanceRecord | None, str | None]:
         return decode_state(data, InstanceRecord), None
     except NewerStateError as error:
         return None, f"its record cannot be read: {error}"
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         return None, f"its record cannot be understood: {error}"
 
 
@@ -458,7 +458,7 @@ def require_readable_calibration(machine: str) -> None:
     try:
         data = read_own(state_root() / "calibrations" / f"{machine}.json", _MAX_RECORD_BYTES)
         decode_state(data, Calibration)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError):
         return  # none yet, or one that will be set aside
 
 
@@ -469,7 +469,7 @@ def _read_calibration(directory: int, machine: str, path: Path) -> tuple[Calibra
         return None, None
     try:
         found = decode_state(data, Calibration)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except msgspec.DecodeError:
         found = None
     if found is not None and found.machine == machine and is_possible(found):
         return found, None

@@ -132,3 +132,21 @@ def test_a_version_that_never_was_is_set_aside(version: Any, tmp_path: Path, mon
     assert known is None
     assert "set aside" in str(warning)
     assert path.with_name("m.json.corrupt").exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b"\xff", b'"\xff"', b'{"machine": "\xff"}', *(b"[" * n + b"]" * n for n in (900, 100_000))]
+)
+@pytest.mark.parametrize("version", [1, SCHEMA_VERSION])
+def test_what_is_no_text_or_nested_too_deep_is_not_understood(
+    version: int, data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk's garbage, in a record or in a measurement: told and set aside, never a fault of ours."""
+    monkeypatch.setenv("LAUNCHER_STATE_DIR", str(tmp_path))
+    for path in (tmp_path / "calibrations" / "m.json", tmp_path / "instances" / _NAME / "instance.json"):
+        path.parent.mkdir(mode=0o700, parents=True)
+        path.write_bytes(b'{"schema_version": %d, "x": %b}' % (version, data))
+    assert "set aside" in str(store.read_calibration("m")[1])
+    assert "cannot be understood" in str(store.find_instance(_NAME).reason)
+    with store.open_instance(_NAME) as instance:
+        assert instance.read() is None
