@@ -62,6 +62,8 @@ class Drivers(Noun, frozen=True):
     cards: tuple[DisplayCard, ...] = ()
     nodes: tuple[DeviceNode, ...] = ()
     vulkan: tuple[VulkanDriver, ...] = ()
+    modules: tuple[str, ...] = ()
+    """Of the kernel modules that would drive the cards which have another driver, or none: those that could be loaded."""
     nvidia: NvidiaVersions | None = None
     rocm: str | None = None
     container: str | None = None

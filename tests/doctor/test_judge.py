@@ -449,6 +449,16 @@ def test_what_broke_does_not_hang() -> None:
         assert ("hang" in (found.help or ""), bool(found.command)) == (has_command, has_command)
 
 
+@pytest.mark.parametrize(("card", "module"), [(CARD, "nvidia"), (AMD_CARD, "amdgpu")], ids=("NVIDIA's", "AMD's"))
+def test_a_module_is_loaded_where_it_is_and_where_it_would_help(card: DisplayCard, module: str) -> None:
+    """A module that is not installed cannot be loaded, and one whose card another driver has would do nothing."""
+    load = ("sudo", "modprobe", module)
+    for driver, modules, command in ((None, (module,), load), (None, (), ()), ("nouveau", (module,), ())):
+        facts = drivers(cards=(replace(card, driver=driver),), modules=modules, nvidia=None)
+        (found,) = [found for found in judge(facts).findings if found.severity is Severity.FAULT]
+        assert found.command == command
+
+
 @pytest.mark.parametrize(("groups", "program"), [(("me",), "sudo"), (("me", "adm"), "journalctl")])
 def test_the_journal_of_the_system_is_not_open_to_all(groups: tuple[str, ...], program: str) -> None:
     """Without rights it shows no line of the kernel or of the system's units, and does not fail either."""

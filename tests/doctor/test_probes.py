@@ -100,6 +100,22 @@ def test_cards_and_nodes(tmp_path: Path) -> None:
     assert (found.rocm, found.container) == ("6.2.0-66", "/run/.containerenv")
 
 
+@pytest.mark.parametrize(
+    ("name", "driver", "modules"),
+    [
+        ("updates/dkms/nvidia.ko.zst", "nouveau", ("nvidia",)),
+        ("nvidia.ko", None, ("nvidia",)),
+        ("nvidia-uvm.ko", None, ()),
+        ("nvidia.ko", "nvidia", ()),
+    ],
+)
+def test_modules_that_could_be_loaded(name: str, driver: str | None, modules: tuple[str, ...], tmp_path: Path) -> None:
+    """Those of the running kernel's folder, for cards that they do not have yet."""
+    card(tmp_path, "0000:01:00.0", vendor="0x10de", device="0x2684", driver=driver)
+    put(tmp_path / "lib/modules" / os.uname().release / name, "")
+    assert drivers.probe_drivers(tmp_path).modules == modules
+
+
 _ACCESS = """
 import os, sys
 from pathlib import Path

@@ -160,9 +160,15 @@ def _nvidia_not_loaded(facts: Facts, cards: list[DisplayCard], found: NvidiaVers
             *_nvml_evidence(found),
             _module_evidence(found),
         ),
-        help="install NVIDIA's driver from your distribution, then load it; a driver named nouveau gives engines nothing",
-        command=as_root(facts, "modprobe", "nvidia"),
+        help="install NVIDIA's driver from your distribution, and reboot; a driver named nouveau gives engines nothing",
+        command=_modprobe(facts, "nvidia", cards),
     )
+
+
+def _modprobe(facts: Facts, module: str, cards: list[DisplayCard]) -> tuple[str, ...]:
+    """Return what loads a module, where it is installed and no other driver has the cards: nothing else would come of it."""
+    is_free = any(card.driver is None for card in cards)
+    return as_root(facts, "modprobe", module) if is_free and module in facts.drivers.modules else ()
 
 
 def _nvml_evidence(found: NvidiaVersions | None) -> tuple[Evidence, ...]:
@@ -267,8 +273,8 @@ def _amd(facts: Facts) -> Iterator[Finding]:
             area=Area.DRIVERS,
             text="an AMD GPU is there, and the kernel's amdgpu driver does not have it: no engine can use it",
             evidence=tuple(_card_evidence(card) for card in lacking),
-            help="load the driver; very old cards (driver radeon) are not supported by it",
-            command=() if old == lacking else as_root(facts, "modprobe", "amdgpu"),
+            help=_amd_help(facts, is_old=old == lacking),
+            command=_modprobe(facts, "amdgpu", lacking),
         )
     needs_kfd = [build for build in facts.builds if "hip" in build.backends]
     has_kfd = any(node.path == "/dev/kfd" for node in facts.drivers.nodes)
@@ -285,6 +291,16 @@ def _amd(facts: Facts) -> Iterator[Finding]:
             help="in a container hand over /dev/kfd and /dev/dri; else the kernel has no ROCm support for this card",
             command=kernel_messages(facts, "kfd"),
         )
+
+
+def _amd_help(facts: Facts, *, is_old: bool) -> str:
+    if is_old:
+        return "a card that the kernel's driver radeon has is too old for amdgpu, and so for engines"
+    if facts.drivers.container is not None:
+        return "let the host load the driver"
+    if "amdgpu" in facts.drivers.modules:
+        return "load the driver"
+    return "this kernel has no amdgpu: it comes with the kernel's full package, or one of extra modules"
 
 
 def _vulkan(facts: Facts) -> Iterator[Finding]:

@@ -26,6 +26,7 @@ _DISPLAY_CLASS: Final = "0x03"
 _ACCELERATOR_CLASS: Final = "0x12"
 """Of PCI: processing accelerators, which AMD's MI300 is one of; of other vendors they are none that an engine uses."""
 _AMD: Final = "0x1002"
+_MODULES: Final = {"0x10de": "nvidia", _AMD: "amdgpu"}
 _NODES: Final = ("dev/nvidia[0-9]*", "dev/nvidiactl", "dev/nvidia-uvm", "dev/kfd", "dev/dri/renderD*")
 _MANIFESTS: Final = "vulkan/icd.d"
 _SEARCHED: Final = (
@@ -46,8 +47,10 @@ _MAX_MANIFEST_BYTES: Final = 1 << 16
 
 def probe_drivers(root: Path = Path("/")) -> Drivers:
     """Return what can be told without asking a driver."""
+    cards = tuple(_cards(root))
     return Drivers(
-        cards=tuple(_cards(root)),
+        cards=cards,
+        modules=tuple(module for module in _lacking(cards) if _is_installed(module, root)),
         nodes=tuple(_nodes(root)),
         vulkan=tuple(_vulkan(root)),
         rocm=text_of(root / "opt/rocm/.info/version"),
@@ -72,6 +75,18 @@ def _cards(root: Path) -> Iterator[DisplayCard]:
             device=text_of(device / "device") or "",
             driver=driver.resolve().name if is_there(driver) else None,
         )
+
+
+def _lacking(cards: tuple[DisplayCard, ...]) -> Iterator[str]:
+    """Yield the modules that cards would be driven by and are not."""
+    for vendor, module in _MODULES.items():
+        if any(card.vendor == vendor and card.driver != module for card in cards):
+            yield module
+
+
+def _is_installed(module: str, root: Path) -> bool:
+    """Tell whether the running kernel has a module's file, packed or not."""
+    return bool(listed(root / "lib/modules" / os.uname().release, f"**/{module}.ko*"))
 
 
 def _nodes(root: Path) -> Iterator[DeviceNode]:
