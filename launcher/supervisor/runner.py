@@ -164,11 +164,11 @@ class _Supervision:
         """Feed the machine until it comes to an end; leave nothing running."""
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._on_loop_error)
-        loop.set_default_executor(open_threads())
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._sampling())
-            if self._options.handle_signals:
+            if self._options.handle_signals:  # first and last: what is opened below is not broken off in the middle
                 stack.enter_context(handling(loop, self._on_signal))
+            loop.set_default_executor(open_threads())
+            stack.enter_context(self._sampling())
             async with self._herald.beating():
                 return await self._live()
 

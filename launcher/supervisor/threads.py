@@ -32,7 +32,7 @@ def open_threads() -> ThreadPoolExecutor:
     try:
         for _ in range(N_THREADS):
             pool.submit(meeting.wait)
-    except RuntimeError:
+    except BaseException:
         meeting.abort()  # those that run would wait for ever, and the process for them
         raise
     return pool

@@ -38,23 +38,23 @@ def test_all_threads_are_there_before_any_work_and_no_more_come() -> None:
     assert _there() == []
 
 
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("n_allowed", range(N_THREADS))
-def test_threads_that_are_not_all_allowed_do_not_wait_for_the_others(
-    monkeypatch: pytest.MonkeyPatch, n_allowed: int
+def test_threads_that_do_not_all_start_do_not_wait_for_the_others(
+    monkeypatch: pytest.MonkeyPatch, n_allowed: int, error: type[BaseException]
 ) -> None:
-    """Under a limit of processes it is said, and those that could be started end."""
+    """Under a limit of processes, or where a signal breaks it off, it is said, and those that were started end."""
     start, left = threading.Thread.start, [n_allowed]
 
     def start_one(thread: threading.Thread) -> None:
         if not left[0]:
-            message = "can't start new thread"
-            raise RuntimeError(message)
+            raise error
         left[0] -= 1
         start(thread)
 
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start_one)
-        with pytest.raises(RuntimeError, match="can't start new thread"):
+        with pytest.raises(error):
             open_threads()
     gc.collect()
     assert poll(lambda: not _there())
