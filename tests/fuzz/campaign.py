@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -45,6 +44,8 @@ def main() -> int:
         "--replay", type=Path, metavar="FILE", help="take the input in a file again; --target says of which"
     )
     asked = parser.parse_args()
+    if asked.replay is not None and not asked.target:
+        parser.error("--replay needs the --target that the input is for")
     if asked.replay is not None:
         print(replay(TARGETS[asked.target[0]], asked.replay.read_bytes()))  # noqa: T201 - a command's output
         return 0
@@ -100,10 +101,11 @@ def _reports(asked: argparse.Namespace) -> Iterator[tuple[_Job, Report]]:
             job = running[done]
             try:
                 report = done.result()
-            except (BrokenProcessPool, Exception) as error:  # noqa: BLE001 - told, and the others go on
+            except Exception as error:  # noqa: BLE001 - told, and not kept: of a broken pool, what was not tried ends so too
                 name, chunk, _ = job
                 finding = Finding(target=name, chunk=chunk, kind="Died", where="process", trace=repr(error), data=b"")
-                report = Report(target=name, n_inputs=0, findings=[finding])
+                yield job, Report(target=name, n_inputs=0, findings=[finding])
+                continue
             if (kept := _kept_path(asked, job)) is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 kept.write_bytes(msgspec.json.encode(report))
