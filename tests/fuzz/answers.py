@@ -1,4 +1,4 @@
-"""Hostile answers of servers that are asked: a hub's, a Ray dashboard's, an engine's own to a probe.
+"""Hostile answers of servers that are asked: a hub's, a Ray dashboard's, an engine's own to a probe, an endpoint's.
 
 It must not know how inputs are changed.
 """
@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
+from unicodedata import category
 
 import urllib3
 
 from launcher.backends.canary import listed_models
 from launcher.backends.ray_serve import marked_model, read_bundles
+from launcher.client.chat_events import ChatStream, read_fault
+from launcher.client.metrics_text import parse_figures
 from launcher.cluster.applications import choose_proxies, find_lost, merge, without
 from launcher.cluster.demands import find_demand, parse_demands
 from launcher.cluster.following import describe_with_reason, look_at
@@ -22,14 +25,18 @@ from launcher.cluster.proof import _excerpt, _is_completion
 from launcher.cluster.ray_nodes import build_cluster, list_alive, read_accelerators, read_session
 from launcher.cluster.replica_logs import ReplicaLogs
 from launcher.cluster.serve_details import find_proxies, held_gpus, parse_details
+from launcher.domain import InstanceView, State
 from launcher.errors import ClusterError, LauncherError, RemoteError, UsageError
 from launcher.fetch.hub import Settings, list_files
 from launcher.fetch.names import group_files, parse_name, quantization_of, select, shards_of
 from launcher.fetch.ranges import RangeStream
 from launcher.fetch.web import Web, check_url, show_url
+from launcher.figures import Sighting
 from launcher.gateway.events import Dialect, EventStream, error_event, read_took
 from launcher.metadata.gguf import read_gguf
 from launcher.render.hardware import render_hardware
+from launcher.render.prose import shown_prose
+from launcher.render.top import render_top, render_top_json
 from launcher.supervisor.readiness import _excerpt as excerpt_of_canary
 from launcher.supervisor.readiness import is_completion
 from tests.fuzz.files import patched
@@ -411,4 +418,74 @@ PROBES: Final = Target(
         2**63,
     ),
     share=12,
+)
+
+
+# --- An endpoint that `launch chat` and `launch top` ask ------------------------------------------------------------
+
+
+@cache
+def _endpoint_seeds() -> list[Tree]:
+    said = {"message": "too long", "type": "exceed_context_size_error", "code": 400, "n_prompt_tokens": 9, "n_ctx": 8}
+    thought = {"choices": [{"index": 0, "delta": {"reasoning_content": "hm"}, "finish_reason": None}]}
+    word = {"choices": [{"index": 0, "delta": {"content": "t\u00e9"}, "finish_reason": "stop"}]}
+    lines = [b"data: ", _part(thought), b"\n\ndata: ", _part(word), b"\n\ndata: ", _part({"error": said}), b"\n\n"]
+    metrics = b"".join(
+        (
+            b"# TYPE launcher_requests_running gauge\nlauncher_requests_running 3.0\nlauncher_stream_events_total 41.0\n",
+            b'launcher_health{health="ready"} 1.0\nlauncher_memory_held_bytes{memory="gpu0"} 6.0e+09\n',
+            b'launcher_memory_bytes{figure="planned",kind="total",memory="node0/\\"x"} 7.0\n',
+            b'launcher_device_utilization_ratio{device="gpu0"} 0.5\n',
+        )
+    )
+    streams = ([*lines[:4], b"\n\ndata: [DONE]\n\n"], lines, [_part({"error": said})], [metrics])
+    return [{"parts": stream} for stream in streams]
+
+
+def _take_endpoint(data: bytes) -> str:
+    body = b"".join(_split(data, 8))
+    stream, came = ChatStream(), False
+    endings = []
+    try:
+        for line in body.splitlines(keepends=True):
+            piece = stream.feed(line)
+            came = came or piece is not None
+            text = "" if piece is None else shown_prose(piece.text + piece.thought)
+            check_printable(
+                "".join(each for each in text if each not in _OF_PROSE and category(each) not in _PLAIN), "prose"
+            )
+    except ValueError:
+        endings.append("no event")
+    endings += ["pieces"] if came else []
+    endings += ["whole"] if stream.is_whole else []
+    for said in (stream.error, read_fault(body)):
+        check_printable("" if said is None else said.text, "a server's words")
+    endings += ["an error"] if stream.error is not None else []
+    figures = parse_figures(body.decode("utf-8", "replace"))
+    check_figures(figures, "figures")
+    endings += ["figures"] if figures.memories or figures.n_running or figures.n_stream_events else []
+    sighting = Sighting(view=_SEEN, figures=figures)
+    check_printable(render_top((sighting,)), "top", lines=True)
+    render_top_json((sighting,))
+    return ", ".join(endings) or "nothing of use"
+
+
+_OF_PROSE: Final = frozenset("\n\t\u200c\u200d")
+_PLAIN: Final = frozenset({"Zs", "Cn", "Co"})
+_SEEN: Final = InstanceView(name="x", state=State.READY, path="/x", log_path="/x/log", supervisor_alive=True)
+
+ENDPOINT: Final = Target(
+    name="endpoint-answers",
+    modules=("launcher.client.chat_events", "launcher.client.metrics_text", "launcher.render.prose"),
+    seeds=_endpoint_seeds,
+    encode=_joined,
+    take=_take_endpoint,
+    words=(
+        *("choices", "delta", "content", "reasoning", "finish_reason", "length", "error", "message", "detail", "code"),
+        *("\x1b[2J", "\u202e", "\ud800", "launcher_", "context length", '{memory="', "1e400"),
+        *(b"data: [DONE]\n\n", b"\n\n", b"\r\n", b"data:", b'launcher_memory_free_bytes{memory="'),
+        -5,
+        2**63,
+    ),
+    share=4,
 )

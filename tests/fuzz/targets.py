@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from tests.fuzz.answers import HUB, PROBES, RAY
+from tests.fuzz.answers import ENDPOINT, HUB, PROBES, RAY
 from tests.fuzz.files import MACHINES, PROFILES, SPECS, STATE
 from tests.fuzz.http_traffic import CLIENTS, ENGINES
 from tests.fuzz.planning import PLANNER
@@ -27,6 +27,7 @@ TARGETS: Final[dict[str, Target]] = {
         HUB,
         RAY,
         PROBES,
+        ENDPOINT,
         CLIENTS,
         ENGINES,
     )
