@@ -266,8 +266,16 @@ def test_what_is_served_keeps_its_secrets(stage: Stage, real_model: Path, llama_
         ("status", name),
         ("status", name, "--json"),
         ("logs", name, "-n", "100000"),
+        ("top", name),
+        ("top", "--json", "--api-key-file", str(stage.sentinels.folder / "keyfile")),
     ):
         stage.run(*reading, expect=0)
+    figures = json.loads(stage.told[-1][1])["instances"][0]["figures"]
+    assert figures["memories"], "the key opened them"
+    talk = ("chat", name, "--message", "hi", "--max-tokens", "2")
+    for more in ((), ("--api-key-file", str(stage.sentinels.folder / "keyfile"))):
+        assert b"[answer-incomplete]" in stage.run(*talk, *more, more=_DEBUG, expect=1).stderr  # it came to its limit
+    assert b"[endpoint-access]" in stage.run(*talk, more={"LAUNCHER_API_KEY": "f" * 24}, expect=1).stderr
 
     _engine(stage).kill()
     good = {"Authorization": f"Bearer {secret['keyvariable']}"}
