@@ -13,6 +13,7 @@ import termios
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Final
 
 _DEADLINE_S: Final = 30.0
@@ -71,6 +72,14 @@ class Typist:
             self.read()
         text, self.seen = self.seen[: found.end()], self.seen[found.end() :]
         return text
+
+    def settle(self) -> None:
+        """Wait until the command waits: Python hears a signal at its prompt only then, not while it is about to."""
+        end_s = time.monotonic() + _DEADLINE_S
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "S":
+            assert time.monotonic() < end_s, "it never waits"
+            self.read(0.01)
 
     def end(self) -> int:
         """Wait until it has ended; return its exit code."""
