@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from launcher.cli import options as opt
+from launcher.cli.completion import complete_model
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -27,7 +28,10 @@ def register(app: typer.Typer) -> None:
 
 
 def calibrate(
-    name: Annotated[str, typer.Argument(help="A profile, its alias, or a GGUF file on this machine.")] = _DEFAULT_MODEL,
+    name: Annotated[
+        str,
+        typer.Argument(help="A profile, its alias, or a GGUF file on this machine.", autocompletion=complete_model),
+    ] = _DEFAULT_MODEL,
     quant: opt.Quant = None,
     context: opt.Context = None,
     engine: opt.EngineName = None,

@@ -96,6 +96,13 @@ def complete_engine(incomplete: str) -> _Offers:
     return _beginning(((str(engine), "") for engine in Engine), incomplete)
 
 
+def complete_target(incomplete: str) -> _Offers:
+    """Offer the programs that a plan is exported for."""
+    from launcher.export import Target
+
+    return _beginning(((str(target), "") for target in Target), incomplete)
+
+
 def complete_cache_type(incomplete: str) -> _Offers:
     """Offer the element types of a cache."""
     from launcher.domain import CacheType

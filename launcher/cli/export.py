@@ -8,9 +8,16 @@ import typer
 
 from launcher.cli import options as opt
 from launcher.cli.calibrate import read_known
+from launcher.cli.completion import complete_target
 
 To = Annotated[
-    str, typer.Option("--to", metavar="TARGET", help="kuberay, skypilot, compose, quadlet or vllm-multinode.")
+    str,
+    typer.Option(
+        "--to",
+        metavar="TARGET",
+        help="kuberay, skypilot, compose, quadlet or vllm-multinode.",
+        autocompletion=complete_target,
+    ),
 ]
 Host = Annotated[str | None, typer.Option("--host", help="Address at which the endpoint is to be reached.")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port at which it is to be reached.")]

@@ -45,6 +45,8 @@ def _offers(line: str, state: Path) -> list[str]:
         ("launch doctor gemma3-27", ["gemma3-270m"]),
         ("launch plan no-such-model-", []),
         ("launch stop ", []),
+        ("launch export gemma2-27b --to ku", ["kuberay"]),
+        ("launch calibrate gemma3-27", ["gemma3-270m"]),
         ("launch systemd install gemma2-", ["gemma2-27b", "gemma2-9b"]),
         ("launch systemd render gemma2-27b --quant q5", ["q5_k_m"]),
         ("launch systemd install gemma2-27b --h", ["--host", "--hub-token-file", "--help"]),
