@@ -22,6 +22,7 @@ from benchmarks.start_up import engine_command, print_samples, time_bare, time_l
 from benchmarks.turns import in_turns
 from launcher.domain import Command
 from launcher.store import find_instance
+from launcher.supervisor.checks import free_port
 from launcher.supervisor.preflight import judge
 from launcher.supervisor.recall import Recall
 
@@ -88,9 +89,8 @@ def main() -> int:
     """Measure, print, and say whether the promises were kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--port", type=int, default=18080)
     options = parser.parse_args()
-    words = [_MODEL, "--engine", "llama-server", "--port", str(options.port), "--context", "2048"]
+    words = [_MODEL, "--engine", "llama-server", "--port", str(free_port("127.0.0.1")), "--context", "2048"]
     with tempfile.TemporaryDirectory() as state:
         os.environ["LAUNCHER_STATE_DIR"] = state
         env = dict(os.environ)

@@ -19,6 +19,7 @@ import psutil
 
 from benchmarks.programs import LAUNCH, answers, running, serving
 from benchmarks.turns import in_turns
+from launcher.supervisor.checks import free_port
 
 MAX_RATIO: Final = 3.0
 MAX_ADDED_S: Final = 1.0
@@ -85,11 +86,11 @@ def engine_command(words: list[str], env: dict[str, str]) -> tuple[list[str], di
     raise SystemExit(message)
 
 
-def measure_serving(rounds: int, port: int) -> bool:
+def measure_serving(rounds: int) -> bool:
     """Time from ``launch serve`` to ready against the bare engine with the same arguments to its own ready."""
     with tempfile.TemporaryDirectory() as state:
         env = {**os.environ, "LAUNCHER_STATE_DIR": state}
-        words = ["gemma3-270m", "--port", str(port), "--context", "2048"]
+        words = ["gemma3-270m", "--port", str(free_port("127.0.0.1")), "--context", "2048"]
         time_launch(words, env)  # a plan's first start asks the engine for its account: `preflight_cost` measures that
         argv, engine_env = engine_command(words, env)
         bare, launched = f"bare {Path(argv[0]).name}", "launch serve gemma3-270m, to its endpoint line"
@@ -108,10 +109,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--serve-rounds", type=int, default=7)
-    parser.add_argument("--port", type=int, default=18080)
     options = parser.parse_args()
     kept = measure_commands(options.rounds)
-    kept = measure_serving(options.serve_rounds, options.port) and kept
+    kept = measure_serving(options.serve_rounds) and kept
     return 0 if kept else 1
 
 

@@ -1,6 +1,6 @@
 """Checks plans against the engine: is no device exceeded, and how many more layers would truly have fitted?
 
-    python -m benchmarks.tightness [--machines 100] [--seed N] [--server PATH] [--ports A,B]
+    python -m benchmarks.tightness [--machines 100] [--seed N] [--server PATH]
 
 Run from the checkout's root. Each round draws a model (the shipped profiles' shapes, and shapes that no formula was
 fitted to), its quantization, context, parallel requests, cache type, and one to two devices whose free memory is drawn
@@ -45,6 +45,7 @@ from launcher.planner.footprint.llama_cpp import LlamaCppConfig, estimate_footpr
 from launcher.planner.sizing import Candidate, prepare
 from launcher.planner.target import DEVICE_MARGIN_BYTES
 from launcher.profiles import load_all
+from launcher.supervisor.checks import free_port
 from launcher.units import GIB, MIB
 
 _NO_FLOOR: Final = Limits(min_generation_tps=1e-9)
@@ -211,7 +212,6 @@ def main() -> int:
     parser.add_argument("--per-model", type=int, default=3, help="machines drawn for each model that is drawn")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--server", type=Path, help="a llama-server with its ggml-rpc-server beside it")
-    parser.add_argument("--ports", default="18371,18372", help="two free ports for the workers")
     options = parser.parse_args()
     (server, *_) = find_servers([options.server] if options.server else [])
     dice = random.Random(options.seed)  # noqa: S311 - machines, no secrets
@@ -219,7 +219,7 @@ def main() -> int:
     for name, profile in shapes():
         every.setdefault(profile.name, []).append((name, profile))
     shipped = {model: found for model, found in every.items() if not found[0][0].startswith("unseen")}
-    ports = [int(port) for port in options.ports.split(",")]
+    ports = [free_port("127.0.0.1") for _ in range(2)]
     counts: Counter[str] = Counter()
     worst_mib, n_wrong = -float("inf"), 0
     print(f"{server.name}; over: MiB by which the fullest device exceeds its budget; out: layers left out that fit")
