@@ -30,6 +30,28 @@ def read_key(file: Path | None) -> str | None:
     return next(iter(read_secrets(os.environ, file)), None)
 
 
+def find_named(name: str) -> "InstanceView":
+    """Return the instance of that name, or of the profile that the name is an alias of.
+
+    Raises:
+        NotServedError: neither was ever served here.
+    """
+    from launcher.errors import LauncherError, NotServedError
+    from launcher.profiles import load_profile
+    from launcher.store import find_instance
+
+    try:
+        return find_instance(name)
+    except NotServedError:
+        try:
+            full_name = load_profile(name).name
+        except LauncherError:
+            full_name = name
+        if full_name == name:
+            raise
+        return find_instance(full_name)
+
+
 def require_served(name: str) -> "InstanceView":
     """Return the instance of that name, which is served now.
 
@@ -37,10 +59,9 @@ def require_served(name: str) -> "InstanceView":
         NotServedError: it is not, or answers no requests.
     """
     from launcher.errors import NotServedError
-    from launcher.store import find_instance
 
     try:
-        view = find_instance(name)
+        view = find_named(name)
     except NotServedError as error:
         raise NotServedError(error.message, help=_how_to_serve(name)) from None
     if not view.supervisor_alive:

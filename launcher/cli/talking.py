@@ -75,12 +75,12 @@ class Talk:
 
     def look(self) -> None:
         """Say so where the engine is away that is waited for."""
+        from launcher.cli.reaching import find_named
         from launcher.domain import State
         from launcher.errors import NotServedError
-        from launcher.store import find_instance
 
         try:
-            view = find_instance(self.name)
+            view = find_named(self.name)
         except NotServedError:
             return
         if view.state is not State.READY:

@@ -95,12 +95,13 @@ class _Watch:
         """
         from concurrent.futures import ThreadPoolExecutor
 
-        from launcher.store import find_instance, list_instances
+        from launcher.cli.reaching import find_named
+        from launcher.store import list_instances
 
         if self._name is None:
             views = tuple(view for view in list_instances() if view.supervisor_alive or view.state == "failed")
         else:
-            views = (find_instance(self._name),)
+            views = (find_named(self._name),)
         with ThreadPoolExecutor(_N_AT_ONCE) as pool:  # one that does not answer keeps no other waiting
             return tuple(pool.map(self._see, views))
 

@@ -112,6 +112,15 @@ def test_who_is_not_served_is_named_with_the_way_to_it(launch: tuple[str, ...]) 
             assert b"`launch serve x`" in done.stderr
 
 
+def test_an_alias_is_known_as_serve_knows_it(launch: tuple[str, ...]) -> None:
+    """What was served by an alias has the profile's name; it is found by either."""
+    with scripted(whole("yes")) as server:
+        record_served("gemma3-270m", server.port)
+        for name in ("gemma3:270m", "gemma3-270m"):
+            done = subprocess.run([*launch, "chat", name, "-m", "?"], capture_output=True, timeout=60, check=False)
+            assert (done.returncode, done.stdout, done.stderr) == (0, b"yes\n", b"")
+
+
 def test_wrong_usage(launch: tuple[str, ...]) -> None:
     """No message, or one of nothing but space, and limits that are none: exit code 2, and nobody is asked."""
     with scripted(whole("no")) as server:
