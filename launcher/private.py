@@ -32,7 +32,12 @@ def own_directory(path: Path) -> int:
         OSError: it cannot be made or opened, or something else stands there, a link among them.
     """
     make_private(path)
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except NotADirectoryError:
+        if path.is_symlink():  # of which the kernel says no more than that it is no folder
+            raise OSError(errno.ELOOP, "it is a link", str(path)) from None
+        raise
     try:
         info = os.fstat(fd)
         if info.st_uid != os.geteuid():
