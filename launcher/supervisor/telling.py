@@ -20,7 +20,7 @@ def changes_of(
     before: Phase, after: Phase, record: InstanceRecord, failure: Failure | None, at: float
 ) -> Mapping[str, object]:
     """Return the new values of the record's fields; ``at`` is the present time in seconds since 1970."""
-    if after is not Phase.SPAWNING and state_of(after) is state_of(before):
+    if after is not Phase.SPAWNING and state_of(after) is record.state:
         return {}
     changes: dict[str, object] = {"state": state_of(after)}
     if after in _WITH_REASON and failure is not None:
