@@ -641,6 +641,44 @@ def test_another_digest_is_another_file(home: Path, put: Put) -> None:
     assert mark_found(renamed, shelf).artifacts[0].local_path is not None
 
 
+def test_a_digest_that_the_store_does_not_know_is_compared_all_the_same(home: Path) -> None:
+    """LM Studio knows none: a file of the right name and size is not served where the profile has another digest."""
+    put_lm_studio(home)
+    right, wrong = (
+        mark_found(profile_of(ArtifactFile(name=FILE, size_bytes=len(WEIGHTS), sha256=sha256)), look()).artifacts[0]
+        for sha256 in (SHA256, "0" * 64)
+    )
+    assert require_weights(right).read_bytes() == WEIGHTS
+    assert wrong.store == "LM Studio's store"
+    with pytest.raises(WeightsMissingError, match="does not have the sha256"):
+        require_weights(wrong)
+
+
+def test_a_digest_of_a_file_in_a_folder_is_compared_too(home: Path) -> None:
+    """Of safetensors the profile may know one that the cache, with a copy instead of a link, does not."""
+    name = "model.safetensors"
+    header = b'{"w": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}'
+    content = len(header).to_bytes(8, "little") + header + bytes(4)
+    config = b'{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}'
+    folder = put_repository(cache_of(home), REPOSITORY, {**SAFE, "config.json": config, name: content})
+    (folder / name).unlink()
+    (folder / name).write_bytes(content)
+    for sha256, is_right in ((hashlib.sha256(content).hexdigest(), True), ("0" * 64, False)):
+        asked = Artifact(
+            format=WeightsFormat.SAFETENSORS,
+            quantization="f16",
+            repository=REPOSITORY,
+            files=(ArtifactFile(name=name, sha256=sha256),),
+        )
+        found = find(asked, look())
+        assert found is not None
+        if is_right:
+            assert require_weights(found) == folder
+        else:
+            with pytest.raises(WeightsMissingError, match="does not have the sha256"):
+                require_weights(found)
+
+
 @pytest.mark.parametrize("put", [put_hub, put_lm_studio, put_ollama])
 def test_another_repository_or_quantization_is_another_file(home: Path, put: Put) -> None:
     """A file of the same name elsewhere is not the one that is asked for."""

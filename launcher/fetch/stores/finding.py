@@ -1,7 +1,8 @@
 """Finds weights that are asked for among those that other programs have.
 
 A file is the one that is asked for where both sides know its sha256 and it is the same. Where one of them does not know it,
-repository and name have to be the same, and the size where it is known. It must not know any store's layout.
+repository and name have to be the same, and the size where it is known; the digest that one of them knows is then expected of
+the file. It must not know any store's layout.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,8 +37,20 @@ def find(artifact: Artifact, shelf: Shelf) -> Artifact | None:
             except (MetadataError, WeightsMissingError, ModelStoreError):
                 continue  # a damaged copy; another store may have a whole one
             if artifact.spec is None or _is_same(artifact.spec, spec):
-                return replace(as_artifact(model, spec), quantization=artifact.quantization, package=artifact.package)
+                found = replace(as_artifact(model, spec), quantization=artifact.quantization, package=artifact.package)
+                return replace(found, files=_with_digests(found, artifact))
     return None
+
+
+def _with_digests(found: Artifact, asked: Artifact) -> tuple[ArtifactFile, ...]:
+    """Return the files of a store with the digests that are expected of them, also where only who asks knows these."""
+    if found.format is WeightsFormat.SAFETENSORS:
+        known = {file.name: file.sha256 for file in asked.files}
+        return tuple(replace(file, sha256=file.sha256 or known.get(file.name)) for file in found.files)
+    if len(found.files) != len(asked.files):
+        return found.files
+    pairs = zip(found.files, asked.files, strict=True)
+    return tuple(replace(file, sha256=file.sha256 or wanted.sha256) for file, wanted in pairs)
 
 
 def mark_found(profile: Profile, shelf: Shelf) -> Profile:
