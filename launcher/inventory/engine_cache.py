@@ -81,7 +81,7 @@ def read_capabilities(folder: Path, binary: Path, mark: str) -> Capabilities | N
     """Return what is remembered of the binary whose ``fingerprint`` is ``mark``."""
     try:
         kept = msgspec.json.decode(read_own(_file(folder, binary), _MAX_BYTES), type=Capabilities)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     same = (kept.path, kept.fingerprint, kept.schema_version) == (str(binary.resolve()), mark, SCHEMA_VERSION)
     return kept if same else None

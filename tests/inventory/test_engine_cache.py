@@ -53,7 +53,7 @@ def test_forgotten_when_replaced(name: str, binary: Path, tmp_path: Path) -> Non
     assert read_capabilities(tmp_path, binary, fingerprint(binary)) is None
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"path": 1}', b"\xff", b"null"])
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"path": 1}', b"\xff", b"null", b'{"path": "\xff"}'])
 def test_damage_is_ignored_and_repaired(damage: bytes, binary: Path, tmp_path: Path) -> None:
     """A damaged file counts as absent, and the next write replaces it."""
     folder = tmp_path / "cache"
