@@ -5,6 +5,7 @@ the engine was started, which settings it has, or what stands before it.
 """
 
 import json
+import math
 import random
 import time
 from collections.abc import AsyncIterator
@@ -30,6 +31,7 @@ _REQUEST_S: Final = 600.0
 _OK: Final = 200
 _UNAUTHORIZED: Final = 401
 _DONE: Final = b"[DONE]"
+_TOLD: Final = ("timings", "usage")
 _N_EXCERPT: Final = 200
 _HEADERS: Final = {"Connection": "close"}
 """llama-server (build 10434) closes the connection behind a streamed answer without saying so before: the next request would
@@ -59,19 +61,36 @@ async def measure(session: aiohttp.ClientSession, plan: Plan, workload: Workload
     """
     prompt = make_prompt(workload.n_prompt, seed)
     try:
-        match plan.engine:
-            case Engine.LLAMA_SERVER:
-                return await _by_its_own_clock(session, prompt, workload)
-            case Engine.LLAMA_CPP_PYTHON:
-                return await _in_two_requests(session, prompt, workload)
-            case Engine.VLLM:
-                return await _by_our_clock(session, prompt, workload, plan.model)
+        return _checked(await _ask(session, plan, prompt, workload))
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         message = f"the engine stopped answering while it was measured: {str(error) or type(error).__name__}"
         raise EngineFailedError(message) from error
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        message = f"the engine's answer holds no timings: {type(error).__name__} {error}"
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        message = f"the engine's answer holds no timings: {type(error).__name__} {printable(str(error))}"
         raise EngineFailedError(message) from error
+
+
+async def _ask(session: aiohttp.ClientSession, plan: Plan, prompt: str, workload: Workload) -> Sample:
+    match plan.engine:
+        case Engine.LLAMA_SERVER:
+            return await _by_its_own_clock(session, prompt, workload)
+        case Engine.LLAMA_CPP_PYTHON:
+            return await _in_two_requests(session, prompt, workload)
+        case Engine.VLLM:
+            return await _by_our_clock(session, prompt, workload, plan.model)
+
+
+def _checked(sample: Sample) -> Sample:
+    """Return a sample that is of an answer: JSON knows figures that none has.
+
+    Raises:
+        ValueError: it is not.
+    """
+    rates = (sample.prompt_tps, sample.generation_tps)
+    if not all(math.isfinite(rate) and rate > 0 for rate in rates) or min(sample.n_prompt, sample.n_generated) < 1:
+        message = f"{sample.n_prompt} and {sample.n_generated} tokens at {rates[0]:g} and {rates[1]:g} tokens/s"
+        raise ValueError(message)
+    return sample
 
 
 @asynccontextmanager
@@ -91,7 +110,7 @@ async def _post(
 
 
 class _Stream(NamedTuple):
-    """When the first and the last token of a streamed answer came, in seconds, and all that its events told."""
+    """When the first and the last token of a streamed answer came, in seconds, and what its events told of it."""
 
     first_s: float
     last_s: float
@@ -116,7 +135,7 @@ async def _stream(session: aiohttp.ClientSession, path: str, body: dict[str, obj
             if event.get("choices") or ("content" in event and not event.get("stop")):
                 last_s = time.perf_counter() - begin_s
                 first_s = last_s if first_s is None else first_s
-            told.update(event)
+            told.update((name, event[name]) for name in _TOLD if name in event)
     if first_s is None or last_s is None:
         message = "no token came"
         raise ValueError(message)

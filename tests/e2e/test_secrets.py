@@ -276,6 +276,9 @@ def test_what_is_served_keeps_its_secrets(stage: Stage, real_model: Path, llama_
     for more in ((), ("--api-key-file", str(stage.sentinels.folder / "keyfile"))):
         assert b"[answer-incomplete]" in stage.run(*talk, *more, more=_DEBUG, expect=1).stderr  # it came to its limit
     assert b"[endpoint-access]" in stage.run(*talk, more={"LAUNCHER_API_KEY": "f" * 24}, expect=1).stderr
+    measure = ("bench", name, "--repetitions", "1", "--seconds", "120", "--json")
+    stage.run(*measure, "--api-key-file", str(stage.sentinels.folder / "keyfile"), expect=0)
+    assert b"[endpoint-access]" in stage.run(*measure, more={"LAUNCHER_API_KEY": "f" * 24}, expect=1).stderr
 
     _engine(stage).kill()
     good = {"Authorization": f"Bearer {secret['keyvariable']}"}

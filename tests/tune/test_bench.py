@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -76,7 +77,7 @@ async def _stream(request: web.Request, *lines: str) -> web.StreamResponse:
 def _timings(n_prompt: int, n_generated: int, prompt_tps: float = 100, generation_tps: float = 30) -> str:
     told = {
         "prompt_n": n_prompt,
-        "prompt_ms": 1000 * n_prompt / prompt_tps,
+        "prompt_ms": 1000 * min(n_prompt, 1000) / prompt_tps,
         "predicted_n": n_generated,
         "predicted_ms": 1000 * n_generated / generation_tps,
     }
@@ -174,6 +175,22 @@ _FAULTS: dict[str, tuple[Answer, type[LauncherError], str]] = {
     ),
     "no token": (lambda request, _: _stream(request, _timings(64, 8)), EngineFailedError, "no token came"),
     "no JSON": (lambda request, _: _stream(request, "data: {"), EngineFailedError, "holds no timings"),
+    "a list": (lambda request, _: _stream(request, "data: []"), EngineFailedError, "holds no timings"),
+    "a figure that is none": (
+        lambda request, _: _stream(request, 'data: {"content":"x"}', _timings(64, 8, 1, math.nan)),
+        EngineFailedError,
+        "holds no timings",
+    ),
+    "a figure below none": (
+        lambda request, _: _stream(request, 'data: {"content":"x"}', _timings(64, 8, -100)),
+        EngineFailedError,
+        "at -100 and 30 tokens/s",
+    ),
+    "a figure beyond all": (
+        lambda request, _: _stream(request, 'data: {"content":"x"}', _timings(10**400, 8)),
+        EngineFailedError,
+        "holds no timings",
+    ),
     "no object": (lambda request, _: _stream(request, "data: 1"), EngineFailedError, "holds no timings"),
     "no time": (
         lambda request, _: _stream(request, 'data: {"content":"x"}', _timings(64, 8, 1e308 * 10)),
