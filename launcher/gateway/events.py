@@ -97,7 +97,7 @@ def read_took(answer: bytes) -> Took | None:
         return None
     try:
         said = _decode_answer(answer)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     usage = said.usage or (said.response and said.response.usage) or _Usage()
     timings = said.timings or _Timings()

@@ -112,6 +112,7 @@ def test_words_in_the_text_are_no_last_word() -> None:
         (b'{"usage":"much"}', None),
         (b'{"data":[1,2]}', None),
         (b'"usage" and no JSON', None),
+        pytest.param(b'{"usage":{},"x":' + b"[" * 10_000, None, id="nested without end"),
     ],
 )
 def test_what_a_request_took_is_read_from_its_answer(answer: bytes, took: Took | None) -> None:
