@@ -19,6 +19,7 @@ from launcher.supervisor.checks import check_port, check_start
 from launcher.supervisor.environment import environment_of, known_secrets
 from launcher.supervisor.holding import Holding
 from launcher.supervisor.reclaim import reclaim
+from launcher.supervisor.scratch import Scratch
 from launcher.supervisor.signs import Cause
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class _Engine:
 
     def __init__(self, command: Command, instance: Instance) -> None:
         self._command = command
-        self.env = environment_of(command)
+        self._scratch = Scratch(instance.path)
+        self.env = {**environment_of(command), **self._scratch.open(command)}
         secrets = known_secrets(self.env)
         self._lines: deque[str] = deque(maxlen=_N_LINES)
         self.holding = Holding(
@@ -47,6 +49,12 @@ class _Engine:
             orphan_grace_s=_ORPHAN_GRACE_S,
             on_line=lambda line: self._lines.append(redact(line, secrets)),
         )
+
+    async def close(self) -> None:
+        """End its whole tree, and remove what it leaves behind elsewhere."""
+        self._scratch.note(self.holding.tether.pid)
+        await self.holding.close(_GRACE_S, _GUARD_PATIENCE_S)
+        self._scratch.clear()
 
     def fault(self) -> LauncherError:
         """Say how the engine ended, with its telling lines."""
@@ -111,7 +119,7 @@ async def open_engine(
                     raise engine.fault() from error
                 raise
     finally:
-        await _to_its_end(engine.holding.close(_GRACE_S, _GUARD_PATIENCE_S))
+        await _to_its_end(engine.close())
 
 
 async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:

@@ -32,7 +32,7 @@ class _Turns:
     def __init__(self, session: aiohttp.ClientSession, plan: Plan, workload: Workload, end_s: float) -> None:
         self._session = session
         self._plan = plan
-        self._workload = workload
+        self.workload = workload
         self._end_s = end_s
         # Of its own in every run: an engine that was asked before may have the prompts of then in a cache.
         self._seed = random.SystemRandom().randrange(_N_SEEDS)
@@ -62,7 +62,7 @@ class _Turns:
     def _measures(self, n_requests: int) -> "Iterator[asyncio.Task[Sample]]":
         for _ in range(n_requests):
             self._seed += 1
-            yield asyncio.ensure_future(measure(self._session, self._plan, self._workload, seed=self._seed))
+            yield asyncio.ensure_future(measure(self._session, self._plan, self.workload, seed=self._seed))
 
 
 async def _at_once(measures: "Iterator[asyncio.Task[Sample]]") -> list[Sample]:
@@ -93,23 +93,22 @@ async def bench(
         EndpointAccessError: the endpoint wants a key, or another one.
     """
     begin_s = time.monotonic()
-    workload = shorten(workload, plan.n_ctx_per_request)
     turns = _Turns(session, plan, workload, begin_s + max_s)
     try:
         async with asyncio.timeout(max_s):
-            await warm_up(session, plan)
+            turns.workload = shorten(workload, plan.n_ctx_per_request, await warm_up(session, plan))
             is_complete = await _take_all(turns, plan, n_turns, report)
     except TimeoutError:
         is_complete = False
     if 1 not in turns.done:
-        message = f"no request of {workload.n_prompt} tokens was answered within {max_s:g} s"
+        message = f"no request of {turns.n_prompt} tokens was answered within {max_s:g} s"
         raise EngineFailedError(message, help="give it more time with `--seconds`")
     loads = [at_load(n, found, plan.speed, turns.n_prompt) for n, found in sorted(turns.done.items())]
     return Bench(
         plan=plan,
         is_served=is_served,
         n_prompt=turns.n_prompt,
-        n_generated=workload.n_generated,
+        n_generated=turns.workload.n_generated,
         loads=tuple(loads),
         elapsed_s=time.monotonic() - begin_s,
         is_complete=is_complete,

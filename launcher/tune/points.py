@@ -28,15 +28,15 @@ class Workload(Struct, frozen=True, kw_only=True):
 
 
 class Sample(Struct, frozen=True, kw_only=True):
-    """The rates of one request, the tokens that the engine counted, and when its answer began and ended.
+    """The rates of one request, how many prompt tokens the engine counted, and when its answer began and ended.
 
-    Both times are seconds since it was sent, by the clock of whoever sent it.
+    Both times are seconds since it was sent, by the clock of whoever sent it; ``n_timed`` tokens came between them.
     """
 
     prompt_tps: float
     generation_tps: float
     n_prompt: int
-    n_generated: int
+    n_timed: int
     first_token_s: float
     last_token_s: float
 

@@ -33,11 +33,11 @@ _UNAUTHORIZED: Final = 401
 _DONE: Final = b"[DONE]"
 _TOLD: Final = ("timings", "usage")
 _N_EXCERPT: Final = 200
+_MOST_BYTES: Final = 1 << 20
+"""Of an event."""
 _HEADERS: Final = {"Connection": "close"}
 """llama-server (build 10434) closes the connection behind a streamed answer without saying so before: the next request would
 run into that."""
-_LEAST_TIMED: Final = 2
-"""Tokens of an answer from which a rate can be told."""
 
 
 def make_prompt(n_words: int, seed: int) -> str:
@@ -46,10 +46,11 @@ def make_prompt(n_words: int, seed: int) -> str:
     return " ".join(chosen.choice(_WORDS) for _ in range(n_words))
 
 
-async def warm_up(session: aiohttp.ClientSession, plan: Plan) -> None:
-    """Ask for a few tokens, so that what happens only once is over."""
+async def warm_up(session: aiohttp.ClientSession, plan: Plan) -> float:
+    """Ask for a few tokens, so that what happens only once is over; return how many tokens a word of a prompt is to this model."""
     workload = Workload(n_prompt=_N_WARM_UP_WORDS, n_generated=_N_WARM_UP_TOKENS)
-    await measure(session, plan, workload, seed=-1)
+    sample = await measure(session, plan, workload, seed=-1)
+    return sample.n_prompt / _N_WARM_UP_WORDS
 
 
 async def measure(session: aiohttp.ClientSession, plan: Plan, workload: Workload, *, seed: int) -> Sample:
@@ -87,8 +88,8 @@ def _checked(sample: Sample) -> Sample:
         ValueError: it is not.
     """
     rates = (sample.prompt_tps, sample.generation_tps)
-    if not all(math.isfinite(rate) and rate > 0 for rate in rates) or min(sample.n_prompt, sample.n_generated) < 1:
-        message = f"{sample.n_prompt} and {sample.n_generated} tokens at {rates[0]:g} and {rates[1]:g} tokens/s"
+    if not all(math.isfinite(rate) and rate > 0 for rate in rates) or min(sample.n_prompt, sample.n_timed) < 1:
+        message = f"{sample.n_prompt} and {sample.n_timed} tokens at {rates[0]:g} and {rates[1]:g} tokens/s"
         raise ValueError(message)
     return sample
 
@@ -114,32 +115,56 @@ class _Stream(NamedTuple):
 
     first_s: float
     last_s: float
+    n_first: int
+    """Tokens that came with the first: who passes them on, or we, may be slower than the engine."""
     told: dict[str, Any]
 
 
 async def _stream(session: aiohttp.ClientSession, path: str, body: dict[str, object]) -> _Stream:
     first_s = last_s = None
+    n_first = 0
     told: dict[str, Any] = {}
     begin_s = time.perf_counter()
     async with _post(session, path, {**body, "stream": True}) as response:
-        async for line in response.content:
-            data = line.removeprefix(b"data:").strip()
-            if data == line.strip() or data == _DONE:  # a blank line, a comment, the end
-                continue
-            event = json.loads(data)
-            if "error" in event:
-                fault = event["error"]
-                words = fault.get("message", fault) if isinstance(fault, dict) else fault
-                message = f"a measuring request ended in an error: {printable(str(words)[:_N_EXCERPT])}"
-                raise EngineFailedError(message)
+        async for came_s, event in _events(response.content, begin_s):
             if event.get("choices") or ("content" in event and not event.get("stop")):
-                last_s = time.perf_counter() - begin_s
-                first_s = last_s if first_s is None else first_s
+                first_s, last_s = came_s if first_s is None else first_s, came_s
+                if came_s == first_s:
+                    n_first = int((event.get("usage") or {}).get("completion_tokens", n_first + 1))
             told.update((name, event[name]) for name in _TOLD if name in event)
     if first_s is None or last_s is None:
         message = "no token came"
         raise ValueError(message)
-    return _Stream(first_s, last_s, told)
+    return _Stream(first_s, last_s, n_first, told)
+
+
+async def _events(content: aiohttp.StreamReader, begin_s: float) -> AsyncIterator[tuple[float, dict[str, Any]]]:
+    """Yield the events of a stream, each with when it came; those that came together have the same time.
+
+    Raises:
+        EngineFailedError: one of them is an error.
+    """
+    rest = b""
+    async for data in content.iter_any():
+        came_s = time.perf_counter() - begin_s
+        *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > _MOST_BYTES:
+            message = "an event without end"
+            raise ValueError(message)
+        for line in map(bytes.strip, lines):
+            text = line.removeprefix(b"data:").strip()
+            if line.startswith(b"data:") and text != _DONE:
+                yield came_s, _understood(text)
+
+
+def _understood(text: bytes) -> dict[str, Any]:
+    event: dict[str, Any] = json.loads(text)
+    if "error" not in event:
+        return event
+    fault = event["error"]
+    words = fault.get("message", fault) if isinstance(fault, dict) else fault
+    message = f"a measuring request ended in an error: {printable(str(words)[:_N_EXCERPT])}"
+    raise EngineFailedError(message)
 
 
 async def _by_its_own_clock(session: aiohttp.ClientSession, prompt: str, workload: Workload) -> Sample:
@@ -156,33 +181,31 @@ async def _by_its_own_clock(session: aiohttp.ClientSession, prompt: str, workloa
         prompt_tps=1000 * timings["prompt_n"] / timings["prompt_ms"],
         generation_tps=1000 * timings["predicted_n"] / timings["predicted_ms"],
         n_prompt=int(timings["prompt_n"]),
-        n_generated=int(timings["predicted_n"]),
+        n_timed=int(timings["predicted_n"]) - 1,
         first_token_s=stream.first_s,
         last_token_s=stream.last_s,
     )
 
 
 async def _by_our_clock(session: aiohttp.ClientSession, prompt: str, workload: Workload, model: str) -> Sample:
-    """Time a streamed answer, of which the engine tells only how many tokens it was."""
+    """Time a streamed answer, of which the engine tells only how many tokens came with each event, and in all."""
     body: dict[str, object] = {
         "model": model,
         "prompt": prompt,
         "max_tokens": workload.n_generated,
         "ignore_eos": True,
         "temperature": 0,
-        "stream_options": {"include_usage": True},
+        "stream_options": {"include_usage": True, "continuous_usage_stats": True},
     }
     stream = await _stream(session, "/v1/completions", body)
     usage = stream.told["usage"]
-    n_prompt, n_generated = int(usage["prompt_tokens"]), int(usage["completion_tokens"])
-    if n_generated < _LEAST_TIMED:
-        message = f"{n_generated} tokens of {workload.n_generated}"
-        raise ValueError(message)
+    n_prompt = int(usage["prompt_tokens"])
+    n_timed = int(usage["completion_tokens"]) - stream.n_first
     return Sample(
         prompt_tps=n_prompt / stream.first_s,
-        generation_tps=(n_generated - 1) / (stream.last_s - stream.first_s),
+        generation_tps=n_timed / (stream.last_s - stream.first_s),
         n_prompt=n_prompt,
-        n_generated=n_generated,
+        n_timed=n_timed,
         first_token_s=stream.first_s,
         last_token_s=stream.last_s,
     )
@@ -207,7 +230,7 @@ async def _in_two_requests(session: aiohttp.ClientSession, prompt: str, workload
         prompt_tps=n_prompt / prompt_s,
         generation_tps=n_generated / answer_s,
         n_prompt=n_prompt,
-        n_generated=n_generated,
+        n_timed=n_generated,
         first_token_s=prompt_s,
         last_token_s=prompt_s + answer_s,
     )

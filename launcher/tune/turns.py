@@ -19,7 +19,7 @@ COVERAGE: Final = 0.95
 N_COVERED: Final = 6
 """Turns from which there is an interval with that coverage: the range of five misses the median in 2 of 32 cases."""
 _SHARE_OF_CONTEXT: Final = 4
-"""A prompt takes at most half of a request's context, an answer a quarter: words may be more than a token each."""
+"""A prompt takes at most half of a request's context, an answer a quarter."""
 
 
 class Turn(Struct, frozen=True, kw_only=True):
@@ -31,11 +31,12 @@ class Turn(Struct, frozen=True, kw_only=True):
     first_token_s: float
 
 
-def shorten(workload: Workload, n_ctx_per_request: int) -> Workload:
-    """Return the workload as far as a request's context has room for it."""
+def shorten(workload: Workload, n_ctx_per_request: int, tokens_per_word: float) -> Workload:
+    """Return the workload as far as a request's context has room for it, its prompt being of ``n_prompt`` words."""
     part = max(2, n_ctx_per_request // _SHARE_OF_CONTEXT)
+    n_words = max(1, int(2 * part / tokens_per_word))
     return replace(
-        workload, n_prompt=min(workload.n_prompt, 2 * part), n_generated=max(2, min(workload.n_generated, part))
+        workload, n_prompt=min(workload.n_prompt, n_words), n_generated=max(2, min(workload.n_generated, part))
     )
 
 
@@ -57,7 +58,7 @@ def turn_of(samples: Sequence[Sample]) -> Turn:
             message = "all tokens came at once"
             raise ValueError(message)
         prompt = sum(sample.n_prompt for sample in samples) / max(begun_s)
-        generation = sum(sample.n_generated - 1 for sample in samples) / generating_s
+        generation = sum(sample.n_timed for sample in samples) / generating_s
     return Turn(
         prompt_tps=prompt,
         generation_tps=generation,

@@ -25,7 +25,7 @@ def _rate(prompt_tps: float, generation_tps: float) -> Rate:
         prompt_tps=prompt_tps,
         generation_tps=generation_tps,
         n_prompt=512,
-        n_generated=48,
+        n_timed=47,
         first_token_s=512 / prompt_tps,
         last_token_s=512 / prompt_tps + 47 / generation_tps,
     )

@@ -25,7 +25,7 @@ def _samples(draw: st.DrawFn) -> Sample:
         prompt_tps=n_prompt / first_s,
         generation_tps=generation_tps,
         n_prompt=n_prompt,
-        n_generated=n_generated,
+        n_timed=n_generated - 1,
         first_token_s=first_s,
         last_token_s=first_s + (n_generated - 1) / generation_tps,
     )
@@ -108,20 +108,20 @@ def test_together_is_never_faster_than_the_sum(samples: list[Sample]) -> None:
 
 def test_tokens_that_come_all_at_once_cannot_be_timed() -> None:
     """An answer of one token each has no rate of generation."""
-    sample = Sample(prompt_tps=1, generation_tps=1, n_prompt=1, n_generated=1, first_token_s=1.0, last_token_s=1.0)
+    sample = Sample(prompt_tps=1, generation_tps=1, n_prompt=1, n_timed=0, first_token_s=1.0, last_token_s=1.0)
     with pytest.raises(ValueError, match="at once"):
         turn_of([sample, sample])
 
 
-@given(st.integers(8, 1 << 20), st.integers(1, 4096), st.integers(2, 4096))
-def test_a_workload_fits_the_context(n_ctx: int, n_prompt: int, n_generated: int) -> None:
+@given(st.integers(8, 1 << 20), st.integers(1, 4096), st.integers(2, 4096), st.floats(1.0, 4.0))
+def test_a_workload_fits_the_context(n_ctx: int, n_prompt: int, n_generated: int, tokens_per_word: float) -> None:
     """Prompt and answer have room with a quarter to spare; nothing is made longer, and what has room is not shortened."""
     asked = Workload(n_prompt=n_prompt, n_generated=n_generated)
-    short = shorten(asked, n_ctx)
-    assert short.n_prompt + short.n_generated <= math.ceil(n_ctx * 3 / 4)
+    short = shorten(asked, n_ctx, tokens_per_word)
+    assert short.n_prompt * tokens_per_word + short.n_generated <= math.ceil(n_ctx * 3 / 4)
     assert 1 <= short.n_prompt <= n_prompt
     assert 2 <= short.n_generated <= n_generated
-    if n_ctx >= 4 * max(n_prompt, n_generated):
+    if n_ctx >= 4 * max(n_prompt * tokens_per_word, n_generated) + 8:
         assert short == asked
 
 
