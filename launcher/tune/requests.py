@@ -201,6 +201,9 @@ async def _by_our_clock(session: aiohttp.ClientSession, prompt: str, workload: W
     usage = stream.told["usage"]
     n_prompt = int(usage["prompt_tokens"])
     n_timed = int(usage["completion_tokens"]) - stream.n_first
+    if stream.last_s <= stream.first_s:
+        message = f"an answer of {usage['completion_tokens']} tokens came in one piece: no rate can be told from that"
+        raise EngineFailedError(message, help="with less else to do this machine may get it token by token")
     return Sample(
         prompt_tps=n_prompt / stream.first_s,
         generation_tps=n_timed / (stream.last_s - stream.first_s),

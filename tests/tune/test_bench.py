@@ -158,6 +158,18 @@ async def test_a_stream_is_timed_from_here_where_the_engine_tells_no_time() -> N
     assert sample.generation_tps == pytest.approx(5 / (sample.last_token_s - sample.first_token_s))
 
 
+async def test_an_answer_in_one_piece_cannot_be_timed_from_here() -> None:
+    """As of a model so quick that whoever passes its tokens on comes too late: that is told, not a rate of millions."""
+
+    async def answer(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        usage = {"prompt_tokens": 65, "completion_tokens": body["max_tokens"]}
+        event = "data: " + json.dumps({"choices": [{"text": "x"}], "usage": usage})
+        return await _stream(request, f"{event}\n\n{event}")
+
+    with pytest.raises(EngineFailedError, match="tokens came in one piece"):
+        await _bench(answer, _plan(Engine.VLLM))
+
+
 _FAULTS: dict[str, tuple[Answer, type[LauncherError], str]] = {
     "an error instead of a stream": (
         lambda _, __: _reply(500, '{"error":{"message":"Compute \x1b error."}}'),
