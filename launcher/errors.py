@@ -189,7 +189,7 @@ class PortInUseError(LauncherError):
 
 
 class AlreadyServedError(LauncherError):
-    """A supervisor of this name is alive."""
+    """A supervisor of this name is alive, or this machine is being measured."""
 
     code = "already-served"
 

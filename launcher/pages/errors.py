@@ -179,9 +179,10 @@ PAGES: Final[tuple[Page, ...]] = (
     ),
     _error(
         "already-served",
-        "A supervisor of this name is alive.",
-        "Each name is served once; its lock is held by the process that the message names.",
-        "`launch status NAME` shows it, `launch stop NAME` ends it.",
+        "A supervisor of this name is alive, or this machine is being measured.",
+        "Each name is served once; its lock is held by the process that the message names. Of `launch calibrate` and `launch bench` "
+        "one measures at a time.",
+        "`launch status NAME` shows what is served, `launch stop NAME` ends it; a measurement ends by itself.",
     ),
     _error(
         "not-served",
