@@ -1,5 +1,6 @@
 """``launch plan``: what would be served here or on another machine, or why not."""
 
+import shlex
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,9 @@ from launcher.cli import options as opt
 from launcher.cli.calibrate import read_known
 
 if TYPE_CHECKING:
-    from launcher.domain import Calibration, Machines, Request
+    from collections.abc import Callable
+
+    from launcher.domain import Calibration, Machines, Outcome, Plan, Profile, Request
 
 All = Annotated[bool, typer.Option("--all", help="Show every plan that no other beats in both quality and speed.")]
 
@@ -49,6 +52,8 @@ def plan(
     gc.disable()  # what a plan makes lives until it is printed, and looking for garbage in it takes a tenth of the time
     workers = opt.parse_rpc(rpc, inventory)
     machine_answer = opt.start_reading_inventory(inventory, workers, cluster)
+    from msgspec.structs import replace
+
     from launcher.domain import Refusal, Request
     from launcher.errors import EXIT_REFUSED
     from launcher.planner.advice import plan as decide
@@ -81,13 +86,49 @@ def plan(
         return
     others = opt.find_alternatives(inventory=inventory or cluster, min_quant=min_quant, min_tps=min_tps)
     outcome = decide(request, machine, argv=argv, alternatives=others, calibration=known)
-    refused = isinstance(outcome, Refusal)
     if json:
         sys.stdout.write(outcome_json(outcome))
     else:
-        (sys.stderr if refused else sys.stdout).write(render_outcome(outcome))
-    if refused:
+        (sys.stderr if isinstance(outcome, Refusal) else sys.stdout).write(render_outcome(outcome))
+    if isinstance(outcome, Refusal):
         raise typer.Exit(EXIT_REFUSED)
+    if inventory is None and cluster is None and not json:
+        _tell_what_is_here(
+            outcome,
+            request,
+            shlex.quote(name),
+            lambda local: decide(
+                replace(request, profile=local), machine, argv=argv, alternatives=others, calibration=known
+            ),
+        )
+
+
+def _tell_what_is_here(
+    outcome: "Plan", request: "Request", name: str, decide_locally: "Callable[[Profile], Outcome]"
+) -> None:
+    """Say what ``launch serve`` does where these weights are not here: it serves what is, and downloads only else."""
+    from launcher.cli.pulling import local_part
+    from launcher.domain import Plan
+    from launcher.fetch.places import is_offline
+    from launcher.profiles import is_local
+
+    artifact = outcome.artifact
+    if is_local(artifact):
+        return
+    here = local_part(request.profile, request.settings)
+    served = decide_locally(here) if here is not None else None
+    if isinstance(served, Plan):
+        then = (
+            f"`launch serve {name}` serves {served.quantization}, which is;\n"
+            f"  `launch pull {name} --quant {outcome.quantization}` brings these"
+        )
+    elif not (artifact.repository or artifact.url):
+        then = "nothing says where to have them from"
+    elif is_offline():
+        then = "nothing is downloaded while HF_HUB_OFFLINE is set"
+    else:
+        then = f"`launch serve {name}` downloads them first"
+    sys.stdout.write(f"\n  these weights are not on this machine: {then}\n")
 
 
 def _show_all(request: "Request", machine: "Machines", known: "Calibration | None", *, json: bool) -> bool:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.shape_file import write_shape
 from launcher.profiles import load_profile
+from tests.fakes.hub import make_gguf
 
 
 def _run(launch: tuple[str, ...], *words: str) -> subprocess.CompletedProcess[str]:
@@ -27,6 +28,46 @@ def test_json_names_the_choice(launch: tuple[str, ...]) -> None:
         8192,
         47,
     )
+
+
+_TINY = """
+name = "tiny"
+[[artifact]]
+quantization = "q8_0"
+repository = "some/tiny-GGUF"
+files = [{ name = "tiny.gguf", size_bytes = 1000 }]
+[[artifact]]
+quantization = "q4_0"
+local_path = "tiny.gguf"
+[model]
+spec = "specs/gemma3-270m.json"
+"""
+_BOTH = "`launch serve gemma3-270m` serves q4_k_m, which is;\n  `launch pull gemma3-270m --quant q8_0` brings these"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("gemma3-270m", _BOTH),
+        ("tiny --quant q8_0", "`launch serve tiny` downloads them first"),
+        ("offline --quant q8_0", "nothing is downloaded while HF_HUB_OFFLINE is set"),
+        ("tiny --quant q4_0", None),
+        ("tiny --inventory rtx4090", None),
+    ],
+)
+def test_what_serving_does_where_the_weights_are_not_here_is_said(
+    launch: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str | None
+) -> None:
+    """The best plan is shown, and `serve` takes what is here before it downloads: who reads the plan is told."""
+    (tmp_path / "tiny.gguf").write_bytes(make_gguf(n_vocab=300))
+    for name in ("tiny", "offline"):
+        (tmp_path / f"{name}.toml").write_text(_TINY.replace("tiny", name, 1), encoding="utf-8")
+    monkeypatch.setenv("LAUNCHER_PROFILES", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if "offline" in words else "")
+    result = _run(launch, "plan", *words.split())
+    assert result.returncode == 0, result.stderr
+    lead = "\n  these weights are not on this machine: "
+    assert lead not in result.stdout if said is None else result.stdout.endswith(f"{lead}{said}\n")
 
 
 def test_a_refusal_is_exit_code_3_and_goes_to_stderr(launch: tuple[str, ...]) -> None:
