@@ -3,7 +3,12 @@
 It must not know how anything was measured or is written. Immutable values, as all of ``domain``; they double as versioned JSON.
 """
 
+from typing import Final
+
 from launcher.domain import Noun, Plan
+
+COVERAGE: Final = 0.95
+"""How sure an interval is to hold the true median, where there are turns enough for one."""
 
 
 class Figure(Noun, frozen=True):

@@ -6,11 +6,10 @@ from typing import Any, Final
 import msgspec
 
 from launcher.domain import SCHEMA_VERSION, Refusal
-from launcher.measured import AtLoad, Bench, Figure
+from launcher.measured import COVERAGE, AtLoad, Bench, Figure
 from launcher.render.plan import render_choice, schema_of
 from launcher.render.text import wrapped
 
-_COVERED: Final = 0.95
 _THREE_DIGITS: Final = 100
 _TWO_DIGITS: Final = 10
 
@@ -76,7 +75,7 @@ def _notes(bench: Bench) -> Iterator[str]:
     n_turns, coverage = min((load.prompt_tps.n_turns, load.prompt_tps.coverage) for load in bench.loads)
     if n_turns == 1:
         yield "one turn does not tell how sure its figures are"
-    elif coverage < _COVERED:
+    elif coverage < COVERAGE:
         yield f"the interval of {n_turns} turns is their range, which holds the true median with {coverage:.0%} only"
     if not bench.is_complete:
         yield "the time was over before all was measured that was asked for; `--seconds` gives more"

@@ -4,10 +4,11 @@ It must not know who started the engine, what stands before it, or what becomes 
 """
 
 import asyncio
+import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, TypeAlias
 
 import aiohttp
 
@@ -20,9 +21,6 @@ from launcher.tune.turns import Turn, at_load, shorten, turn_of
 
 Report: TypeAlias = Callable[[str], None]
 
-DEFAULT_MAX_S: Final = 40.0
-DEFAULT_N_TURNS: Final = 6
-"""The least number that has a 95 % interval."""
 _N_SEEDS: Final = 1 << 32
 
 
@@ -35,7 +33,7 @@ class _Turns:
         self.workload = workload
         self._end_s = end_s
         # Of its own in every run: an engine that was asked before may have the prompts of then in a cache.
-        self._seed = random.SystemRandom().randrange(_N_SEEDS)
+        self._seeds = itertools.count(random.SystemRandom().randrange(_N_SEEDS))
         self._longest_s: dict[int, float] = {}
         self.n_prompt = workload.n_prompt
         self.done: dict[int, list[Turn]] = {}
@@ -47,7 +45,7 @@ class _Turns:
     async def take(self, n_requests: int) -> Turn:
         """Send so many requests at once, and wait for all."""
         begin_s = time.monotonic()
-        samples = await _at_once(self._measures(n_requests))
+        samples = await _at_once(self._measure() for _ in range(n_requests))
         taken_s = time.monotonic() - begin_s
         self._longest_s[n_requests] = max(taken_s, self._longest_s.get(n_requests, 0.0))
         self.n_prompt = samples[0].n_prompt
@@ -59,15 +57,13 @@ class _Turns:
         self.done.setdefault(n_requests, []).append(turn)
         return turn
 
-    def _measures(self, n_requests: int) -> "Iterator[asyncio.Task[Sample]]":
-        for _ in range(n_requests):
-            self._seed += 1
-            yield asyncio.ensure_future(measure(self._session, self._plan, self.workload, seed=self._seed))
+    def _measure(self) -> Coroutine[Any, Any, Sample]:
+        return measure(self._session, self._plan, self.workload, seed=next(self._seeds))
 
 
-async def _at_once(measures: "Iterator[asyncio.Task[Sample]]") -> list[Sample]:
+async def _at_once(measures: Iterable[Coroutine[Any, Any, Sample]]) -> list[Sample]:
     """Return what all requests came to; the first fault ends the others."""
-    tasks = list(measures)
+    tasks = [asyncio.ensure_future(one) for one in measures]
     try:
         return await asyncio.gather(*tasks)
     finally:
@@ -83,8 +79,8 @@ async def bench(
     is_served: bool,
     report: Report,
     workload: Workload = Workload(),  # noqa: B008 - an immutable value
-    n_turns: int = DEFAULT_N_TURNS,
-    max_s: float = DEFAULT_MAX_S,
+    n_turns: int,
+    max_s: float,
 ) -> Bench:
     """Measure ``n_turns`` at each load, in turns, or as many as ``max_s`` seconds allow; what runs then is broken off.
 

@@ -12,12 +12,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from launcher.domain import Speed
-from launcher.measured import AtLoad, Figure
+from launcher.measured import COVERAGE, AtLoad, Figure
 from launcher.tune.points import Sample, Workload
 
-COVERAGE: Final = 0.95
-N_COVERED: Final = 6
-"""Turns from which there is an interval with that coverage: the range of five misses the median in 2 of 32 cases."""
 _SHARE_OF_CONTEXT: Final = 4
 """A prompt takes at most half of a request's context, an answer a quarter."""
 

@@ -89,10 +89,11 @@ async def _answer_natively(request: web.Request, body: dict[str, Any]) -> web.St
     return await _stream(request, *words, _timings(len(body["prompt"].split()), body["n_predict"]))
 
 
-async def _bench(answer: Answer, plan: Plan, **more: Any) -> Bench:
-    lines: list[str] = []
+async def _bench(answer: Answer, plan: Plan, *, n_turns: int = 6, max_s: float = 40.0) -> Bench:
     async with _endpoint(answer) as session:
-        return await bench(session, plan, is_served=False, report=lines.append, workload=_WORKLOAD, **more)
+        return await bench(
+            session, plan, is_served=False, report=print, workload=_WORKLOAD, n_turns=n_turns, max_s=max_s
+        )
 
 
 async def test_both_loads_are_measured_in_turns() -> None:
@@ -271,10 +272,12 @@ def _command(*arguments: str) -> Command:
     return Command(argv=argv, address=Address(port=port), ready_path="/health", canary_path="/", canary_body="{}")
 
 
-def _over_process(command: Command, **more: Any) -> Bench:
+def _over_process(command: Command) -> Bench:
     async def run() -> Bench:
         async with open_engine(command, instance=instance) as session:
-            return await bench(session, _plan(), is_served=False, report=print, workload=_WORKLOAD, **more)
+            return await bench(
+                session, _plan(), is_served=False, report=print, workload=_WORKLOAD, n_turns=1, max_s=40.0
+            )
 
     with open_instance("calibrate") as instance:
         try:
@@ -286,7 +289,7 @@ def _over_process(command: Command, **more: Any) -> Bench:
 
 def test_an_engine_is_measured_and_nothing_remembered(state_dir: Path) -> None:
     """The state directory has a lock, and no calibration."""
-    found = _over_process(_command(), n_turns=1)
+    found = _over_process(_command())
     assert found.loads[0].generation_tps.median == pytest.approx(30)
     assert {path.name for path in state_dir.rglob("*") if path.is_file()} == {"lock"}
 
