@@ -9,13 +9,20 @@ from launcher.cli import options as opt
 from launcher.cli.reaching import ApiKeyFile
 
 Seconds = Annotated[
-    float, typer.Option("--seconds", min=1.0, help="Seconds to measure at most; the engine's start is not among them.")
+    float,
+    typer.Option(
+        "--seconds",
+        min=1.0,
+        callback=opt.finite,
+        help="Seconds to measure at most; the engine's start is not among them.",
+    ),
 ]
 Repetitions = Annotated[
     int, typer.Option("--repetitions", min=1, max=1000, help="Turns at each load; fewer than 6 have no 95 % interval.")
 ]
 StartTimeout = Annotated[
-    float, typer.Option("--start-timeout", min=1.0, help="Seconds for the engine to load the model.")
+    float,
+    typer.Option("--start-timeout", min=1.0, callback=opt.finite, help="Seconds for the engine to load the model."),
 ]
 
 
@@ -69,8 +76,6 @@ def bench(
     from launcher.render.bench import bench_json, render_bench
     from launcher.render.plan import outcome_json, render_outcome
 
-    _check_seconds("--seconds", seconds)
-    _check_seconds("--start-timeout", start_timeout)
     name, quant = opt.split_quant(name, quant)
     settings = opt.parse_settings(
         quant=quant,
@@ -104,13 +109,3 @@ def bench(
         (sys.stdout if json else sys.stderr).write(outcome_json(found) if json else render_outcome(found))
         raise typer.Exit(EXIT_REFUSED)
     sys.stdout.write(bench_json(found) if json else render_bench(found))
-
-
-def _check_seconds(option: str, seconds: float) -> None:
-    import math
-
-    from launcher.errors import UsageError
-
-    if not math.isfinite(seconds):
-        msg = f"{option} is no number of seconds: {seconds}"
-        raise UsageError(msg, help="leave it out for what is usual")

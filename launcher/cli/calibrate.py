@@ -35,17 +35,17 @@ def calibrate(
     quant: opt.Quant = None,
     context: opt.Context = None,
     engine: opt.EngineName = None,
-    max_time: Annotated[float, typer.Option("--max-time", min=5.0, help="Seconds to spend at most.")] = 240.0,
+    max_time: Annotated[
+        float, typer.Option("--max-time", min=5.0, callback=opt.finite, help="Seconds to spend at most.")
+    ] = 240.0,
     forget: Annotated[bool, typer.Option("--forget", help="Forget what was measured on this machine.")] = False,
     json: opt.Json = False,
 ) -> None:
     """Measure this machine: memory bandwidth, the fastest engine, threads, batch and flash attention for a model."""
-    import math
-
     import msgspec
 
     from launcher.domain import Refusal, Request
-    from launcher.errors import EXIT_REFUSED, UsageError
+    from launcher.errors import EXIT_REFUSED
     from launcher.inventory import probe_inventory
     from launcher.planner.calibration import machine_id
     from launcher.render.calibration import render_calibration
@@ -53,9 +53,6 @@ def calibrate(
     from launcher.store import forget_calibration, require_readable_calibration, write_calibration
     from launcher.supervisor.recall import forget as forget_accounts
 
-    if not math.isfinite(max_time):
-        msg = f"--max-time is no number of seconds: {max_time}"
-        raise UsageError(msg, help="leave it out for 240 s")
     inventory = probe_inventory()
     machine = machine_id(inventory)
     if forget:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher.cli import options as opt
 from launcher.cli.completion import complete_instance
 from launcher.cli.reaching import ApiKeyFile
 
@@ -33,7 +34,10 @@ def chat(
         int | None, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most; else as many as it likes.")
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0.0, help="How freely words are chosen; else the engine's own.")
+        float | None,
+        typer.Option(
+            "--temperature", min=0.0, callback=opt.finite, help="How freely words are chosen; else the engine's own."
+        ),
     ] = None,
     api_key_file: ApiKeyFile = None,
 ) -> None:

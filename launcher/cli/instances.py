@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli import options as opt
 from launcher.cli.completion import complete_instance
 
 _NAME = Annotated[
@@ -69,7 +70,9 @@ def stop(
             help="Take its application off this Ray cluster, also where none is recorded here.",
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait until it is gone.")] = 30.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0, callback=opt.finite, help="Seconds to wait until it is gone.")
+    ] = 30.0,
     force: Annotated[bool, typer.Option("--force", help="Kill the engine without grace.")] = False,
 ) -> None:
     """End an instance and wait until nothing of it is left."""

@@ -34,6 +34,19 @@ _HOST_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWX
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
+
+def finite(value: float | None) -> float | None:
+    """Return an option's number, which has to be one: comparisons with a least or largest one let NaN pass.
+
+    Raises:
+        BadParameter: it is none, or has no end.
+    """
+    if value is not None and not isfinite(value):
+        msg = f"{value} is no number to count with"
+        raise typer.BadParameter(msg)
+    return value
+
+
 Name = Annotated[
     str,
     typer.Argument(

@@ -32,7 +32,13 @@ NoPull = Annotated[
     bool, typer.Option("--no-pull", help="Serve only weights that are on this machine; download nothing.")
 ]
 StallTimeout = Annotated[
-    float, typer.Option("--stall-timeout", min=1.0, help="Seconds without any progress before a start is given up.")
+    float,
+    typer.Option(
+        "--stall-timeout",
+        min=1.0,
+        callback=opt.finite,
+        help="Seconds without any progress before a start is given up.",
+    ),
 ]
 
 

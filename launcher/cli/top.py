@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher.cli import options as opt
 from launcher.cli.completion import complete_instance
 from launcher.cli.reaching import ApiKeyFile
 
@@ -27,7 +28,8 @@ def top(
         typer.Argument(metavar="[NAME]", help="This instance alone.", autocompletion=complete_instance),
     ] = None,
     interval: Annotated[
-        float, typer.Option("--interval", min=0.1, max=3600.0, help="Seconds between two looks.")
+        float,
+        typer.Option("--interval", min=0.1, max=3600.0, callback=opt.finite, help="Seconds between two looks."),
     ] = 1.0,
     once: Annotated[
         bool, typer.Option("--once", help="Look twice, so that there are rates, print one table and end.")
