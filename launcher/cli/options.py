@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MAX_INT = 2**31 - 1
 """What llama-server's options hold."""
+_MAX_NUMBER = 2e6
+"""Of seconds: 23 days. poll(2) waits for as many milliseconds as an ``int`` holds."""
 _MAX_THREADS = 512
 """llama.cpp's own limit (``GGML_MAX_N_THREADS``, build 11434)."""
 
@@ -39,9 +41,9 @@ def finite(value: float | None) -> float | None:
     """Return an option's number, which has to be one: comparisons with a least or largest one let NaN pass.
 
     Raises:
-        BadParameter: it is none, or has no end.
+        BadParameter: it is none, or none that a clock can wait for.
     """
-    if value is not None and not isfinite(value):
+    if value is not None and not value <= _MAX_NUMBER:
         msg = f"{value} is no number to count with"
         raise typer.BadParameter(msg)
     return value

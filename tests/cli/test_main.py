@@ -55,9 +55,9 @@ _NUMBERS = sorted(_with_numbers(typer.main.get_command(app)))
 
 
 @pytest.mark.parametrize("words", _NUMBERS, ids=" ".join)
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e300])
 def test_a_number_that_is_none_is_wrong_usage(words: tuple[str, ...], value: float) -> None:
-    """NaN is not below any least number, and infinity not either; neither can be waited for or counted with."""
+    """NaN is not below any least number, and infinity not either; no clock waits for these, nor for 1e300 seconds."""
     result = CliRunner().invoke(app, [*words, str(value)])
     assert result.exit_code == 2
     assert f"'{words[-1]}': {value} is no" in result.stderr
