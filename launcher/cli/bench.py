@@ -65,7 +65,6 @@ def bench(
         Asked,
         Effort,
         check_is_as_asked,
-        find_served,
         measure_planned,
         measure_served,
         resolve,
@@ -96,7 +95,7 @@ def bench(
     effort = Effort(seconds, repetitions)
     with interruptible() as interruption:
         try:
-            what = find_served(name) or resolve(name, asked)
+            what = resolve(name, asked)
             if isinstance(what, Profile):
                 found = measure_planned(what, settings, asked, effort, start_timeout)
             else:

@@ -37,9 +37,15 @@ class Asked(NamedTuple):
 
 
 def resolve(name: str, asked: Asked) -> "InstanceView | Profile":
-    """Return the profile that NAME means, or the instance by which it is being served."""
+    """Return the instance by which NAME is being served, or else the profile that it means.
+
+    Raises:
+        NotServedError: it is being served, and answers no requests now.
+    """
+    if (served := _find_served(name)) is not None:
+        return served
     profile = opt.apply_limits(opt.resolve_profile(name), min_quant=asked.min_quant, min_tps=asked.min_tps)
-    return find_served(profile.name) or profile
+    return _find_served(profile.name) or profile
 
 
 def _measure(
@@ -117,7 +123,7 @@ def _choose(profile: "Profile", settings: "Settings", asked: Asked) -> "Chosen":
 # --- A served instance ------------------------------------------------------------------------------------------
 
 
-def find_served(name: str) -> "InstanceView | None":
+def _find_served(name: str) -> "InstanceView | None":
     """Return the instance of that name, if a supervisor has it now.
 
     Raises:
@@ -156,7 +162,11 @@ def check_is_as_asked(view: "InstanceView", settings: "Settings", asked: Asked) 
         for name, value in asdict(settings).items()
         if value is not None and value != getattr(plan, name)
     ]
-    given = [f"--{name.replace('_', '-')}" for name, value in asked._asdict().items() if value not in {None, False}]
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name, value in asked._asdict().items()
+        if value is not None and value is not False
+    ]
     other += [f"{option} says nothing of it" for option in given]
     if other:
         message = f"`{view.name}` is being served already: {', '.join(other)}"

@@ -248,7 +248,7 @@ def test_a_served_instance_is_asked_by_its_endpoint(serve: Callable[..., Served]
         app, ["bench", "fake", "--repetitions", "1", "--parallel", str(found["plan"]["n_parallel"])]
     )
     assert "other clients" in same.stdout
-    for words in (("--parallel", "7"), ("--quant", "q2_k"), ("--min-tps", "1"), ("--force",)):
+    for words in (("--parallel", "7"), ("--quant", "q2_k"), ("--min-tps", "1"), ("--min-tps", "0"), ("--force",)):
         other = CliRunner().invoke(app, ["bench", "fake", *words])
         assert isinstance(other.exception, UsageError), words
         assert "launch stop fake" in str(other.exception.help)
