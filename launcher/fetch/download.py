@@ -36,7 +36,7 @@ from launcher.fetch.digests import check_digest, record_digest
 from launcher.fetch.hashing import DigestKind, hash_of, new_hasher
 from launcher.fetch.locks import exclusive
 from launcher.fetch.progress import Phase
-from launcher.fetch.room import FREE_SPACE, require_room
+from launcher.fetch.room import require_room, where_room_is
 from launcher.fetch.web import Incoming, PassingError, UnreachableError, Web, show_url, wait_s
 from launcher.metadata.files import label
 from launcher.units import KIB, MIB, format_bytes
@@ -137,7 +137,7 @@ def named_faults(name: str, folder: Path) -> Iterator[None]:
         why = (error.strerror or str(error)).lower()
         if error.errno in _FULL:
             msg = f"`{label(name)}` finds no more room in {folder}: {why}"
-            raise DiskFullError(msg, help=f"{FREE_SPACE}; what has come is kept") from error
+            raise DiskFullError(msg, help=f"{where_room_is(folder)}; what has come is kept") from error
         msg = f"`{label(name)}` cannot be kept in {folder}: {why}"
         raise DownloadError(msg, help="check who owns that folder and its disk, or name another one") from error
 

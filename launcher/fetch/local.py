@@ -117,9 +117,8 @@ def _is_whole(target: Path, expected: ArtifactFile, on_read: Callable[[Path, int
 def _write_verified(parts: list[Path], target: Path, sha256: str | None) -> None:
     """Write the parts into a file that gets its name once it is right; whoever calls holds the lock of that name."""
     digest = hashlib.sha256()
-    temporary = target.with_name(
-        f".{target.name}.incomplete"
-    )  # one name: what a killed run left does not stay for ever
+    # One name: what a killed run left does not stay for ever.
+    temporary = target.with_name(f".{target.name}.incomplete")
     with open(create_private(temporary), "wb") as whole:  # noqa: PTH123 - a path would follow links
         try:
             for part in parts:

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Final
 
 from launcher.errors import DiskFullError
+from launcher.fetch.places import models_dir
+from launcher.folders import CACHE_VARIABLE
 from launcher.units import GIB, MIB, format_bytes
 
-FREE_SPACE: Final = "free some space, or name a folder on another disk in $HF_HUB_CACHE"
 MIN_MARGIN_BYTES: Final = 16 * MIB
 _MAX_MARGIN_BYTES: Final = GIB
 _MARGIN: Final = 20
 """A twentieth of what is to come stays free beyond it, within these bounds. Assumed."""
+
+
+def where_room_is(folder: Path) -> str:
+    """Say how what goes to a folder finds room: this program's own and the hub's cache are each named by a variable."""
+    variable = CACHE_VARIABLE if folder.is_relative_to(models_dir()) else "HF_HUB_CACHE"
+    return f"free some space, or name a folder on another disk in ${variable}"
 
 
 def require_room(n_bytes: int, folder: Path, *, n_files: int = 1) -> None:
@@ -33,4 +40,4 @@ def require_room(n_bytes: int, folder: Path, *, n_files: int = 1) -> None:
         files = "1 file" if n_files == 1 else f"{n_files} files"
         msg = f"{format_bytes(n_bytes)} are to come ({files}), and {format_bytes(free)} are free in {existing}"
         details = (f"{format_bytes(margin)} of it stay free on purpose",)
-        raise DiskFullError(msg, help=FREE_SPACE, details=details)
+        raise DiskFullError(msg, help=where_room_is(folder), details=details)

@@ -81,7 +81,8 @@ PAGES: Final[tuple[Page, ...]] = (
         "A disk that has to be written is full.",
         "As an error: there is no room for what is to be downloaded; what has come is kept. As a finding: without room for its "
         "records nothing is served.",
-        "Free some space, or name another disk: LAUNCHER_STATE_DIR for state, HF_HUB_CACHE for weights.",
+        "Free some space, or name another disk: LAUNCHER_STATE_DIR for state, HF_HUB_CACHE for weights, LAUNCHER_CACHE_DIR for "
+        "those from addresses.",
         also=Kind.FINDING,
     ),
     _error(

@@ -1,7 +1,9 @@
-"""A hub on loopback, and a client that does not wait."""
+"""A hub on loopback, a client that does not wait, and disks that are as full as a test wants."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +35,20 @@ def waits() -> list[float]:
 def web(waits: list[float]) -> Web:
     """A client without a token that notes waits instead of waiting."""
     return Web(timeout_s=5.0, sleep=waits.append)
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every disk has so many bytes free as the list's one item says, none at first."""
+    free, real = [0], os.statvfs
+
+    def statvfs(path: Path) -> os.statvfs_result:
+        found = list(real(path))
+        found[1], found[4] = 1, free[0]
+        return os.statvfs_result(found)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    return free
 
 
 _TRIED: Counter[str] = Counter()

@@ -840,24 +840,8 @@ def test_a_hub_that_lists_a_wrong_size_does_not_cost_the_file(run: Run, hub: Hub
     assert place.path.read_bytes() == CONTENT
 
 
-def limit_space(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let every disk have so many bytes free as the list's one item says, none at first."""
-    free, real = [0], os.statvfs
-
-    def statvfs(path: Path) -> os.statvfs_result:
-        found = list(real(path))
-        found[1], found[4] = 1, free[0]
-        return os.statvfs_result(found)
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
-    return free
-
-
-def test_what_takes_a_damaged_file_s_place_needs_room(
-    run: Run, hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_takes_a_damaged_file_s_place_needs_room(run: Run, hub: Hub, place: Place, free: list[int]) -> None:
     """It was thought to be here, so that nobody counted it; the one that can be removed is named."""
-    free = limit_space(monkeypatch)
     place.path.parent.mkdir(parents=True)
     place.path.write_bytes(b"x" + CONTENT[1:])
     with pytest.raises(DiskFullError, match="are to come") as caught:
@@ -871,11 +855,8 @@ def test_what_takes_a_damaged_file_s_place_needs_room(
     check_whole(place)
 
 
-def test_a_size_that_only_the_server_knows_needs_room_too(
-    run: Run, hub: Hub, place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_size_that_only_the_server_knows_needs_room_too(run: Run, hub: Hub, place: Place, free: list[int]) -> None:
     """A disk is not filled to its end with what could never find room on it; what is here already counts."""
-    free = limit_space(monkeypatch)
     half = len(CONTENT) // 2
     begin(place, CONTENT[:half])
     free[0] = len(CONTENT) - half + MIN_MARGIN_BYTES - 1

@@ -381,20 +381,11 @@ def test_offline_nothing_is_asked(hub: Hub, bring: Pull) -> None:
 
 
 def test_room_is_made_sure_of_first(
-    hub: Hub, here: Here, bring: Pull, *, shards: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, tried: Counter[str]
+    hub: Hub, here: Here, bring: Pull, *, shards: dict[str, bytes], free: list[int], tried: Counter[str]
 ) -> None:
     """For all files together and something beyond; nothing is downloaded otherwise. What is here already counts."""
     hub.files = {"o/tiny": shards}
     total = sum(map(len, shards.values()))
-    free = [0]
-    real = os.statvfs
-
-    def statvfs(path: Path) -> os.statvfs_result:
-        found = list(real(path))
-        found[1], found[4] = 1, free[0]
-        return os.statvfs_result(found)
-
-    monkeypatch.setattr(os, "statvfs", statvfs)
     for free[0] in (0, total - 1, total, total + MIN_MARGIN_BYTES - 1):
         with pytest.raises(DiskFullError, match="3 files") as caught:
             bring(tiny())
@@ -489,6 +480,21 @@ def test_an_address_with_its_digest_is_brought(hub: Hub, here: Here, bring: Pull
     assert Path(pulled.artifact.local_path or "") == here.models / f"sha256-{digest(content)}" / "tiny-F16.gguf"
     assert Path(pulled.artifact.local_path or "").read_bytes() == content
     assert bring(artifact).n_fetched_bytes == 0
+
+
+def test_room_for_what_an_address_has_is_made_elsewhere(
+    hub: Hub, here: Here, bring: Pull, files: dict[str, bytes], free: list[int]
+) -> None:
+    """Its folder is not the hub's: the variable that is named is the one which moves it."""
+    hub.files = {"o/tiny": files}
+    content = files["tiny-F16.gguf"]
+    artifact = _at(f"{hub.url}/o/tiny/resolve/main/tiny-F16.gguf#sha256={digest(content)}", here.environ)
+    with pytest.raises(DiskFullError, match="are to come") as caught:
+        bring(artifact)
+    assert "$LAUNCHER_CACHE_DIR" in (caught.value.help or "")
+    assert "HF_HUB_CACHE" not in (caught.value.help or "")
+    free[0] = len(content) + MIN_MARGIN_BYTES
+    assert bring(artifact).n_fetched_bytes == len(content)
 
 
 def test_an_address_of_shards_has_a_digest_for_each(
