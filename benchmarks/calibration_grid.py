@@ -23,7 +23,7 @@ from aiohttp import ClientSession
 from msgspec.structs import replace
 
 from launcher.backends import build_command
-from launcher.cli.calibrate import engine_opener
+from launcher.cli.measuring import engine_opener
 from launcher.cli.options import keep_local
 from launcher.domain import Address, Engine, EngineInstall, Inventory, Plan, Refusal, Request, Settings
 from launcher.fetch import require_weights

@@ -76,7 +76,7 @@ def measure_planned(
     profile: "Profile", settings: "Settings", asked: Asked, effort: Effort, start_timeout_s: float
 ) -> "Bench | Refusal":
     """Plan, start the plan's engine, measure it, and end it."""
-    from launcher.cli.calibrate import engine_opener, measuring
+    from launcher.cli.measuring import engine_opener, measuring
     from launcher.domain import Refusal
 
     with measuring() as instance:

@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.cli import checking
-from launcher.cli.calibrate import engine_opener
+from launcher.cli.measuring import engine_opener
 from launcher.domain import ArtifactFile, Plan
 from launcher.supervisor.setback import Setback, Shortage, Step
 from launcher.supervisor.stepping import MachineStepper

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from msgspec.structs import replace
 
-from launcher.cli.calibrate import measuring
+from launcher.cli.measuring import measuring
 from launcher.domain import Address, Command, Engine, Plan, Provenance, Speed
 from launcher.errors import AlreadyServedError, EndpointAccessError, EngineFailedError, LauncherError
 from launcher.measured import Bench

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from launcher.cli.calibrate import engine_opener
+from launcher.cli.measuring import engine_opener
 from launcher.cli.options import keep_local
 from launcher.domain import (
     Artifact,
