@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from launcher.domain import Artifact, ArtifactFile, Engine, ModelSpec, Profile, WeightsFormat, Wishes
+from launcher.errors import UsageError
 from launcher.tensor_types import TensorType
 
 _FILE_TYPES: Final = (
@@ -54,8 +55,17 @@ def is_local(artifact: Artifact) -> bool:
 
 
 def profile_for_weights(path: Path, spec: ModelSpec) -> Profile:
-    """Return a profile made up for weights on this machine: a GGUF file, its first shard, or a Hugging Face folder."""
+    """Return a profile made up for weights on this machine: a GGUF file, its first shard, or a Hugging Face folder.
+
+    Raises:
+        UsageError: its path is no UTF-8, which neither a plan's JSON nor a record can hold.
+    """
     path = path.absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        msg = f"the path `{ascii(str(path))[1:-1]}` is no UTF-8"
+        raise UsageError(msg, help="rename what is not, or name a link to it: ln -s PATH /path/to/model.gguf") from None
     stem = path.name if path.is_dir() else _SHARD.sub("", path.name).removesuffix(path.suffix)
     artifact = Artifact(
         format=spec.format,

@@ -6,6 +6,7 @@ import pytest
 from msgspec import structs
 
 from launcher.domain import Artifact, Engine, ModelSpec, TensorInfo, WeightsFormat
+from launcher.errors import UsageError
 from launcher.profiles import is_local, profile_for_weights
 from launcher.tensor_types import TensorType
 
@@ -21,6 +22,13 @@ def spec(weights_format: WeightsFormat = WeightsFormat.GGUF, **metadata: int) ->
             TensorInfo(name="big", shape=(64, 64), type=TensorType.BF16),
         ),
     )
+
+
+@pytest.mark.parametrize("path", ["model-\udcff.gguf", "folder\udcff/model.gguf"])
+def test_a_path_that_is_no_utf8_is_refused(tmp_path: Path, path: str) -> None:
+    """Neither JSON nor a record can hold it; it is named fit to be shown."""
+    with pytest.raises(UsageError, match=r"\\udcff.* is no UTF-8"):
+        profile_for_weights(tmp_path / path, spec())
 
 
 def test_a_file_becomes_a_profile(tmp_path: Path) -> None:
