@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from launcher.inventory.text import printable
+
 _MAX_SAID: Final = 300
 _DATA: Final = b"data:"
 _DONE: Final = b"[DONE]"
@@ -30,8 +32,7 @@ class Said(msgspec.Struct, frozen=True):
     @property
     def text(self) -> str:
         """Its words, as they may be shown."""
-        words = " ".join(self.message.split())[:_MAX_SAID]
-        return "".join(character if character.isprintable() else "\ufffd" for character in words)
+        return printable(" ".join(self.message.split())[:_MAX_SAID])
 
     @property
     def is_of_context(self) -> bool:
@@ -103,7 +104,11 @@ class ChatStream:
         if data == _DONE:
             self.is_done = True
             return None
-        event = _decode_event(data)
+        try:
+            event = _decode_event(data)
+        except RecursionError as error:
+            message = "it is nested too deep"
+            raise ValueError(message) from error
         if event.error is not None:
             self._fail(event.error if isinstance(event.error, Said) else Said(message=event.error))
             return None
@@ -125,7 +130,7 @@ def read_fault(body: bytes) -> Said:
     """Return what the body of an answer with an error's status says; its own text where it is none of the known forms."""
     try:
         fault = _decode_fault(body.strip())
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return Said(message=body.decode("utf-8", "replace"))
     if isinstance(fault.error, Said):
         return fault.error

@@ -89,6 +89,14 @@ def test_a_servers_words_do_not_steer_a_terminal() -> None:
     assert len(text) == 300
 
 
+def test_an_event_nested_too_deep_is_named_wrong() -> None:
+    """Whoever took the port may send any JSON: it is a fault in words, never a traceback."""
+    deep = b'{"x":' + b"[" * 100_000
+    with pytest.raises(ValueError, match="nested too deep"):
+        ChatStream().feed(b"data: " + deep)
+    assert read_fault(deep).text.startswith('{"x":[[[')
+
+
 @given(st.binary())
 def test_any_line_is_taken_or_named_wrong(line: bytes) -> None:
     """No bytes do anything but add to the answer, or raise what says that they are no event."""
