@@ -225,6 +225,7 @@ def take_off(name: str, left: "ClusterApplication | None", *, url: str | None, t
     from msgspec.structs import replace
 
     from launcher.backends.ray_serve import application_name
+    from launcher.cli.reaching import profile_name
     from launcher.cluster.dashboard import open_dashboard
     from launcher.cluster.submission import remove
     from launcher.store import open_instance
@@ -232,7 +233,7 @@ def take_off(name: str, left: "ClusterApplication | None", *, url: str | None, t
     if left is not None and url is None:
         url, application = left.url, left.name
     else:
-        application = application_name(_profile_name(name))
+        application = application_name(profile_name(name))
     assert url is not None  # noqa: S101 - one of the two says it
     with open_dashboard(url) as dashboard, open_instance(name) as instance:
         sent = remove(dashboard, application, timeout_s=timeout_s)
@@ -240,14 +241,3 @@ def take_off(name: str, left: "ClusterApplication | None", *, url: str | None, t
         if record is not None and record.application is not None:
             instance.write(replace(record, application=None))
     return sent.was_there
-
-
-def _profile_name(name: str) -> str:
-    """Return the name of the profile that a name or an alias means, itself where it means none."""
-    from launcher.errors import LauncherError
-    from launcher.profiles import load_profile
-
-    try:
-        return load_profile(name).name
-    except LauncherError:
-        return name

@@ -30,23 +30,30 @@ def read_key(file: Path | None) -> str | None:
     return next(iter(read_secrets(os.environ, file)), None)
 
 
+def profile_name(name: str) -> str:
+    """Return the name of the profile that a name or an alias means, itself where it means none."""
+    from launcher.errors import LauncherError
+    from launcher.profiles import load_profile
+
+    try:
+        return load_profile(name).name
+    except LauncherError:
+        return name
+
+
 def find_named(name: str) -> "InstanceView":
     """Return the instance of that name, or of the profile that the name is an alias of.
 
     Raises:
         NotServedError: neither was ever served here.
     """
-    from launcher.errors import LauncherError, NotServedError
-    from launcher.profiles import load_profile
+    from launcher.errors import NotServedError
     from launcher.store import find_instance
 
     try:
         return find_instance(name)
     except NotServedError:
-        try:
-            full_name = load_profile(name).name
-        except LauncherError:
-            full_name = name
+        full_name = profile_name(name)
         if full_name == name:
             raise
         return find_instance(full_name)
