@@ -27,7 +27,7 @@ def converse(talk: "Talk") -> None:
             conversation goes on without the question that failed.
     """
     from launcher.cli.reaching import require_served
-    from launcher.cli.terminal import ended_by_sigterm
+    from launcher.cli.terminal import ended_by_signals
 
     view = require_served(talk.name)
     assert view.record is not None  # noqa: S101 - it is served
@@ -37,7 +37,7 @@ def converse(talk: "Talk") -> None:
         f"`{view.name}`, {plan.quantization} on {plan.engine}, {plan.n_ctx_per_request} tokens of context\n{_COMMANDS}"
     )
     _prepare_editing()
-    with ended_by_sigterm():
+    with ended_by_signals():
         try:
             while (line := _read_line()) is not None:
                 _obey(talk, line.strip())

@@ -18,6 +18,7 @@ _REST_OF_LINE: Final = "\x1b[K"
 _REST: Final = "\x1b[J"
 _KEYS_TO_END: Final = b"qQ\x04"
 _FALLBACK: Final = (80, 24)
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -26,19 +27,24 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the block instead of ending the process where it stands."""
-    before = signal.signal(signal.SIGTERM, _end)
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the block instead of ending the process where it stands.
+
+    What is ignored on purpose stays so: ``nohup`` ignores SIGHUP.
+    """
+    heard = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _end) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
     """Let what would end this wait until the block is through: a terminal is not left half taken or half given back."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGTSTP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTSTP, *_ENDING})
     try:
         yield
     finally:

@@ -63,11 +63,11 @@ def _follow(watch: "_Watch", interval: float) -> None:
     """Draw what is seen until Ctrl-C or ``q``."""
     import time
 
-    from launcher.cli.terminal import ended_by_sigterm, own_screen
+    from launcher.cli.terminal import ended_by_signals, own_screen
     from launcher.render.top import render_top
 
     try:
-        with ended_by_sigterm(), own_screen() as screen:
+        with ended_by_signals(), own_screen() as screen:
             goes_on = True
             while goes_on:
                 text = render_top(watch.look())

@@ -297,7 +297,8 @@ def test_an_instance_that_ends_ends_the_chat(launch: tuple[str, ...]) -> None:
             assert typist.settings() == typist.before
 
 
-def test_sigterm_leaves_the_terminal_as_it_was(launch: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_the_terminal_as_it_was(launch: tuple[str, ...], number: signal.Signals) -> None:
     """While a line is typed, when it is not as the shell had it: echo and line editing are back."""
     with scripted(whole("fine")) as server:
         record_served("x", server.port)
@@ -306,8 +307,8 @@ def test_sigterm_leaves_the_terminal_as_it_was(launch: tuple[str, ...]) -> None:
             typist.type("half a li")
             typist.await_text("half a li")
             typist.settle()
-            typist.process.send_signal(signal.SIGTERM)
-            assert typist.end() == 128 + signal.SIGTERM
+            typist.process.send_signal(number)
+            assert typist.end() == 128 + number
             assert typist.settings() == typist.before
 
 

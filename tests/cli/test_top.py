@@ -170,7 +170,9 @@ def test_it_is_drawn_again_and_again(launch: tuple[str, ...]) -> None:
         assert typist.settings() == typist.before
 
 
-@pytest.mark.parametrize(("end", "code"), [("ctrl-c", 0), ("sigterm", 128 + signal.SIGTERM), ("sigint", 0)])
+@pytest.mark.parametrize(
+    ("end", "code"), [("ctrl-c", 0), ("sigterm", 128 + signal.SIGTERM), ("sighup", 128 + signal.SIGHUP), ("sigint", 0)]
+)
 def test_each_end_leaves_the_terminal_as_it_was(launch: tuple[str, ...], end: str, code: int) -> None:
     """Its own screen is left, the cursor is back, and keys are echoed again; also while an endpoint hangs."""
     with served(metrics(1), HANG), typing(*launch, "top", env=os.environ) as typist:
@@ -180,6 +182,8 @@ def test_each_end_leaves_the_terminal_as_it_was(launch: tuple[str, ...], end: st
                 typist.type(CTRL_C)
             case "sigterm":
                 typist.process.send_signal(signal.SIGTERM)
+            case "sighup":
+                typist.process.send_signal(signal.SIGHUP)
             case _:
                 typist.process.send_signal(signal.SIGINT)
         assert typist.end() == code
