@@ -31,7 +31,10 @@ def chat(
     ] = None,
     system: Annotated[str | None, typer.Option("--system", help="What the model is told before all else.")] = None,
     max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most; else as many as it likes.")
+        int | None,
+        typer.Option(
+            "--max-tokens", min=1, max=opt.MAX_INT, help="Tokens of an answer at most; else as many as it likes."
+        ),
     ] = None,
     temperature: Annotated[
         float | None,

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from launcher.planner.architecture import Architecture
     from launcher.planner.footprint.llama_cpp import LlamaCppConfig
 
-_MAX_INT = 2**31 - 1
-"""What llama-server can read."""
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
@@ -28,19 +25,20 @@ def footprint(
     ctx_size: Annotated[
         int | None,
         typer.Option(
-            "--ctx-size", min=0, max=_MAX_INT, help="Tokens of all slots together; default and 0: as trained."
+            "--ctx-size", min=0, max=opt.MAX_INT, help="Tokens of all slots together; default and 0: as trained."
         ),
     ] = None,
     n_gpu_layers: Annotated[
         int | None, typer.Option("--n-gpu-layers", min=0, help="Layers on devices; default: all.")
     ] = None,
-    parallel: Annotated[int, typer.Option("--parallel", min=1, max=_MAX_INT, help="Slots.")] = 1,
+    parallel: Annotated[int, typer.Option("--parallel", min=1, max=opt.MAX_INT, help="Slots.")] = 1,
     kv_unified: Annotated[bool, typer.Option("--kv-unified", help="One cache for all slots.")] = False,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, max=_MAX_INT, help="Tokens of a prompt taken at once.")
+        int, typer.Option("--batch-size", min=1, max=opt.MAX_INT, help="Tokens of a prompt taken at once.")
     ] = 2048,
     ubatch_size: Annotated[
-        int, typer.Option("--ubatch-size", min=0, max=_MAX_INT, help="Tokens computed in one step; 0: a whole batch.")
+        int,
+        typer.Option("--ubatch-size", min=0, max=opt.MAX_INT, help="Tokens computed in one step; 0: a whole batch."),
     ] = 512,
     cache_type_k: opt.CacheK = "f16",
     cache_type_v: opt.CacheV = "f16",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from launcher.inventory.workers import Workers
     from launcher.planner.search import Alternatives
 
-_MAX_INT = 2**31 - 1
+MAX_INT = 2**31 - 1
 """What llama-server's options hold."""
 _MAX_NUMBER = 2e6
 """Of seconds: 23 days. poll(2) waits for as many milliseconds as an ``int`` holds."""
@@ -60,22 +60,22 @@ Name = Annotated[
 Quant = Annotated[
     str | None, typer.Option("--quant", help="Quantization, for example q5_k_m.", autocompletion=complete_quantization)
 ]
-Context = Annotated[int | None, typer.Option("--context", min=1, max=_MAX_INT, help="Tokens that one request can use.")]
+Context = Annotated[int | None, typer.Option("--context", min=1, max=MAX_INT, help="Tokens that one request can use.")]
 CtxSize = Annotated[
-    int | None, typer.Option("--ctx-size", min=1, max=_MAX_INT, help="Tokens of all parallel requests together.")
+    int | None, typer.Option("--ctx-size", min=1, max=MAX_INT, help="Tokens of all parallel requests together.")
 ]
 Parallel = Annotated[
-    int | None, typer.Option("--parallel", min=1, max=_MAX_INT, help="Requests served at the same time.")
+    int | None, typer.Option("--parallel", min=1, max=MAX_INT, help="Requests served at the same time.")
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", min=1, max=_MAX_INT, help="Tokens of a prompt taken at once.")
+    int | None, typer.Option("--batch-size", min=1, max=MAX_INT, help="Tokens of a prompt taken at once.")
 ]
 UbatchSize = Annotated[
-    int | None, typer.Option("--ubatch-size", min=1, max=_MAX_INT, help="Tokens computed in one step.")
+    int | None, typer.Option("--ubatch-size", min=1, max=MAX_INT, help="Tokens computed in one step.")
 ]
-GpuLayers = Annotated[int | None, typer.Option("--n-gpu-layers", min=0, max=_MAX_INT, help="Layers to put on the GPU.")]
+GpuLayers = Annotated[int | None, typer.Option("--n-gpu-layers", min=0, max=MAX_INT, help="Layers to put on the GPU.")]
 CpuMoe = Annotated[
-    int | None, typer.Option("--n-cpu-moe", min=0, max=_MAX_INT, help="Layers whose experts stay on the CPU.")
+    int | None, typer.Option("--n-cpu-moe", min=0, max=MAX_INT, help="Layers whose experts stay on the CPU.")
 ]
 CacheK = Annotated[
     str | None, typer.Option("--cache-type-k", help="Element type of the K cache.", autocompletion=complete_cache_type)

@@ -125,7 +125,8 @@ def test_wrong_usage(launch: tuple[str, ...]) -> None:
     """No message, or one of nothing but space, and limits that are none: exit code 2, and nobody is asked."""
     with scripted(whole("no")) as server:
         record_served("x", server.port)
-        for words in ((), ("-m", " \n"), ("-m", "?", "--max-tokens", "0"), ("-m", "?", "--temperature", "-1")):
+        limits = (("--max-tokens", "0"), ("--max-tokens", "2147483648"), ("--temperature", "-1"))
+        for words in ((), ("-m", " \n"), *(("-m", "?", *limit) for limit in limits)):
             done = chat(launch, *words)
             assert (done.returncode, done.stdout) == (2, b"")
     assert server.requests == []
