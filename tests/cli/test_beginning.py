@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -149,7 +149,11 @@ def _launch(env: dict[str, str], *words: str) -> Iterator["subprocess.Popen[str]
 
 def _points_at(pid: int, other: int) -> bool:
     """Whether a process holds another one to send it a signal."""
-    return any(f"Pid:\t{other}\n" in info.read_text() for info in Path(f"/proc/{pid}/fdinfo").iterdir())
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(FileNotFoundError):  # it was closed since it was listed
+            if f"Pid:\t{other}\n" in info.read_text():
+                return True
+    return False
 
 
 @pytest.mark.parametrize("is_told", [False, True])
