@@ -76,8 +76,11 @@ def _fit(
 def _fit_floor(
     samples: Sequence[Sample], of: Callable[[Sample], Usage | None], get: Callable[[Usage], float]
 ) -> Trend | None:
-    """Return the trend of what is there at the calmest moment of each twentieth: each request has descriptors of its own."""
-    return fit_trend(_points(samples, of, get), min, N_LEAST)
+    """Return the trend of what is there at the calmest moment of each twentieth: each request has descriptors of its own.
+
+    So has an engine: moments between two of them would be the calmest.
+    """
+    return fit_trend(_points([s for s in samples if s.engine_rss_bytes > 0], of, get), min, N_LEAST)
 
 
 def _points(
@@ -395,7 +398,7 @@ those of many processes one after another.
   libraries and of Python's files. Under a limit the kernel drops those and reads them again, and PSS and USS change when another
   program maps the same ones: they are told, not judged.
 - **The slope** is that of least squares over the medians of a hundred equal spans; for descriptors and threads, which each request
-  has some of, over the least in each twentieth. Its interval is from a bootstrap of {n_blocks} blocks of residuals: what surrounds
+  has some of, over the least in each twentieth while an engine is there. Its interval is from a bootstrap of {n_blocks} blocks of residuals: what surrounds
   the line is no white noise, a heap grows in steps and keeps them, a fault is felt for minutes. Flat is
   what has the whole interval below the bound: 1 MiB an hour for memory, the size of one step of Python's allocator, and 1 an hour
   for descriptors and threads. Over less than an hour that is one step in all of it, and only what is wholly above the bound misses

@@ -294,6 +294,20 @@ def test_a_short_run_is_held_to_what_it_can_show(at_once: float, per_h: float, n
     assert bars(record)["launcher's anonymous not shown to be flat"] == n
 
 
+@pytest.mark.parametrize(("per_h", "n"), [(0.0, 0), (2.0, 1)])
+def test_descriptors_are_compared_while_an_engine_is_there(per_h: float, n: int) -> None:
+    """Those of an engine are gone between two of them: that hides no leak, nor looks like one."""
+    dice = _dice(3)
+    samples = []
+    for t in range(1205, 7200, 5):
+        n_fds = 16 + int(per_h * t / 3600) + dice.choice((0, 0, 3, 40))
+        lost = _sample(t, 60.0, n_fds=n_fds - dice.randint(2, 6))
+        is_lost = dice.random() < 0.02
+        samples.append(replace(lost, engine_rss_bytes=0, guard=None) if is_lost else _sample(t, 60.0, n_fds=n_fds))
+    assert any(sample.guard is None for sample in samples)
+    assert bars(replace(_record(), samples=tuple(samples)))["launcher's descriptors not shown to be flat"] == n
+
+
 def test_what_is_written_gives_the_same_report(tmp_path: Path) -> None:
     """The JSON holds all that the report is made from; a page holds the report of each run."""
     record = _record(0.5)
