@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -12,6 +12,20 @@ from launcher.gateway.policy import Limits
 from tests.fakes.gateway import serving
 
 _ENDLESS = 64 << 20
+
+
+_ASK = b"GET /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+Speak = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def speaking(speak: Speak) -> AsyncIterator[str]:
+    """Run an engine that speaks so on every connection; give its address."""
+    server = await asyncio.start_server(speak, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
 
 
 @asynccontextmanager
@@ -24,18 +38,20 @@ async def saying(answer: bytes) -> AsyncIterator[str]:
         await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
+    async with speaking(speak) as url:
+        yield url
+
+
+async def _asked_of(speak: Speak) -> bytes:
+    async with speaking(speak) as url, serving(n_replays=0) as served:
+        served.gateway.attach(url)
+        return await served.raw(_ASK)
 
 
 async def _ask(answer: bytes) -> bytes:
     async with saying(answer) as url, serving(n_replays=0) as served:
         served.gateway.attach(url)
-        ask = b"GET /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-        said = await served.raw(ask)
+        said = await served.raw(_ASK)
         assert served.gateway._meters.n_faults == 0
         return said
 
@@ -112,13 +128,7 @@ async def test_a_head_without_end_is_a_lost_engine(head: bytes, endless: bytes) 
                 await writer.drain()
         writer.close()
 
-    server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    try:
-        async with serving(n_replays=0) as served:
-            served.gateway.attach(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            said = await served.raw(b"GET /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    finally:
-        server.close()
+    said = await _asked_of(speak)
     assert said.startswith(b"HTTP/1.1 502 ")
     assert sent < _ENDLESS
 
@@ -138,13 +148,7 @@ async def test_interim_answers_that_come_one_by_one_are_bounded() -> None:
                 await asyncio.sleep(0.001)  # the gateway is to read each by itself
         writer.close()
 
-    server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    try:
-        async with serving(n_replays=0) as served:
-            served.gateway.attach(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            said = await served.raw(b"GET /props HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    finally:
-        server.close()
+    said = await _asked_of(speak)
     assert said.startswith(b"HTTP/1.1 502 ")
     assert f"the engine sent more than {_N_INTERIM} interim answers".encode() in said
     assert n_sent < 10 * _N_INTERIM
@@ -159,13 +163,9 @@ async def test_interim_answers_within_the_bound_are_passed_over_before_each_answ
                 writer.write(_INTERIM * _N_INTERIM + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
         writer.close()
 
-    server = await asyncio.start_server(speak, "127.0.0.1", 0)
-    try:
-        async with serving(n_replays=0) as served:
-            served.gateway.attach(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-            assert [await served.get("/props") for _ in range(3)] == [(200, "{}")] * 3
-    finally:
-        server.close()
+    async with speaking(speak) as url, serving(n_replays=0) as served:
+        served.gateway.attach(url)
+        assert [await served.get("/props") for _ in range(3)] == [(200, "{}")] * 3
 
 
 @pytest.mark.parametrize("coding", ["", "gzip, chunked", "identity", "\t"])
