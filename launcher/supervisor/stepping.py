@@ -81,7 +81,8 @@ class MachineStepper:
         """Return the same plan once where others had taken the memory and left, else the mildest that fits now.
 
         Where nothing fits beside what others hold now, or nothing smaller than what failed beside what they held then, it is
-        the same plan once more, after a while. An engine that still runs is to go on with the same plan as often as others are found to have left.
+        the same plan once more, after a while. An engine that still runs is to go on with the same plan as often as others are
+        found to have left.
         """
         plan = setback.plan
         if setback.shortage is Shortage.LOST:
@@ -100,9 +101,11 @@ class MachineStepper:
         known = self._known(machine) if others or had else self._learn(setback, memory, machine)
         outcome = self._step_down(setback, memory, machine, known)
         if isinstance(outcome, Refusal) and (others or had) and not runs_on:
-            wait = "nothing smaller fits beside them; it is tried again, for they may give it back"
-            if not others:
-                wait = "there is no smaller plan; it is tried again, for they have given it back"
+            wait = (
+                "nothing smaller fits beside them; it is tried again, for they may give it back"
+                if others
+                else "there is no smaller plan; it is tried again, for they have given it back"
+            )
             return Step(plan=plan, story=(setback.words, measured, wait), is_retry=True, after_backoff=True)
         if isinstance(outcome, Refusal):
             return self._refuse(outcome, (setback.words, measured), machine, known)
